@@ -1,0 +1,38 @@
+"""K-FAC for Keras 3 on TensorFlow.
+
+optimizer = tfkfac.KFAC(learning_rate=0.1, damping=1e-3, model=model)
+model.compile(optimizer=optimizer, loss=...)
+model.fit(...)
+"""
+
+import keras as _keras
+
+if _keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "tfkfac needs Keras' TensorFlow backend, and the active backend is "
+        f"{_keras.backend.backend()!r}: set KERAS_BACKEND=tensorflow before "
+        "Keras is imported."
+    )
+
+from tfkfac.blocks import CurvatureBlock, KroneckerBlock
+from tfkfac.inverters import CholeskyInverter, EigenInverter, Inverter
+from tfkfac.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from tfkfac.optimizer import KFAC, attach
+from tfkfac.registry import register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "CholeskyInverter",
+    "CurvatureBlock",
+    "EigenInverter",
+    "Gaussian",
+    "Inverter",
+    "KFAC",
+    "KroneckerBlock",
+    "Likelihood",
+    "attach",
+    "register",
+]

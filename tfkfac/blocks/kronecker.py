@@ -1,0 +1,123 @@
+"""Blocks of layers with s = W^T a: F = A (x) G."""
+
+import abc
+
+import tensorflow as tf
+
+from tfkfac import linalg
+from tfkfac.blocks.base import CurvatureBlock, Moment
+from tfkfac.factors import DenseFactor
+
+
+class KroneckerBlock(CurvatureBlock):
+    """A linear layer s = W^T a, perhaps in groups, as A (x) G.
+
+    V stacks the kernel, flattened to [d_in, d_out], and last the bias; `a`
+    then ends in 1. An own layer sets `kernel`, `bias` and the sizes in its
+    constructor and says how its tensors become rows.
+
+    Attributes:
+        kernel: The kernel's variable; the block is for trainable kernels.
+        bias: The bias' variable, or None where there is no trainable one.
+        groups: The number of independent groups.
+        d_in: The number of inputs of a group, the bias not counted.
+        d_out: The number of outputs of a group.
+    """
+
+    def __init__(self, layer, kernel, bias, *, groups=1, d_in, d_out):
+        super().__init__(layer)
+        self.kernel = kernel
+        self.bias = bias if bias is not None and bias.trainable else None
+        self.variables = [kernel] if self.bias is None else [kernel, bias]
+        self.groups, self.d_in, self.d_out = groups, d_in, d_out
+        side = d_in + (self.bias is not None)
+        self.factors = [
+            DenseFactor("input_factor", groups, side, rows_are_terms=True),
+            DenseFactor("output_factor", groups, d_out, rows_are_terms=False),
+        ]
+
+    @abc.abstractmethod
+    def input_rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Returns the rows `a` without the 1, [groups, rows, d_in]."""
+
+    @abc.abstractmethod
+    def output_rows(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Returns the rows of something shaped as s, [groups, rows, d_out]."""
+
+    def mask_rows(self, inputs: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Returns 1 for rows that count and 0 for masked ones, [rows, 1]."""
+        mask = tf.cast(mask, inputs.dtype)
+        ones = [1] * (inputs.shape.rank - mask.shape.rank)
+        mask = tf.reshape(mask, tf.concat([tf.shape(mask), ones], axis=0))
+        mask = tf.broadcast_to(mask, tf.shape(inputs))
+        return self.input_rows(mask)[0, :, :1]
+
+    def kernel_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Returns [groups, d_in, d_out] for something shaped as the kernel."""
+        if self.groups == 1:
+            return tf.reshape(kernel, [1, self.d_in, self.d_out])
+        matrix = tf.reshape(kernel, [self.d_in, self.groups, self.d_out])
+        return tf.transpose(matrix, [1, 0, 2])
+
+    def kernel_from_matrix(self, matrix: tf.Tensor) -> tf.Tensor:
+        """Undoes `kernel_matrix`."""
+        if self.groups > 1:
+            matrix = tf.transpose(matrix, [1, 0, 2])
+        return tf.reshape(matrix, self.kernel.shape)
+
+    def bias_matrix(self, bias: tf.Tensor) -> tf.Tensor:
+        """Returns [groups, 1, d_out] for something shaped as the bias."""
+        return tf.reshape(bias, [self.groups, 1, self.d_out])
+
+    def bias_from_matrix(self, matrix: tf.Tensor) -> tf.Tensor:
+        """Undoes `bias_matrix`."""
+        return tf.reshape(matrix, self.bias.shape)
+
+    def build(self, inverter, add_state, dtype):
+        for factor in self.factors:
+            factor.build(add_state, dtype)
+        self._inverter = inverter
+        self._inverses = inverter.build(self.factors, add_state, dtype)
+
+    def moments(self, uses, product_dtype, dtype):
+        totals, count = [0.0, 0.0], tf.zeros([], dtype)
+        for use in uses:
+            a = self.input_rows(tf.cast(use.inputs, product_dtype))
+            g = self.output_rows(tf.cast(use.gradient, product_dtype))
+            if use.mask is None:
+                rows = tf.cast(tf.shape(g)[1], dtype)
+            else:
+                mask = self.mask_rows(use.inputs, use.mask)
+                a, g = a * tf.cast(mask, a.dtype), g * tf.cast(mask, g.dtype)
+                rows = tf.reduce_sum(tf.cast(mask, dtype))
+            count += rows
+            append_one = self.bias is not None
+            totals[0] += linalg.second_moment(
+                a, append_one=append_one, count=rows, dtype=dtype
+            )
+            totals[1] += linalg.second_moment(
+                g, append_one=False, count=rows, dtype=dtype
+            )
+        return [Moment(total, count) for total in totals]
+
+    def refresh(self, damping):
+        known = self.factors[0].weight > 0
+        values = self._inverter.invert(self.factors, damping)
+        for variable, value in zip(self._inverses, values):
+            usable = tf.reduce_all(tf.math.is_finite(value))
+            variable.assign(
+                tf.where(tf.logical_and(known, usable), value, variable)
+            )
+
+    def precondition(self, gradients, damping):
+        V = self.kernel_matrix(gradients[0])
+        if self.bias is not None:
+            V = tf.concat([V, self.bias_matrix(gradients[1])], axis=1)
+        state = [variable.value() for variable in self._inverses]
+        U = self._inverter.precondition(V, state, damping)
+        if self.bias is None:
+            return [self.kernel_from_matrix(U)]
+        return [
+            self.kernel_from_matrix(U[:, :-1]),
+            self.bias_from_matrix(U[:, -1:]),
+        ]

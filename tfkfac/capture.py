@@ -1,0 +1,262 @@
+"""What the layers saw: inputs, pre-activations, and their gradients."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+from tensorflow.python.eager import record as tape_record
+
+from tfkfac.blocks import Use
+
+_ATTRIBUTE = "_tfkfac_capture"
+
+
+@dataclasses.dataclass
+class LossCall:
+    """A call of one of the compiled losses: L = loss_weight * mean(w_n l_n)."""
+
+    loss: keras.losses.Loss
+    loss_weight: float | None
+    y_true: tf.Tensor
+    y_pred: tf.Tensor
+    sample_weight: tf.Tensor | None
+
+
+@dataclasses.dataclass
+class Record:
+    """One recorded call of the model.
+
+    Attributes:
+        graph: The graph that it ran in; None when eager.
+        outputs: The flat outputs.
+        tape: Leads from the outputs to the pre-activations.
+        uses: The calls of layers, in order.
+        losses: What the compiled losses were called with.
+        state: (variable, value at entry) of the non-trainable variables.
+    """
+
+    graph: Any
+    outputs: list = dataclasses.field(default_factory=list)
+    tape: Any = None
+    uses: list[Use] = dataclasses.field(default_factory=list)
+    losses: list[LossCall] = dataclasses.field(default_factory=list)
+    state: list = dataclasses.field(default_factory=list)
+
+
+def _current_graph():
+    if tf.executing_eagerly():
+        return None
+    return tf.compat.v1.get_default_graph()
+
+
+def _is_within(graph, outer) -> bool:
+    """Whether `graph` is `outer` or a branch of it."""
+    while graph is not None and graph is not outer:
+        graph = getattr(graph, "outer_graph", None)
+    return graph is outer
+
+
+class Capture:
+    """Records the calls of a model and of its layers during training.
+
+    A call of the model is recorded when `training` is not False and a gradient
+    tape is active. `model.call` is wrapped for good; the layers are wrapped
+    within a recorded call and restored at its end.
+
+    Args:
+        model: The model.
+        wants: Says whether the calls of a layer are to be recorded.
+        before: Called on entering a recorded call.
+        keep_gradients: Whether to keep the gradients of the training loss with
+            respect to the pre-activations, as the tape of the training step
+            computes them.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        wants: Callable[[keras.layers.Layer], bool],
+        before: Callable[[], None],
+        keep_gradients: bool,
+    ):
+        self.model = model
+        self.wants = wants
+        self.before = before
+        self.keep_gradients = keep_gradients
+        self.unusable: dict[int, str] = {}
+        self.records: list[Record] = []
+        self._recording: Record | None = None
+        self._own_backward = False
+        previous = Capture.of(model)
+        original = previous.original_call if previous else model.call
+        self.original_call = original
+
+        @functools.wraps(original)
+        def call(*args, **kwargs):
+            if not self._is_recorded(kwargs):
+                return original(*args, **kwargs)
+            return self._record(args, kwargs)
+
+        model.__dict__["call"] = tf.autograph.experimental.do_not_convert(call)
+        model.__dict__[_ATTRIBUTE] = self
+
+    @staticmethod
+    def of(model: keras.Model) -> "Capture | None":
+        """Returns the capture that the model's calls come to."""
+        return model.__dict__.get(_ATTRIBUTE)
+
+    @property
+    def active(self) -> bool:
+        """Whether the model's calls still come here."""
+        return Capture.of(self.model) is self
+
+    def _is_recorded(self, kwargs) -> bool:
+        if in_stateless_scope() or not tape_record.could_possibly_record():
+            return False
+        training = kwargs.get("training")
+        if training is None:
+            training = self.model._get_call_context().get_value("training")
+        return training is not False and self._recording is None
+
+    def _record(self, args, kwargs):
+        self.before()
+        record = Record(_current_graph())
+        record.state = [
+            (v, tf.identity(v.value))
+            for v in self.model.non_trainable_variables
+        ]
+        self._watch_losses()
+        self._recording = record
+        try:
+            with self._wrapped_layers():
+                with tf.GradientTape(persistent=True) as record.tape:
+                    outputs = self.original_call(*args, **kwargs)
+        finally:
+            self._recording = None
+        record.outputs = keras.tree.flatten(outputs)
+        self.records = [
+            r for r in self.records if _is_within(record.graph, r.graph)
+        ]
+        self.records.append(record)
+        return outputs
+
+    @contextlib.contextmanager
+    def _wrapped_layers(self):
+        layers = [x for x in self.model._flatten_layers() if self.wants(x)]
+        for layer in layers:
+            layer.__dict__["call"] = self._layer_call(layer, layer.call)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("call", None)
+
+    def _layer_call(self, layer, original):
+        @functools.wraps(original)
+        def call(inputs, *args, **kwargs):
+            record = self._recording
+            if _current_graph() is not record.graph:
+                self.unusable[id(layer)] = (
+                    "called inside a while loop, a tf.function of its own or a "
+                    "rematerialized scope"
+                )
+                return original(inputs, *args, **kwargs)
+            activation = layer.__dict__.get("activation")
+            if activation is not None:
+                layer.__dict__["activation"] = keras.activations.linear
+            try:
+                s = original(inputs, *args, **kwargs)
+            finally:
+                if activation is not None:
+                    layer.__dict__["activation"] = activation
+            use = Use(layer, inputs, getattr(inputs, "_keras_mask", None), s)
+            if self.keep_gradients:
+                s = use.pre_activation = self._keep_gradient(use, s)
+            record.uses.append(use)
+            return s if activation is None else activation(s)
+
+        return tf.autograph.experimental.do_not_convert(call)
+
+    def _keep_gradient(self, use, s):
+        """Returns s, and keeps the gradient that comes back through it."""
+
+        @tf.custom_gradient
+        def identity(x):
+            def backward(gradient):
+                if not self._own_backward:
+                    use.gradient = gradient
+                return gradient
+
+            return tf.identity(x), backward
+
+        return identity(s)
+
+    def _watch_losses(self):
+        """Makes the compiled losses note what they are called with."""
+        compile_loss = self.model._compile_loss
+        if compile_loss is None:
+            return
+        watched = compile_loss.__dict__.get(_ATTRIBUTE)
+        if watched is not None:
+            watched.capture = self
+        else:
+            compile_loss.__dict__[_ATTRIBUTE] = _LossWatch(self, compile_loss)
+
+    def note_loss(self, call: LossCall) -> None:
+        """Adds a call of a loss to the record that its `y_pred` is of."""
+        for record in self.records:
+            if any(call.y_pred is x for x in record.outputs):
+                record.losses.append(call)
+
+    def take(self) -> list[Record]:
+        """Returns the records of the current step, and forgets them all."""
+        graph = _current_graph()
+        records = [r for r in self.records if _is_within(graph, r.graph)]
+        self.records = []
+        return records
+
+    @contextlib.contextmanager
+    def own_backward(self):
+        """Within it, gradients that come back are not the training loss'."""
+        self._own_backward = True
+        try:
+            yield
+        finally:
+            self._own_backward = False
+
+
+class _LossWatch:
+    """Stands before the losses of a `CompileLoss`, for good."""
+
+    def __init__(self, capture: Capture, compile_loss):
+        self.capture = capture
+        if compile_loss.built:
+            self._install(compile_loss)
+            return
+        build = compile_loss.build
+
+        def build_and_install(*args, **kwargs):
+            build(*args, **kwargs)
+            self._install(compile_loss)
+
+        compile_loss.__dict__["build"] = build_and_install
+
+    def _install(self, compile_loss):
+        compile_loss._flat_losses = [
+            x._replace(loss=self._noting(x.loss, x.loss_weights))
+            for x in compile_loss._flat_losses
+        ]
+
+    def _noting(self, loss, loss_weight):
+        def call(y_true, y_pred, sample_weight=None):
+            self.capture.note_loss(
+                LossCall(loss, loss_weight, y_true, y_pred, sample_weight)
+            )
+            return loss(y_true, y_pred, sample_weight)
+
+        return call

@@ -1,0 +1,87 @@
+"""Running averages of second moments."""
+
+import abc
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfkfac import linalg
+
+
+class Factor(abc.ABC):
+    """The debiased running average of a second moment X.
+
+        M_k = rho M_(k-1) + (1 - rho) X_k
+        c_k = rho c_(k-1) + (1 - rho)        factor = M_k / c_k
+
+    so that the first factor equals X_1 (Martens and Grosse 2015, section 5,
+    with the bias of the start removed).
+
+    Args:
+        name: "input_factor" or "output_factor".
+        groups: How many independent matrices it holds.
+        dim: The size of their sides.
+        rows_are_terms: Whether X is a sum over rows divided by the number N of
+            loss terms (input factors) or by that of the rows, R (output
+            factors).
+    """
+
+    def __init__(
+        self, name: str, groups: int, dim: int, *, rows_are_terms: bool
+    ):
+        self.name, self.groups, self.dim = name, groups, dim
+        self.rows_are_terms = rows_are_terms
+
+    def build(self, add_state: Callable, dtype: tf.DType) -> None:
+        """Makes the state: `add_state(name, initial value) -> tf.Variable`."""
+        self.moment = add_state(
+            f"{self.name}/moment", tf.zeros(self.shape, dtype)
+        )
+        self.weight = add_state(f"{self.name}/weight", tf.zeros([], dtype))
+
+    def update(self, X: tf.Tensor, decay: tf.Tensor) -> None:
+        """Takes X, [groups, dim, dim] or its diagonal, into the average."""
+        self.moment.assign(decay * self.moment + (1 - decay) * X)
+        self.weight.assign(decay * self.weight + (1 - decay))
+
+    def value(self) -> tf.Tensor:
+        """Returns M_k / c_k; zero before the first update."""
+        return tf.math.divide_no_nan(self.moment.value(), self.weight)
+
+    def mean_diagonal(self) -> tf.Tensor:
+        """Returns tr F / dim F, [groups]."""
+        return linalg.mean_diagonal(self.value(), diagonal=self.diagonal)
+
+    @property
+    @abc.abstractmethod
+    def diagonal(self) -> bool:
+        """Whether only the diagonal is kept."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the state."""
+
+
+class DenseFactor(Factor):
+    """A factor with all its elements: [groups, dim, dim]."""
+
+    @property
+    def diagonal(self) -> bool:
+        return False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.groups, self.dim, self.dim)
+
+
+class DiagonalFactor(Factor):
+    """A factor of which only the diagonal is kept: [groups, dim]."""
+
+    @property
+    def diagonal(self) -> bool:
+        return True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.groups, self.dim)

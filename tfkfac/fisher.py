@@ -1,0 +1,267 @@
+"""Gradients of the statistics' loss with respect to the pre-activations."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from tfkfac import likelihoods
+from tfkfac.capture import Capture, LossCall, Record
+
+_MEANS = ("mean", "sum_over_batch_size")
+
+
+@dataclasses.dataclass
+class OutputTerms:
+    """The loss terms of one output.
+
+    Attributes:
+        output: The output, any shape.
+        likelihood: Its distribution; None where it is not needed.
+        call: How the compiled loss was called; None if it was not.
+        reduction: How the loss is reduced.
+    """
+
+    output: tf.Tensor
+    likelihood: likelihoods.Likelihood | None
+    call: LossCall | None
+    reduction: str | None
+
+    def unreduced(self, y_pred: tf.Tensor) -> tf.Tensor:
+        """Returns l_n for `y_pred` in place of the output."""
+        loss = self.call.loss
+        return loss.call(
+            tf.cast(tf.convert_to_tensor(self.call.y_true), loss.dtype),
+            tf.cast(y_pred, loss.dtype),
+        )
+
+    def weights(self, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns (w, N): [terms] and a scalar.
+
+        w_n is 0 where Keras masks the term, else its sample weight times the
+        loss weight; N is the number of terms that are not masked.
+        """
+        if self.call is None:
+            count = tf.reduce_prod(tf.shape(self.output)[:-1])
+            return tf.ones([count], dtype), tf.cast(count, dtype)
+        values = self.unreduced(self.output)
+        w = tf.ones(tf.shape(values), dtype)
+        masks = [getattr(x, "_keras_mask", None) for x in (self.output, values)]
+        for mask in masks:
+            if mask is not None:
+                w *= _align(tf.cast(mask, dtype), values)
+        count = tf.reduce_sum(w)
+        if self.call.sample_weight is not None:
+            weight = tf.cast(
+                tf.convert_to_tensor(self.call.sample_weight), dtype
+            )
+            w *= _align(weight, values)
+        if self.call.loss_weight is not None:
+            w *= tf.cast(self.call.loss_weight, dtype)
+        return tf.reshape(w, [-1]), count
+
+
+def _align(weight: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Brings a weight to the rank of the unreduced loss, as Keras does."""
+    if weight.shape.rank == values.shape.rank - 1:
+        return weight[..., tf.newaxis]
+    if weight.shape.rank == values.shape.rank + 1:
+        return tf.squeeze(weight, axis=-1)
+    return weight
+
+
+def resolve(
+    record: Record,
+    model: keras.Model,
+    likelihood: likelihoods.Likelihood | None,
+    *,
+    sampled: bool,
+) -> list[OutputTerms]:
+    """Returns the loss terms of each output with a loss.
+
+    Raises:
+        ValueError: The likelihood is needed, not given, and does not follow
+            from the compiled loss.
+    """
+    calls = record.losses or [None]
+    if record.losses:
+        outputs = [call.y_pred for call in record.losses]
+        losses = [call.loss for call in record.losses]
+    elif len(record.outputs) == 1:
+        outputs, losses = record.outputs, [_compiled_loss(model)]
+    else:
+        raise ValueError(
+            f"{model.name!r} has {len(record.outputs)} outputs, and its "
+            "compiled losses were not called in this step, so that K-FAC "
+            "cannot tell which output has which loss: compute the loss with "
+            "`model.compute_loss(x, y, y_pred)`."
+        )
+    terms = []
+    for output, call, loss in zip(outputs, calls, losses):
+        found = likelihood or (loss and likelihoods.from_loss(loss))
+        if sampled and found is None:
+            name = "no compiled loss" if loss is None else f"loss {loss.name!r}"
+            raise ValueError(
+                f"{model.name!r} has {name}, for which no likelihood is known: "
+                "pass KFAC(likelihood=tfkfac.Categorical(), ...) or another "
+                "tfkfac.Likelihood, or use fisher='empirical'."
+            )
+        reduction = loss.reduction if loss is not None else "mean"
+        terms.append(OutputTerms(output, found, call, reduction))
+    return terms
+
+
+def _compiled_loss(model: keras.Model) -> keras.losses.Loss | None:
+    """Returns the one compiled loss of a model whose step is the user's."""
+    loss = getattr(model, "loss", None)
+    if loss is None or isinstance(loss, (list, tuple, dict)):
+        return None
+    loss = keras.losses.get(loss)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    return keras.src.losses.losses.LossFunctionWrapper(loss)
+
+
+def _balanced(
+    terms: Sequence[OutputTerms], dtype: tf.DType
+) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """Returns the weights of each output and the number N of loss terms.
+
+    Outputs with fewer terms than the largest are weighted up, so that the sum
+    over all terms, divided by N, is the sum of the outputs' means.
+    """
+    weighted = [t.weights(dtype) for t in terms]
+    count = tf.reduce_max(tf.stack([n for _, n in weighted]))
+    if len(terms) == 1:
+        return [weighted[0][0]], count
+    return [w * tf.math.divide_no_nan(count, n) for w, n in weighted], count
+
+
+def _sampled_gradient(term, w, dtype, seed, update, stream):
+    """Returns d(sum_n sqrt(c w_n) NLL_n) / d output, for sampled targets."""
+    outputs = tf.reshape(tf.cast(term.output, dtype), [tf.size(w), -1])
+    likelihood = term.likelihood
+    numbers = likelihoods.uniforms(
+        tf.size(w),
+        likelihood.draws(outputs),
+        seed=seed,
+        update=update,
+        stream=stream,
+    )
+    targets = tf.stop_gradient(likelihood.sample(outputs, numbers))
+    c = tf.cast(likelihood.loss_scale(outputs), dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(outputs)
+        nll = likelihood.negative_log_likelihood(outputs, targets)
+        total = tf.reduce_sum(tf.sqrt(tf.maximum(c * w, 0)) * nll)
+    gradient = tape.gradient(total, outputs)
+    return tf.reshape(gradient, tf.shape(term.output))
+
+
+def _empirical_gradient(term, w, dtype):
+    """Returns d(sum_n w_n l_n) / d output, for the compiled loss."""
+    outputs = tf.cast(term.output, dtype)
+    if (mask := getattr(term.output, "_keras_mask", None)) is not None:
+        keras.src.backend.set_keras_mask(outputs, mask)
+    with tf.GradientTape() as tape:
+        tape.watch(outputs)
+        values = tf.reshape(tf.cast(term.unreduced(outputs), dtype), [-1])
+        total = tf.reduce_sum(w * values)
+    return tape.gradient(total, outputs)
+
+
+def _back_propagate(capture: Capture, record: Record, outputs, gradients):
+    """Sets the gradients of the uses of `record` from those of outputs."""
+    sources = [use.pre_activation for use in record.uses]
+    gradients = [
+        tf.cast(g, output.dtype) for g, output in zip(gradients, outputs)
+    ]
+    with capture.own_backward():
+        found = record.tape.gradient(outputs, sources, gradients)
+    for use, gradient in zip(record.uses, found):
+        use.gradient = gradient
+
+
+def set_sampled_gradients(
+    capture: Capture,
+    records: Sequence[Record],
+    terms: Sequence[Sequence[OutputTerms]],
+    *,
+    dtype: tf.DType,
+    seed: int,
+    update: tf.Tensor,
+) -> tf.Tensor:
+    """Sets the gradients of all uses for targets from the model's prediction.
+
+    Returns:
+        The number N of loss terms.
+    """
+    total, stream = tf.zeros([], dtype), 0
+    for record, parts in zip(records, terms):
+        weights, count = _balanced(parts, dtype)
+        gradients = []
+        for term, w in zip(parts, weights):
+            gradients.append(
+                _sampled_gradient(term, w, dtype, seed, update, stream)
+            )
+            stream += 1
+        outputs = [term.output for term in parts]
+        _back_propagate(capture, record, outputs, gradients)
+        total += count
+    return total
+
+
+def set_empirical_gradients(
+    capture: Capture,
+    records: Sequence[Record],
+    terms: Sequence[Sequence[OutputTerms]],
+    *,
+    dtype: tf.DType,
+    loss_scale: Callable[[], tf.Tensor],
+) -> tf.Tensor:
+    """Sets the gradients of all uses for the training loss.
+
+    The gradients that the training step's own backward pass left are used
+    where they are those of the data loss up to a number; else there is a
+    backward pass of its own.
+
+    Returns:
+        The number N of loss terms.
+    """
+    total = tf.zeros([], dtype)
+    for record, parts in zip(records, terms):
+        weights, count = _balanced(parts, dtype)
+        if _is_reusable(capture.model, parts):
+            factor = _divisor(parts[0], weights[0], count) / loss_scale()
+            for use in record.uses:
+                if use.gradient is not None:
+                    g = tf.cast(use.gradient, dtype)
+                    use.gradient = g * tf.cast(factor, dtype)
+        else:
+            gradients = [
+                _empirical_gradient(term, w, dtype)
+                for term, w in zip(parts, weights)
+            ]
+            outputs = [term.output for term in parts]
+            _back_propagate(capture, record, outputs, gradients)
+        total += count
+    return total
+
+
+def _is_reusable(model: keras.Model, terms: Sequence[OutputTerms]) -> bool:
+    """Whether dL/ds of the step is that of one data loss, up to a number."""
+    if terms[0].call is None:
+        return True
+    extra = any(layer._losses for layer in model._flatten_layers())
+    return len(terms) == 1 and not extra
+
+
+def _divisor(term: OutputTerms, w: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Returns D, such that the data loss is (1 / D) sum_n w_n l_n."""
+    if term.reduction in _MEANS:
+        return count
+    if term.reduction != "mean_with_sample_weight":
+        return tf.ones_like(count)
+    loss_weight = term.call.loss_weight if term.call is not None else None
+    return tf.reduce_sum(w) / (1.0 if loss_weight is None else loss_weight)

@@ -1,0 +1,61 @@
+"""Functions of symmetric matrices, batched over a leading `groups` axis."""
+
+import tensorflow as tf
+
+
+def second_moment(
+    rows: tf.Tensor, *, append_one: bool, count: tf.Tensor, dtype: tf.DType
+) -> tf.Tensor:
+    """Returns the sum over the rows of x x^T.
+
+    Args:
+        rows: [groups, rows, dim], in the type that the product is to run in.
+        append_one: Whether each x ends in a 1 that `rows` does not hold.
+        count: The number of those ones: the number of rows that are not zero
+            by masking.
+        dtype: The type of the result.
+
+    Returns:
+        [groups, dim, dim], with `append_one` [groups, dim + 1, dim + 1].
+    """
+    if rows.shape[0] == 1:
+        S = tf.matmul(rows[0], rows[0], transpose_a=True)[tf.newaxis]
+    else:
+        S = tf.matmul(rows, rows, transpose_a=True)
+    S = tf.cast(S, dtype)
+    if not append_one:
+        return S
+    s = tf.reduce_sum(tf.cast(rows, dtype), axis=1)[:, :, tf.newaxis]
+    corner = tf.fill([rows.shape[0], 1, 1], tf.cast(count, dtype))
+    right = tf.concat([s, corner], axis=1)
+    return tf.concat(
+        [tf.concat([S, tf.linalg.matrix_transpose(s)], axis=1), right], axis=2
+    )
+
+
+def mean_diagonal(matrix: tf.Tensor, *, diagonal: bool) -> tf.Tensor:
+    """Returns tr M / dim M, [groups]; `diagonal` says that M is its diagonal."""
+    values = matrix if diagonal else tf.linalg.diag_part(matrix)
+    return tf.reduce_mean(values, axis=-1)
+
+
+def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
+    """Returns (M + damping I)^-1.
+
+    Args:
+        matrix: [groups, n, n], symmetric positive semi-definite.
+        damping: [groups], positive.
+    """
+    identity = tf.eye(
+        matrix.shape[-1], batch_shape=matrix.shape[:1], dtype=matrix.dtype
+    )
+    damped = matrix + damping[:, tf.newaxis, tf.newaxis] * identity
+    inverse = tf.linalg.cholesky_solve(tf.linalg.cholesky(damped), identity)
+    # Rounding leaves it slightly asymmetric, and the error would accumulate.
+    return (inverse + tf.linalg.matrix_transpose(inverse)) / 2
+
+
+def eigendecomposition(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns (d, Q), [groups, n] and [groups, n, n]: M = Q diag(d) Q^T, d >= 0."""
+    d, Q = tf.linalg.eigh(matrix)
+    return tf.maximum(d, 0), Q

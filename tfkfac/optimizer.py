@@ -1,0 +1,683 @@
+"""The optimizer: K-FAC as a Keras `Optimizer`."""
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfkfac import fisher, inverters, registry, report
+from tfkfac.capture import Capture
+from tfkfac.preconditioner import Curvature, Preconditioner, state_dtype
+from tfkfac.schedules import Hyperparameter, Period, serialize
+
+_CHOICES = {
+    "fisher": ("sampled", "empirical"),
+    "factor_dtype": ("float32", "float16", "bfloat16"),
+    # Each of these has more choices by design; what is not listed is refused.
+    "refresh": ("periodic",),
+    "norm_curvature": ("diagonal",),
+    "communication_dtype": ("float32",),
+    "strategy": ("owner", "replicated"),
+}
+
+
+class _Link:
+    """Joins an optimizer and a model; nothing in it is tracked by Keras."""
+
+    def __init__(self, optimizer: "KFAC", model: keras.Model):
+        self.optimizer, self.model = optimizer, model
+        self.capture = Capture(
+            model,
+            wants=self._wants,
+            before=self.register,
+            keep_gradients=optimizer.fisher == "empirical",
+        )
+        self.registration = None
+        self.preconditioner = None
+        self._registered_for = None
+        if model.built:
+            self.register()
+
+    def _wants(self, layer) -> bool:
+        blocks = self.registration.blocks
+        return any(layer is block.layer for block in blocks)
+
+    def register(self) -> None:
+        """Gives each trainable variable its block, if that has changed."""
+        unusable = self.capture.unusable
+        wanted = [id(v) for v in self.model.trainable_variables], len(unusable)
+        if wanted == self._registered_for:
+            return
+        optimizer = self.optimizer
+        with tf.init_scope():
+            self.registration = registry.register_model(
+                self.model, optimizer.skip, unusable
+            )
+            self.preconditioner = Preconditioner(
+                self.registration.blocks,
+                optimizer.inverter,
+                optimizer.curvature,
+                optimizer.factor_dtype,
+            )
+        self._registered_for = wanted
+        report.log(self.model, self.registration, optimizer.curvature)
+
+    def require_complete(self) -> None:
+        """Raises ValueError where loaded curvature is of another model."""
+        left = self.optimizer.curvature.waiting()
+        if left and self.preconditioner is not None:
+            raise ValueError(
+                f"The saved optimizer has curvature for {left}, which "
+                f"{self.model.name!r} has no block for: attach the model that "
+                "it was saved with, its layers named as they were."
+            )
+
+
+@keras.saving.register_keras_serializable(package="tfkfac")
+class KFAC(keras.optimizers.Optimizer):
+    """Kronecker-factored approximate curvature (Martens and Grosse 2015).
+
+    With V the gradient of a layer, A and G the running averages of the second
+    moments of its inputs and of the gradients at its outputs, an update is
+
+        U = A^-1 V G^-1                            (damped; see `inverter`)
+        nu = min(1, sqrt(kl_clip / (eta^2 sum <U, V>)))
+        m <- mu m - eta nu U,    W <- (1 - eta wd) W + m
+
+    The optimizer must know the model: give it as `model`, or call
+    `tfkfac.attach(model)` after `compile` or `load_model`. Variables that no
+    curvature block claims take U = V; `summary()` says which.
+
+    "Number or schedule" is a number, or a function from the update (a scalar
+    tensor, counted from 0) to a number, such as a `LearningRateSchedule`.
+
+    Args:
+        learning_rate: eta, number or schedule.
+        damping: lambda > 0, number or schedule.
+        momentum: mu >= 0, number or schedule. Applied to U, not Nesterov.
+        factor_decay: rho in [0, 1), number or schedule; 0 takes the factors of
+            the last batch alone.
+        factor_update_period: Updates from one factor update to the next.
+        inverse_update_period: Updates from one inversion to the next.
+        refresh: "periodic": all layers are inverted in the same update.
+        fisher: "sampled", the Fisher of the model's own prediction, for one
+            more backward pass in updates with a factor update; or "empirical",
+            that of the training loss.
+        inverter: "cholesky", factored damping; "eigen", exact damping; or a
+            `tfkfac.Inverter`.
+        kl_clip: The bound on eta^2 sum <U, V>, number, schedule or None.
+        norm_curvature: How normalization layers are treated; they take the
+            plain gradient in this version.
+        norm_damping: Must be None in this version.
+        factor_dtype: The type of the factor products; the averages and
+            inverses are float32 or wider.
+        communication_dtype: Must be "float32" in this version.
+        strategy: Where factors and inverses lie; alike on one process.
+        likelihood: A `tfkfac.Likelihood`; None takes that of the compiled loss.
+        skip: Names or paths of layers to leave to the plain gradient.
+        max_factor_size: Must be None in this version.
+        max_skipped_steps: How many updates in a row may be skipped for a
+            gradient that is not finite, before an error.
+        seed: Of the sampled targets.
+        model: The model; None if it is attached later.
+        **kwargs: As of `keras.optimizers.Optimizer`: `weight_decay`,
+            `clipnorm`, `use_ema`, `name`, ...
+
+    Raises:
+        ValueError: An argument out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | Callable = 0.1,
+        *,
+        damping: float | Callable = 1e-3,
+        momentum: float | Callable = 0.9,
+        factor_decay: float | Callable = 0.95,
+        factor_update_period: int | Callable = 1,
+        inverse_update_period: int | Callable = 10,
+        refresh: str = "periodic",
+        fisher: str = "sampled",
+        inverter: str | inverters.Inverter = "cholesky",
+        kl_clip: float | Callable | None = None,
+        norm_curvature: str = "diagonal",
+        norm_damping: float | None = None,
+        factor_dtype: str = "float32",
+        communication_dtype: str = "float32",
+        strategy: str = "owner",
+        likelihood=None,
+        skip: Sequence[str] = (),
+        max_factor_size: int | None = None,
+        max_skipped_steps: int = 10,
+        seed: int = 0,
+        model: keras.Model | None = None,
+        name: str = "kfac",
+        **kwargs,
+    ):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        if self.gradient_accumulation_steps:
+            raise ValueError(
+                "KFAC(gradient_accumulation_steps=...) is not available in "
+                "this version: use a larger batch."
+            )
+        self._choices = {
+            "refresh": refresh,
+            "fisher": fisher,
+            "norm_curvature": norm_curvature,
+            "factor_dtype": factor_dtype,
+            "communication_dtype": communication_dtype,
+            "strategy": strategy,
+        }
+        for key, value in self._choices.items():
+            if value not in _CHOICES[key]:
+                raise ValueError(
+                    f"KFAC({key}={value!r}): must be one of {_CHOICES[key]}."
+                )
+        for key, value in (
+            ("norm_damping", norm_damping),
+            ("max_factor_size", max_factor_size),
+        ):
+            if value is not None:
+                raise ValueError(
+                    f"KFAC({key}={value!r}): only None in this version."
+                )
+        if max_skipped_steps < 0 or max_skipped_steps != int(max_skipped_steps):
+            raise ValueError(
+                f"KFAC(max_skipped_steps={max_skipped_steps}): must be an "
+                "integer, 0 or more."
+            )
+        self.fisher, self.factor_dtype = fisher, factor_dtype
+        self.inverter = inverters.get(inverter)
+        self._inverter_argument = inverter
+        self.likelihood = likelihood
+        self.skip = tuple(skip)
+        self.max_skipped_steps = int(max_skipped_steps)
+        self.seed = int(seed)
+        self._set_hyperparameters(damping, momentum, factor_decay, kl_clip)
+        self._periods = {
+            key: Period(key, value, add_variable=self.add_variable)
+            for key, value in (
+                ("factor_update_period", factor_update_period),
+                ("inverse_update_period", inverse_update_period),
+            )
+        }
+        self._skipped_steps = self._add_counter("skipped_steps")
+        self._skipped_in_a_row = self._add_counter("skipped_in_a_row")
+        self.curvature = Curvature()
+        self._link = None
+        if model is not None:
+            self._attach(model)
+
+    def _set_hyperparameters(self, damping, momentum, factor_decay, kl_clip):
+        def make(name, value, minimum, exclusive=False):
+            return Hyperparameter(
+                name,
+                value,
+                minimum=minimum,
+                exclusive=exclusive,
+                add_variable=self.add_variable,
+            )
+
+        if isinstance(factor_decay, (int, float)) and factor_decay >= 1:
+            raise ValueError(
+                f"KFAC(factor_decay={factor_decay}): must be less than 1."
+            )
+        self._hyperparameters = {
+            "damping": make("damping", damping, 0.0, exclusive=True),
+            "momentum": make("momentum", momentum, 0.0),
+            "factor_decay": make("factor_decay", factor_decay, 0.0),
+        }
+        if kl_clip is not None:
+            self._hyperparameters["kl_clip"] = make(
+                "kl_clip", kl_clip, 0.0, exclusive=True
+            )
+
+    def _add_counter(self, name: str) -> keras.Variable:
+        return self.add_variable(
+            shape=(), initializer="zeros", dtype="int64", name=name
+        )
+
+    # Hyperparameters that can be assigned in training.
+
+    @property
+    def damping(self):
+        """lambda at the next update."""
+        return self._at("damping")
+
+    @damping.setter
+    def damping(self, value):
+        self._hyperparameters["damping"].assign(value)
+
+    @property
+    def momentum(self):
+        """mu at the next update."""
+        return self._at("momentum")
+
+    @momentum.setter
+    def momentum(self, value):
+        self._hyperparameters["momentum"].assign(value)
+
+    @property
+    def kl_clip(self):
+        """The KL clip at the next update; None if there is none."""
+        return (
+            self._at("kl_clip") if "kl_clip" in self._hyperparameters else None
+        )
+
+    @kl_clip.setter
+    def kl_clip(self, value):
+        if "kl_clip" not in self._hyperparameters:
+            raise TypeError(
+                "KFAC was made with kl_clip=None, so that kl_clip cannot be "
+                "assigned: give a number, float('inf') for no clip at first."
+            )
+        self._hyperparameters["kl_clip"].assign(value)
+
+    def _at(self, name: str, dtype: tf.DType | None = None) -> tf.Tensor:
+        dtype = dtype or tf.as_dtype(keras.backend.floatx())
+        return self._hyperparameters[name].at(self.updates, dtype)
+
+    @property
+    def updates(self) -> tf.Tensor:
+        """t, the number of weight updates made: an int64 scalar."""
+        made = tf.cast(self.iterations.value, tf.int64)
+        return made - self._skipped_steps.value
+
+    @property
+    def skipped_steps(self) -> tf.Tensor:
+        """The number of updates skipped for gradients that were not finite."""
+        return self._skipped_steps.value
+
+    def _get_current_learning_rate(self):
+        rate = self._learning_rate
+        if isinstance(rate, keras.Variable):
+            return rate
+        if isinstance(
+            rate, keras.optimizers.schedules.LearningRateSchedule
+        ) or _takes_argument(rate):
+            return rate(self.updates)
+        return rate()
+
+    # The model.
+
+    def _attach(self, model: keras.Model) -> None:
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                f"KFAC(model=...) must be a keras.Model, not {model!r}."
+            )
+        if int(os.environ.get("HOROVOD_SIZE", "1")) > 1:
+            raise RuntimeError(
+                "KFAC runs on one process in this version, and this is one of "
+                f"{os.environ['HOROVOD_SIZE']}: the gradients would not be "
+                "averaged. Run the program without horovodrun."
+            )
+        link = self._link
+        if link is not None and link.model is not model:
+            raise ValueError(
+                f"This KFAC is attached to the model {link.model.name!r} "
+                f"already and cannot take {model.name!r} too: make one "
+                "optimizer for each model."
+            )
+        if link is not None and link.capture.active:
+            logging.info("KFAC is attached to %r already.", model.name)
+            return
+        previous = Capture.of(model)
+        if previous is not None:
+            logging.warning(
+                "%r was attached to another KFAC; this one takes its place.",
+                model.name,
+            )
+        self._link = _Link(self, model)
+        self._link.require_complete()
+
+    def _require_link(self) -> _Link:
+        if self._link is None:
+            raise RuntimeError(
+                "KFAC has no model: pass KFAC(model=model, ...), or call "
+                "tfkfac.attach(model) after model.compile or "
+                "keras.models.load_model."
+            )
+        if not self._link.capture.active:
+            raise RuntimeError(
+                f"The model {self._link.model.name!r} has been attached to "
+                "another KFAC since: compile it with that one."
+            )
+        return self._link
+
+    def summary(self, print_fn: Callable[[str], None] = print) -> None:
+        """Prints which block each layer has, and what takes U = V."""
+        link = self._require_link()
+        if link.registration is None:
+            raise RuntimeError(
+                f"{link.model.name!r} is not built: call it on a batch, or "
+                "model.build(input_shape), first."
+            )
+        print_fn(report.table(link.model, link.registration, self.curvature))
+
+    # An update.
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        with tf.init_scope():
+            self._momenta = [
+                self.add_variable(
+                    shape=v.shape,
+                    initializer="zeros",
+                    dtype=state_dtype(v).name,
+                    name=f"{v.path.replace('/', '_')}_momentum",
+                )
+                for v in variables
+            ]
+
+    @tf.autograph.experimental.do_not_convert
+    def apply(self, grads, trainable_variables=None):
+        """As Keras' `apply`; constraints belong to the update here, so that a
+        skipped step applies none."""
+        grads = list(grads)
+        if not grads:
+            return
+        if trainable_variables is None:
+            if not self.built:
+                raise ValueError(
+                    "KFAC.apply(grads) without variables needs "
+                    "optimizer.build(trainable_variables) first."
+                )
+            trainable_variables = self._trainable_variables
+        variables = list(trainable_variables)
+        if len(grads) != len(variables):
+            raise ValueError(
+                f"KFAC.apply was given {len(grads)} gradients for "
+                f"{len(variables)} variables."
+            )
+        self._check_strategy()
+        self._check_of_model(variables)
+        if not self.built:
+            self.build(variables)
+        self._check_variables_are_known(variables)
+        with tf.name_scope(self.name):
+            grads, variables = self._filter_empty_gradients(grads, variables)
+            if self.loss_scale_factor is not None:
+                grads = [g / self.loss_scale_factor for g in grads]
+            self._backend_apply_gradients(grads, variables)
+        self._iterations.assign_add(1)
+
+    def _check_strategy(self):
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if replicas > 1:
+            raise RuntimeError(
+                f"KFAC does not run under tf.distribute with {replicas} "
+                "replicas: the factors would be those of one replica."
+            )
+
+    def _check_of_model(self, variables):
+        model = self._require_link().model
+        own = {id(v) for v in model.variables}
+        for v in variables:
+            if id(v) not in own:
+                raise ValueError(
+                    f"The variable {getattr(v, 'path', v.name)!r} is not one "
+                    f"of the model {model.name!r}, which this KFAC is "
+                    "attached to: make one optimizer for each model."
+                )
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        link = self._require_link()
+        records = link.capture.take()
+        if not records:
+            raise RuntimeError(
+                f"KFAC saw no forward pass of {link.model.name!r} before this "
+                "update: call model(x, training=True) under the gradient tape, "
+                "in the same tf.function as the update."
+            )
+        link.register()
+        terms = [
+            fisher.resolve(
+                record,
+                link.model,
+                self.likelihood,
+                sampled=self.fisher == "sampled",
+            )
+            for record in records
+        ]
+        grads = [
+            tf.cast(tf.convert_to_tensor(g), state_dtype(v))
+            for g, v in zip(grads, trainable_variables)
+        ]
+        finite = [tf.reduce_all(tf.math.is_finite(g)) for g in grads]
+        tf.cond(
+            tf.reduce_all(tf.stack(finite)),
+            lambda: self._update(
+                link, records, terms, grads, trainable_variables
+            ),
+            lambda: self._skip(records[0]),
+        )
+
+    def _update(self, link, records, terms, grads, variables):
+        t = self.updates
+        grads = self._clip_gradients(grads)
+        self._update_curvature(link, records, terms, t)
+        damping = self._at("damping", tf.float64)
+        V = {id(v): g for v, g in zip(variables, grads)}
+        U = link.preconditioner.precondition(V, damping)
+        eta = tf.cast(self.learning_rate, tf.float64)
+        step = eta * self._kl_scale(V, U, eta)
+        mu = self._at("momentum", tf.float64)
+        for v in variables:
+            self._move(v, U[id(v)], step, mu, eta)
+        if self.use_ema:
+            self._average_weights(t)
+        self._skipped_in_a_row.assign(0)
+        return tf.constant(True)
+
+    def _update_curvature(self, link, records, terms, t):
+        """Does what is due of factor updates and inversions."""
+        preconditioner = link.preconditioner
+        forced = preconditioner.refresh_needed.value()
+        factors, inverses = self._periods.values()
+
+        def update_factors():
+            uses = [use for record in records for use in record.uses]
+            count = self._set_gradients(link, records, terms, t)
+            decay = self._at("factor_decay", tf.float64)
+            preconditioner.update_factors(uses, count, decay)
+            factors.done(t)
+            return tf.constant(True)
+
+        def refresh():
+            preconditioner.refresh(self._at("damping", tf.float64))
+            inverses.done(t)
+            return tf.constant(True)
+
+        nothing = lambda: tf.constant(False)  # noqa: E731
+        due = tf.logical_or(factors.due(t), forced)
+        tf.cond(due, update_factors, nothing)
+        due = tf.logical_or(inverses.due(t), forced)
+        tf.cond(due, refresh, nothing)
+
+    def _set_gradients(self, link, records, terms, t):
+        dtypes = [state_dtype(v) for v in link.model.trainable_variables]
+        dtype = tf.float64 if tf.float64 in dtypes else tf.float32
+        if self.fisher == "sampled":
+            return fisher.set_sampled_gradients(
+                link.capture,
+                records,
+                terms,
+                dtype=dtype,
+                seed=self.seed,
+                update=t,
+            )
+        return fisher.set_empirical_gradients(
+            link.capture,
+            records,
+            terms,
+            dtype=dtype,
+            loss_scale=lambda: tf.cast(self._loss_scale(link.model), dtype),
+        )
+
+    def _loss_scale(self, model):
+        """Returns what the training loss was multiplied by."""
+        outer = getattr(model, "optimizer", None)
+        if isinstance(outer, keras.optimizers.LossScaleOptimizer):
+            return outer.dynamic_scale.value
+        return self.loss_scale_factor or 1.0
+
+    def _kl_scale(self, V, U, eta):
+        """Returns nu."""
+        if "kl_clip" not in self._hyperparameters:
+            return tf.ones([], tf.float64)
+        total = tf.add_n(
+            [tf.cast(tf.reduce_sum(U[k] * V[k]), tf.float64) for k in V]
+        )
+        bound = self._at("kl_clip", tf.float64)
+        square = tf.square(eta) * total
+        usable = square > 0
+        nu = tf.sqrt(bound / tf.where(usable, square, 1))
+        return tf.where(usable, tf.minimum(nu, 1), 1)
+
+    def _move(self, variable, u, step, mu, eta):
+        """m <- mu m - eta nu U, W <- (1 - eta wd) W + m, then the constraint."""
+        momentum = self._momenta[self._get_variable_index(variable)]
+        dtype = u.dtype
+        m = tf.cast(mu, dtype) * momentum - tf.cast(step, dtype) * u
+        momentum.assign(m)
+        w = tf.cast(variable.value, dtype)
+        if self.weight_decay is not None and self._use_weight_decay(variable):
+            w *= 1 - tf.cast(eta * self.weight_decay, dtype)
+        variable.assign(tf.cast(w + m, variable.dtype))
+        if variable.constraint is not None:
+            variable.assign(variable.constraint(variable.value))
+
+    def _average_weights(self, t):
+        """The moving average of the weights, and its writing back."""
+        decay = tf.where(t > 0, self.ema_momentum, 0.0)
+        pairs = [
+            (v, average)
+            for v, average in zip(
+                self._trainable_variables, self._model_variables_moving_average
+            )
+            if average is not None
+        ]
+        for v, average in pairs:
+            d = tf.cast(decay, average.dtype)
+            average.assign(d * average + (1 - d) * v)
+        if not self.ema_overwrite_frequency:
+            return
+
+        def overwrite():
+            for v, average in pairs:
+                v.assign(average)
+            return tf.constant(True)
+
+        due = tf.equal((t + 1) % self.ema_overwrite_frequency, 0)
+        tf.cond(due, overwrite, lambda: tf.constant(False))
+
+    def _skip(self, record):
+        """Undoes the forward pass and leaves the weights as they are."""
+        for variable, value in record.state:
+            variable.assign(value)
+        self._skipped_steps.assign_add(1)
+        self._skipped_in_a_row.assign_add(1)
+        tf.debugging.assert_less_equal(
+            self._skipped_in_a_row.value,
+            tf.constant(self.max_skipped_steps, tf.int64),
+            message=(
+                "KFAC skipped more than "
+                f"max_skipped_steps={self.max_skipped_steps} updates in a row: "
+                "their gradients held NaN or infinity. Look for such values in "
+                "the data, or lower the learning rate or raise the damping."
+            ),
+        )
+        return tf.constant(False)
+
+    # State.
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for name, value in self.curvature.state().items():
+            store["curvature:" + name.replace("/", "|")] = value
+
+    def load_own_variables(self, store):
+        prefix = "curvature:"
+        keys = list(store.keys())
+        curvature = {
+            key[len(prefix) :].replace("|", "/"): store[key]
+            for key in keys
+            if key.startswith(prefix)
+        }
+        super().load_own_variables(
+            {key: store[key] for key in keys if not key.startswith(prefix)}
+        )
+        self.curvature.load(curvature)
+        if self._link is not None:
+            self._link.require_complete()
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        if not isinstance(self._learning_rate, keras.Variable):
+            config["learning_rate"] = serialize(
+                "learning_rate", self._learning_rate
+            )
+        config.update(self._choices)
+        config.update({k: p.config() for k, p in self._hyperparameters.items()})
+        config.update({k: p.config() for k, p in self._periods.items()})
+        config.update(
+            inverter=serialize("inverter", self._inverter_argument),
+            likelihood=serialize("likelihood", self.likelihood),
+            skip=list(self.skip),
+            max_skipped_steps=self.max_skipped_steps,
+            seed=self.seed,
+        )
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = {
+            key: keras.saving.deserialize_keras_object(
+                value, custom_objects=custom_objects
+            )
+            if isinstance(value, dict)
+            else value
+            for key, value in config.items()
+        }
+        return cls(**config)
+
+
+def _takes_argument(function: Callable) -> bool:
+    return any(
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY,
+                                            p.POSITIONAL_OR_KEYWORD)
+        for p in inspect.signature(function).parameters.values()
+    )  # fmt: skip
+
+
+def attach(model: keras.Model) -> None:
+    """Joins a compiled model and its `KFAC` optimizer.
+
+    What `KFAC(model=model)` does, for a model that came with its optimizer,
+    such as from `keras.models.load_model`. Saved curvature state goes to its
+    layers here.
+
+    Raises:
+        ValueError: The model is not compiled, the optimizer belongs to another
+            model, or the saved curvature does not fit.
+        TypeError: The optimizer is no `KFAC`.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    if optimizer is None:
+        raise ValueError(
+            f"{model.name!r} is not compiled: call model.compile(optimizer="
+            "tfkfac.KFAC(...), ...) before tfkfac.attach(model)."
+        )
+    if not isinstance(optimizer, KFAC):
+        raise TypeError(
+            f"The optimizer of {model.name!r} is {type(optimizer).__name__}, "
+            "not KFAC."
+        )
+    optimizer._attach(model)

@@ -1,0 +1,170 @@
+"""Statistics -> factors -> inverses -> preconditioned gradients."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfkfac.blocks import CurvatureBlock, Use
+from tfkfac.inverters import Inverter
+
+
+class Curvature(tf.Module):
+    """The curvature state by name: factors, inverses, and whether they fit.
+
+    A trackable, for `tf.train.Checkpoint`. Values that are loaded before there
+    is a model wait here until `add` asks for them.
+    """
+
+    def __init__(self):
+        super().__init__(name="curvature")
+        # Plain attributes: a container that TensorFlow tracks is no list.
+        self.__dict__.update(_names=[], _waiting={})
+
+    def add(self, name: str, initial: tf.Tensor) -> tf.Variable:
+        """Returns the variable of that name, made if it is not there.
+
+        Raises:
+            ValueError: A loaded value of that name has another shape.
+        """
+        variable = getattr(self, name, None)
+        shape = tuple(initial.shape)
+        if variable is None or tuple(variable.shape) != shape:
+            variable = tf.Variable(initial, trainable=False, name="curvature")
+            setattr(self, name, variable)
+            if name not in self._names:
+                self._names.append(name)
+        if name in self._waiting:
+            value = np.asarray(self._waiting.pop(name))
+            if value.shape != shape:
+                raise ValueError(
+                    f"Saved curvature {name!r} has shape {value.shape}, and "
+                    f"this model needs {shape}: it was saved with "
+                    "another model, inverter or setting of KFAC."
+                )
+            variable.assign(value)
+        return variable
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Forgets the variables whose names are not among `names`."""
+        for name in set(self._names) - set(names):
+            delattr(self, name)
+            self._names.remove(name)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns all values by name."""
+        values = {name: getattr(self, name).numpy() for name in self._names}
+        return {**values, **self._waiting}
+
+    def load(self, values: Mapping[str, np.ndarray]) -> None:
+        """Takes values by name; those not asked for yet wait."""
+        self._waiting.update(values)
+        for name in list(self._names):
+            if name in self._waiting:
+                self.add(name, getattr(self, name))
+
+    def waiting(self) -> list[str]:
+        """Returns the names of loaded values that no variable took."""
+        return sorted(self._waiting)
+
+    def nbytes(self, prefix: str = "") -> int:
+        """Returns the size in bytes of the state whose names start so."""
+        variables = [
+            getattr(self, name)
+            for name in self._names
+            if name.startswith(prefix)
+        ]
+        return sum(v.shape.num_elements() * v.dtype.size for v in variables)
+
+
+class Preconditioner:
+    """The blocks of a model at work.
+
+    Args:
+        blocks: The blocks.
+        inverter: How they are inverted.
+        curvature: Where their state lies.
+        factor_dtype: The type of the factor products; float32 stands for the
+            variable's own where that is wider.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[CurvatureBlock],
+        inverter: Inverter,
+        curvature: Curvature,
+        factor_dtype: str,
+    ):
+        self.blocks = list(blocks)
+        self._factor_dtype = tf.as_dtype(factor_dtype)
+        names = ["refresh_needed"]
+        self.refresh_needed = curvature.add("refresh_needed", tf.constant(True))
+        for block in self.blocks:
+
+            def add_state(name, initial, path=block.path):
+                names.append(f"{path}/{name}")
+                return curvature.add(names[-1], initial)
+
+            block.build(inverter, add_state, state_dtype(block.variables[0]))
+        curvature.keep(names)
+
+    def update_factors(
+        self, uses: Sequence[Use], count: tf.Tensor, decay: tf.Tensor
+    ) -> None:
+        """Takes the statistics of a step into the factors.
+
+        A factor is A = (1 / N) sum a a^T or G = (1 / R) sum g g^T, with N the
+        number of loss terms and R that of the block's rows.
+
+        Args:
+            uses: All calls of layers, with their gradients.
+            count: N.
+            decay: rho.
+        """
+        for block in self.blocks:
+            own = [
+                use for use in uses
+                if use.layer is block.layer and use.gradient is not None
+            ]  # fmt: skip
+            if not own:
+                continue
+            dtype = state_dtype(block.variables[0])
+            product_dtype = self._factor_dtype
+            if product_dtype == tf.float32:
+                product_dtype = dtype
+            moments = block.moments(own, product_dtype, dtype)
+            for factor, moment in zip(block.factors, moments):
+                divisor = count if factor.rows_are_terms else moment.rows
+                X = tf.math.divide_no_nan(moment.total, tf.cast(divisor, dtype))
+                factor.update(X, tf.cast(decay, dtype))
+
+    def refresh(self, damping: tf.Tensor) -> None:
+        """Inverts all blocks."""
+        for block in self.blocks:
+            dtype = state_dtype(block.variables[0])
+            block.refresh(tf.cast(damping, dtype))
+        self.refresh_needed.assign(False)
+
+    def precondition(
+        self, gradients: Mapping[int, tf.Tensor], damping: tf.Tensor
+    ) -> dict[int, tf.Tensor]:
+        """Returns U for V, both by the id of the variable.
+
+        A variable that no block claims keeps its gradient; so does a block
+        that lacks the gradient of one of its variables.
+        """
+        result = dict(gradients)
+        for block in self.blocks:
+            keys = [id(v) for v in block.variables]
+            if all(key in gradients for key in keys):
+                dtype = state_dtype(block.variables[0])
+                V = [gradients[key] for key in keys]
+                U = block.precondition(V, tf.cast(damping, dtype))
+                result.update(zip(keys, U))
+        return result
+
+
+def state_dtype(variable) -> tf.DType:
+    """Returns the type of the state for a variable: float32 or wider."""
+    dtype = tf.as_dtype(variable.dtype)
+    return dtype if dtype.size > 4 else tf.float32

@@ -1,0 +1,137 @@
+"""Which block stands for which layer."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+
+from tfkfac import blocks
+
+_BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
+    keras.layers.Dense: blocks.DenseBlock,
+    keras.layers.EinsumDense: blocks.EinsumDenseBlock,
+    keras.layers.Conv1D: blocks.ConvolutionBlock,
+    keras.layers.Conv2D: blocks.ConvolutionBlock,
+    keras.layers.Conv3D: blocks.ConvolutionBlock,
+}
+
+
+def register(
+    layer_type: type[keras.layers.Layer],
+    block_type: type[blocks.CurvatureBlock],
+) -> None:
+    """Makes `block_type` the block of layers of `layer_type`.
+
+    Subclasses of `layer_type` are included, as long as they do not override
+    `call`. A type that is registered already is given the new block.
+
+    Raises:
+        TypeError: An argument is not a class of that kind.
+    """
+    if not (
+        isinstance(layer_type, type)
+        and issubclass(layer_type, keras.layers.Layer)
+    ):
+        raise TypeError(f"register: {layer_type!r} is not a class of layers.")
+    if not (
+        isinstance(block_type, type)
+        and issubclass(block_type, blocks.CurvatureBlock)
+    ):
+        raise TypeError(
+            f"register: {block_type!r} is not a subclass of "
+            "tfkfac.CurvatureBlock."
+        )
+    _BLOCKS[layer_type] = block_type
+
+
+def block_type(
+    layer: keras.layers.Layer,
+) -> type[blocks.CurvatureBlock] | None:
+    """Returns the block for `layer`; None if no type of it is registered."""
+    for parent in type(layer).__mro__:
+        if parent in _BLOCKS and type(layer).call is parent.call:
+            return _BLOCKS[parent]
+    return None
+
+
+@dataclasses.dataclass
+class Registration:
+    """How the trainable variables of a model are covered.
+
+    Attributes:
+        blocks: The blocks, in the order of the model's layers.
+        fallback: The trainable variables that no block claims.
+        reasons: For each of them, why.
+    """
+
+    blocks: list[blocks.CurvatureBlock]
+    fallback: list[keras.Variable]
+    reasons: list[str]
+
+
+def register_model(
+    model: keras.Model, skip: Sequence[str], unusable: dict[int, str]
+) -> Registration:
+    """Gives every trainable variable of a built model to a block.
+
+    Args:
+        model: The model.
+        skip: Names or paths of layers to leave to the fallback.
+        unusable: By the id of a layer, why it can have no block.
+
+    Raises:
+        ValueError: No trainable variable, or a name in `skip` is not there.
+    """
+    layers = model._flatten_layers()
+    names = {x.name for x in layers} | {x.path for x in layers}
+    for name in skip:
+        if name not in names:
+            raise ValueError(
+                f"KFAC(skip=...): {model.name!r} has no layer {name!r}; its "
+                f"layers are {sorted(x.name for x in layers)}."
+            )
+    trainable = model.trainable_variables
+    if not trainable:
+        raise ValueError(
+            f"{model.name!r} has no trainable variables: nothing to optimize. "
+            "Set `trainable = True` on the layers to train."
+        )
+    free = {id(v) for v in trainable}
+    reasons = {}
+    found, paths = [], collections.Counter()
+    for layer in layers:
+        own = [v for v in layer._trainable_variables if id(v) in free]
+        if not own:
+            continue
+        block, reason = _make_block(layer, skip, unusable, free)
+        for variable in own:
+            reasons[id(variable)] = reason
+        if block is not None:
+            paths[block.path] += 1
+            if paths[block.path] > 1:
+                block.path += f"#{paths[block.path]}"
+            found.append(block)
+            free -= {id(v) for v in block.variables}
+    fallback = [v for v in trainable if id(v) in free]
+    why = [reasons.get(id(v), "owned by no layer") for v in fallback]
+    return Registration(found, fallback, why)
+
+
+def _make_block(layer, skip, unusable, free):
+    """Returns (block, None) or (None, reason)."""
+    kind = type(layer).__name__
+    if layer.name in skip or layer.path in skip:
+        return None, "named in skip"
+    if id(layer) in unusable:
+        return None, unusable[id(layer)]
+    cls = block_type(layer)
+    if cls is None:
+        return None, f"no curvature block for {kind}"
+    reason = cls.unsupported(layer)
+    if reason is not None:
+        return None, reason
+    block = cls(layer)
+    if not all(id(v) in free for v in block.variables):
+        return None, f"a variable of this {kind} is frozen or another layer's"
+    return block, f"{kind} bias outside of the block"

@@ -1,0 +1,78 @@
+"""The coverage report: which block each variable has."""
+
+import keras
+from absl import logging
+
+from tfkfac.preconditioner import Curvature
+from tfkfac.registry import Registration
+
+
+def _size(variables) -> int:
+    return sum(v.value.shape.num_elements() for v in variables)
+
+
+def _mebibytes(n: int) -> str:
+    return f"{n / 2**20:.2f} MiB"
+
+
+def _block_bytes(block, curvature: Curvature) -> int:
+    return curvature.nbytes(block.path + "/")
+
+
+def table(
+    model: keras.Model, registration: Registration, curvature: Curvature
+) -> str:
+    """Returns the report as text."""
+    rows = [("layer", "block", "factors", "parameters", "curvature state")]
+    for block in registration.blocks:
+        rows.append(
+            (
+                block.path,
+                type(block).__name__,
+                block.describe(),
+                f"{_size(block.variables):,}",
+                _mebibytes(_block_bytes(block, curvature)),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    for variable, reason in zip(registration.fallback, registration.reasons):
+        lines.append(f"{variable.path}: plain gradient ({reason})")
+    lines.append(summary_line(model, registration, curvature))
+    return "\n".join(lines)
+
+
+def summary_line(
+    model: keras.Model, registration: Registration, curvature: Curvature
+) -> str:
+    """Returns the report in one sentence."""
+    total = _size(model.trainable_variables)
+    covered = total - _size(registration.fallback)
+    return (
+        f"K-FAC covers {covered:,} of {total:,} trainable parameters "
+        f"({100 * covered / total:.1f} %) in {len(registration.blocks)} "
+        f"blocks; curvature state: {_mebibytes(curvature.nbytes())}"
+    )
+
+
+def log(
+    model: keras.Model, registration: Registration, curvature: Curvature
+) -> None:
+    """Logs the sentence, and a warning for what takes the plain gradient."""
+    logging.info(
+        "%s: %s", model.name, summary_line(model, registration, curvature)
+    )
+    if registration.fallback:
+        named = [
+            f"{v.path} ({reason})"
+            for v, reason in zip(registration.fallback, registration.reasons)
+        ]
+        logging.warning(
+            "%s: no curvature for %s: they take the plain gradient.",
+            model.name,
+            ", ".join(named),
+        )
