@@ -133,9 +133,9 @@ class Capture:
         self._watch_losses()
         self._recording = record
         try:
-            with self._wrapped_layers():
-                with tf.GradientTape(persistent=True) as record.tape:
-                    outputs = self.original_call(*args, **kwargs)
+            record.tape = tf.GradientTape(persistent=True)
+            with self._wrapped_layers(), record.tape:
+                outputs = self.original_call(*args, **kwargs)
         finally:
             self._recording = None
         record.outputs = keras.tree.flatten(outputs)

@@ -1,7 +1,7 @@
 """Gradients of the statistics' loss with respect to the pre-activations."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -218,7 +218,7 @@ def set_empirical_gradients(
     terms: Sequence[Sequence[OutputTerms]],
     *,
     dtype: tf.DType,
-    loss_scale: Callable[[], tf.Tensor],
+    loss_scale: tf.Tensor,
 ) -> tf.Tensor:
     """Sets the gradients of all uses for the training loss.
 
@@ -233,7 +233,7 @@ def set_empirical_gradients(
     for record, parts in zip(records, terms):
         weights, count = _balanced(parts, dtype)
         if _is_reusable(capture.model, parts):
-            factor = _divisor(parts[0], weights[0], count) / loss_scale()
+            factor = _divisor(parts[0], weights[0], count) / loss_scale
             for use in record.uses:
                 if use.gradient is not None:
                     g = tf.cast(use.gradient, dtype)

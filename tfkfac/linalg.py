@@ -34,7 +34,7 @@ def second_moment(
 
 
 def mean_diagonal(matrix: tf.Tensor, *, diagonal: bool) -> tf.Tensor:
-    """Returns tr M / dim M, [groups]; `diagonal` says that M is its diagonal."""
+    """Returns tr M / dim M, [groups]; with `diagonal`, M is its diagonal."""
     values = matrix if diagonal else tf.linalg.diag_part(matrix)
     return tf.reduce_mean(values, axis=-1)
 
@@ -56,6 +56,9 @@ def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
 
 
 def eigendecomposition(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns (d, Q), [groups, n] and [groups, n, n]: M = Q diag(d) Q^T, d >= 0."""
+    """Returns (d, Q) with M = Q diag(d) Q^T, d >= 0.
+
+    d is [groups, n], Q and M are [groups, n, n].
+    """
     d, Q = tf.linalg.eigh(matrix)
     return tf.maximum(d, 0), Q

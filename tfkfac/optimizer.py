@@ -8,9 +8,9 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import fisher, inverters, registry, report
-from tfkfac.capture import Capture
-from tfkfac.preconditioner import Curvature, Preconditioner, state_dtype
+from tfkfac import inverters, report
+from tfkfac.link import Link
+from tfkfac.preconditioner import Curvature, state_dtype
 from tfkfac.schedules import Hyperparameter, Period, serialize
 
 _CHOICES = {
@@ -22,58 +22,6 @@ _CHOICES = {
     "communication_dtype": ("float32",),
     "strategy": ("owner", "replicated"),
 }
-
-
-class _Link:
-    """Joins an optimizer and a model; nothing in it is tracked by Keras."""
-
-    def __init__(self, optimizer: "KFAC", model: keras.Model):
-        self.optimizer, self.model = optimizer, model
-        self.capture = Capture(
-            model,
-            wants=self._wants,
-            before=self.register,
-            keep_gradients=optimizer.fisher == "empirical",
-        )
-        self.registration = None
-        self.preconditioner = None
-        self._registered_for = None
-        if model.built:
-            self.register()
-
-    def _wants(self, layer) -> bool:
-        blocks = self.registration.blocks
-        return any(layer is block.layer for block in blocks)
-
-    def register(self) -> None:
-        """Gives each trainable variable its block, if that has changed."""
-        unusable = self.capture.unusable
-        wanted = [id(v) for v in self.model.trainable_variables], len(unusable)
-        if wanted == self._registered_for:
-            return
-        optimizer = self.optimizer
-        with tf.init_scope():
-            self.registration = registry.register_model(
-                self.model, optimizer.skip, unusable
-            )
-            self.preconditioner = Preconditioner(
-                self.registration.blocks,
-                optimizer.inverter,
-                optimizer.curvature,
-                optimizer.factor_dtype,
-            )
-        self._registered_for = wanted
-        report.log(self.model, self.registration, optimizer.curvature)
-
-    def require_complete(self) -> None:
-        """Raises ValueError where loaded curvature is of another model."""
-        left = self.optimizer.curvature.waiting()
-        if left and self.preconditioner is not None:
-            raise ValueError(
-                f"The saved optimizer has curvature for {left}, which "
-                f"{self.model.name!r} has no block for: attach the model that "
-                "it was saved with, its layers named as they were."
-            )
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
@@ -322,18 +270,11 @@ class KFAC(keras.optimizers.Optimizer):
                 "optimizer for each model."
             )
         if link is not None and link.capture.active:
-            logging.info("KFAC is attached to %r already.", model.name)
+            logging.warning("KFAC is attached to %r already.", model.name)
             return
-        previous = Capture.of(model)
-        if previous is not None:
-            logging.warning(
-                "%r was attached to another KFAC; this one takes its place.",
-                model.name,
-            )
-        self._link = _Link(self, model)
-        self._link.require_complete()
+        self._link = Link(self, model)
 
-    def _require_link(self) -> _Link:
+    def _require_link(self) -> Link:
         if self._link is None:
             raise RuntimeError(
                 "KFAC has no model: pass KFAC(model=model, ...), or call "
@@ -395,7 +336,7 @@ class KFAC(keras.optimizers.Optimizer):
                 f"{len(variables)} variables."
             )
         self._check_strategy()
-        self._check_of_model(variables)
+        self._require_link().require_own(variables)
         if not self.built:
             self.build(variables)
         self._check_variables_are_known(variables)
@@ -414,77 +355,43 @@ class KFAC(keras.optimizers.Optimizer):
                 "replicas: the factors would be those of one replica."
             )
 
-    def _check_of_model(self, variables):
-        model = self._require_link().model
-        own = {id(v) for v in model.variables}
-        for v in variables:
-            if id(v) not in own:
-                raise ValueError(
-                    f"The variable {getattr(v, 'path', v.name)!r} is not one "
-                    f"of the model {model.name!r}, which this KFAC is "
-                    "attached to: make one optimizer for each model."
-                )
-
     def _backend_apply_gradients(self, grads, trainable_variables):
         link = self._require_link()
-        records = link.capture.take()
-        if not records:
-            raise RuntimeError(
-                f"KFAC saw no forward pass of {link.model.name!r} before this "
-                "update: call model(x, training=True) under the gradient tape, "
-                "in the same tf.function as the update."
-            )
-        link.register()
-        terms = [
-            fisher.resolve(
-                record,
-                link.model,
-                self.likelihood,
-                sampled=self.fisher == "sampled",
-            )
-            for record in records
-        ]
+        step = link.take_step()
+        variables = trainable_variables
         grads = [
             tf.cast(tf.convert_to_tensor(g), state_dtype(v))
-            for g, v in zip(grads, trainable_variables)
+            for g, v in zip(grads, variables)
         ]
         finite = [tf.reduce_all(tf.math.is_finite(g)) for g in grads]
         tf.cond(
             tf.reduce_all(tf.stack(finite)),
-            lambda: self._update(
-                link, records, terms, grads, trainable_variables
-            ),
-            lambda: self._skip(records[0]),
+            lambda: self._update(link.preconditioner, step, grads, variables),
+            lambda: self._skip(step),
         )
 
-    def _update(self, link, records, terms, grads, variables):
+    def _update(self, preconditioner, step, grads, variables):
         t = self.updates
         grads = self._clip_gradients(grads)
-        self._update_curvature(link, records, terms, t)
-        damping = self._at("damping", tf.float64)
+        self._update_curvature(preconditioner, step, t)
         V = {id(v): g for v, g in zip(variables, grads)}
-        U = link.preconditioner.precondition(V, damping)
+        U = preconditioner.precondition(V, self._at("damping", tf.float64))
         eta = tf.cast(self.learning_rate, tf.float64)
-        step = eta * self._kl_scale(V, U, eta)
+        eta_nu = eta * self._kl_scale(V, U, eta)
         mu = self._at("momentum", tf.float64)
         for v in variables:
-            self._move(v, U[id(v)], step, mu, eta)
+            self._move(v, U[id(v)], eta_nu, mu, eta)
         if self.use_ema:
             self._average_weights(t)
         self._skipped_in_a_row.assign(0)
         return tf.constant(True)
 
-    def _update_curvature(self, link, records, terms, t):
+    def _update_curvature(self, preconditioner, step, t):
         """Does what is due of factor updates and inversions."""
-        preconditioner = link.preconditioner
-        forced = preconditioner.refresh_needed.value()
         factors, inverses = self._periods.values()
 
         def update_factors():
-            uses = [use for record in records for use in record.uses]
-            count = self._set_gradients(link, records, terms, t)
-            decay = self._at("factor_decay", tf.float64)
-            preconditioner.update_factors(uses, count, decay)
+            step.update_factors(t, self._at("factor_decay", tf.float64))
             factors.done(t)
             return tf.constant(True)
 
@@ -493,38 +400,14 @@ class KFAC(keras.optimizers.Optimizer):
             inverses.done(t)
             return tf.constant(True)
 
-        nothing = lambda: tf.constant(False)  # noqa: E731
-        due = tf.logical_or(factors.due(t), forced)
-        tf.cond(due, update_factors, nothing)
-        due = tf.logical_or(inverses.due(t), forced)
-        tf.cond(due, refresh, nothing)
+        def nothing():
+            return tf.constant(False)
 
-    def _set_gradients(self, link, records, terms, t):
-        dtypes = [state_dtype(v) for v in link.model.trainable_variables]
-        dtype = tf.float64 if tf.float64 in dtypes else tf.float32
-        if self.fisher == "sampled":
-            return fisher.set_sampled_gradients(
-                link.capture,
-                records,
-                terms,
-                dtype=dtype,
-                seed=self.seed,
-                update=t,
-            )
-        return fisher.set_empirical_gradients(
-            link.capture,
-            records,
-            terms,
-            dtype=dtype,
-            loss_scale=lambda: tf.cast(self._loss_scale(link.model), dtype),
-        )
-
-    def _loss_scale(self, model):
-        """Returns what the training loss was multiplied by."""
-        outer = getattr(model, "optimizer", None)
-        if isinstance(outer, keras.optimizers.LossScaleOptimizer):
-            return outer.dynamic_scale.value
-        return self.loss_scale_factor or 1.0
+        forced = preconditioner.refresh_needed.value()
+        factors_due = tf.logical_or(factors.due(t), forced)
+        inverses_due = tf.logical_or(inverses.due(t), forced)
+        tf.cond(factors_due, update_factors, nothing)
+        tf.cond(inverses_due, refresh, nothing)
 
     def _kl_scale(self, V, U, eta):
         """Returns nu."""
@@ -539,11 +422,11 @@ class KFAC(keras.optimizers.Optimizer):
         nu = tf.sqrt(bound / tf.where(usable, square, 1))
         return tf.where(usable, tf.minimum(nu, 1), 1)
 
-    def _move(self, variable, u, step, mu, eta):
-        """m <- mu m - eta nu U, W <- (1 - eta wd) W + m, then the constraint."""
+    def _move(self, variable, u, eta_nu, mu, eta):
+        """m <- mu m - eta nu U, W <- (1 - eta wd) W + m; the constraint."""
         momentum = self._momenta[self._get_variable_index(variable)]
         dtype = u.dtype
-        m = tf.cast(mu, dtype) * momentum - tf.cast(step, dtype) * u
+        m = tf.cast(mu, dtype) * momentum - tf.cast(eta_nu, dtype) * u
         momentum.assign(m)
         w = tf.cast(variable.value, dtype)
         if self.weight_decay is not None and self._use_weight_decay(variable):
@@ -576,10 +459,9 @@ class KFAC(keras.optimizers.Optimizer):
         due = tf.equal((t + 1) % self.ema_overwrite_frequency, 0)
         tf.cond(due, overwrite, lambda: tf.constant(False))
 
-    def _skip(self, record):
+    def _skip(self, step):
         """Undoes the forward pass and leaves the weights as they are."""
-        for variable, value in record.state:
-            variable.assign(value)
+        step.undo_forward_pass()
         self._skipped_steps.assign_add(1)
         self._skipped_in_a_row.assign_add(1)
         tf.debugging.assert_less_equal(
@@ -614,7 +496,7 @@ class KFAC(keras.optimizers.Optimizer):
         )
         self.curvature.load(curvature)
         if self._link is not None:
-            self._link.require_complete()
+            self._link.require_fitting_state()
 
     def get_config(self) -> dict:
         config = super().get_config()

@@ -70,6 +70,31 @@ class Registration:
     reasons: list[str]
 
 
+def named_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """Returns the layers of a model by path, in the order that it holds them.
+
+    A path is made of the names of the layers that hold a layer, the model left
+    out: "encoder/dense". (`layer.path` of Keras is another after
+    `load_model`.) A second layer of the same path is given "#2".
+    """
+    found, seen, count = {}, set(), collections.Counter()
+
+    def walk(parent, prefix):
+        for layer in parent._layers:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            path = prefix + layer.name
+            count[path] += 1
+            if count[path] > 1:
+                path += f"#{count[path]}"
+            found[path] = layer
+            walk(layer, path + "/")
+
+    walk(model, "")
+    return found
+
+
 def register_model(
     model: keras.Model, skip: Sequence[str], unusable: dict[int, str]
 ) -> Registration:
@@ -83,13 +108,13 @@ def register_model(
     Raises:
         ValueError: No trainable variable, or a name in `skip` is not there.
     """
-    layers = model._flatten_layers()
-    names = {x.name for x in layers} | {x.path for x in layers}
+    layers = named_layers(model)
+    names = {x.name for x in layers.values()} | set(layers)
     for name in skip:
         if name not in names:
             raise ValueError(
                 f"KFAC(skip=...): {model.name!r} has no layer {name!r}; its "
-                f"layers are {sorted(x.name for x in layers)}."
+                f"layers are {list(layers)}."
             )
     trainable = model.trainable_variables
     if not trainable:
@@ -98,33 +123,32 @@ def register_model(
             "Set `trainable = True` on the layers to train."
         )
     free = {id(v) for v in trainable}
-    reasons = {}
-    found, paths = [], collections.Counter()
-    for layer in layers:
+    reasons, found = {}, []
+    for path, layer in layers.items():
         own = [v for v in layer._trainable_variables if id(v) in free]
         if not own:
             continue
-        block, reason = _make_block(layer, skip, unusable, free)
-        for variable in own:
-            reasons[id(variable)] = reason
+        if layer.name in skip or path in skip:
+            block, reason = None, "named in skip"
+        elif id(layer) in unusable:
+            block, reason = None, unusable[id(layer)]
+        else:
+            block, reason = _make_block(layer, path, free)
+        reasons.update((id(v), reason) for v in own)
         if block is not None:
-            paths[block.path] += 1
-            if paths[block.path] > 1:
-                block.path += f"#{paths[block.path]}"
             found.append(block)
             free -= {id(v) for v in block.variables}
     fallback = [v for v in trainable if id(v) in free]
-    why = [reasons.get(id(v), "owned by no layer") for v in fallback]
+    why = [
+        reasons.get(id(v), "held by the model, not by a layer")
+        for v in fallback
+    ]
     return Registration(found, fallback, why)
 
 
-def _make_block(layer, skip, unusable, free):
-    """Returns (block, None) or (None, reason)."""
+def _make_block(layer, path, free):
+    """Returns (block, why it leaves variables out) or (None, why)."""
     kind = type(layer).__name__
-    if layer.name in skip or layer.path in skip:
-        return None, "named in skip"
-    if id(layer) in unusable:
-        return None, unusable[id(layer)]
     cls = block_type(layer)
     if cls is None:
         return None, f"no curvature block for {kind}"
@@ -133,5 +157,6 @@ def _make_block(layer, skip, unusable, free):
         return None, reason
     block = cls(layer)
     if not all(id(v) in free for v in block.variables):
-        return None, f"a variable of this {kind} is frozen or another layer's"
-    return block, f"{kind} bias outside of the block"
+        return None, f"the kernel of this {kind} is frozen or another layer's"
+    block.path = path
+    return block, f"{cls.__name__} does not take it"

@@ -57,12 +57,13 @@ class CurvatureBlock(abc.ABC):
     Attributes:
         variables: The trainable variables that the block claims.
         factors: Its factors, set by the constructor.
-        path: The name of its state; unique within a model.
+        path: The name of its state, unique within a model; set when the
+            model is registered.
     """
 
     def __init__(self, layer: keras.layers.Layer):
         self.layer = layer
-        self.path = layer.path
+        self.path = layer.name
         self.variables: list[keras.Variable] = []
         self.factors: list[Factor] = []
 

@@ -1,0 +1,23 @@
+"""Settings of all tests."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _fresh_names():
+    """Layers are named anew in each test, as state is stored by name."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def float64():
+    """Runs a test with `floatx="float64"`."""
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx("float32")

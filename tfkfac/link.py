@@ -1,0 +1,163 @@
+"""The link between an optimizer and a model: what a step of data does."""
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfkfac import fisher, registry, report
+from tfkfac.capture import Capture
+from tfkfac.preconditioner import Preconditioner, state_dtype
+
+
+class Link:
+    """Joins a `KFAC` and a model; Keras tracks nothing in it.
+
+    An attribute of an optimizer that holds a kernel would make the kernel a
+    variable of the optimizer, hence this holder.
+
+    Args:
+        optimizer: The optimizer, for its settings and its curvature state.
+        model: The model, built or not.
+    """
+
+    def __init__(self, optimizer, model: keras.Model):
+        previous = Capture.of(model)
+        if previous is not None:
+            logging.warning(
+                "%r was attached to another KFAC; this one takes its place.",
+                model.name,
+            )
+        self.optimizer, self.model = optimizer, model
+        self.registration = None
+        self.preconditioner = None
+        self._registered_for = None
+        self.capture = Capture(
+            model,
+            wants=self._wants,
+            before=self.register,
+            keep_gradients=optimizer.fisher == "empirical",
+        )
+        if model.built:
+            self.register()
+
+    def _wants(self, layer) -> bool:
+        blocks = self.registration.blocks
+        return any(layer is block.layer for block in blocks)
+
+    def register(self) -> None:
+        """Gives each trainable variable its block, if that has changed.
+
+        Raises:
+            ValueError: There is nothing to train, or loaded curvature is that
+                of another model.
+        """
+        unusable = self.capture.unusable
+        wanted = [id(v) for v in self.model.trainable_variables], len(unusable)
+        if wanted == self._registered_for:
+            return
+        optimizer = self.optimizer
+        with tf.init_scope():
+            self.registration = registry.register_model(
+                self.model, optimizer.skip, unusable
+            )
+            self.preconditioner = Preconditioner(
+                self.registration.blocks,
+                optimizer.inverter,
+                optimizer.curvature,
+                optimizer.factor_dtype,
+            )
+        self._registered_for = wanted
+        report.log(self.model, self.registration, optimizer.curvature)
+        self.require_fitting_state()
+
+    def require_fitting_state(self) -> None:
+        """Raises ValueError where loaded curvature is of another model."""
+        left = self.optimizer.curvature.waiting()
+        if left and self.preconditioner is not None:
+            raise ValueError(
+                f"The saved optimizer has curvature for {left}, which "
+                f"{self.model.name!r} has no block for: attach the model that "
+                "it was saved with, its layers named as they were."
+            )
+
+    def require_own(self, variables) -> None:
+        """Raises ValueError where a variable is not one of the model's."""
+        own = {id(v) for v in self.model.variables}
+        for v in variables:
+            if id(v) not in own:
+                raise ValueError(
+                    f"The variable {getattr(v, 'path', v.name)!r} is not one "
+                    f"of the model {self.model.name!r}, which this KFAC is "
+                    "attached to: make one optimizer for each model."
+                )
+
+    def take_step(self) -> "Step":
+        """Returns what the model's calls since the last step have recorded.
+
+        Raises:
+            RuntimeError: There was none.
+            ValueError: No likelihood is known for a loss.
+        """
+        records = self.capture.take()
+        if not records:
+            raise RuntimeError(
+                f"KFAC saw no forward pass of {self.model.name!r} before this "
+                "update: call model(x, training=True) under the gradient tape, "
+                "in the same tf.function as the update."
+            )
+        self.register()
+        return Step(self, records)
+
+
+class Step:
+    """The statistics of one step: recorded calls and what they lead to."""
+
+    def __init__(self, link: Link, records):
+        self._link, self._records = link, records
+        self._settings = link.optimizer
+        self._terms = [
+            fisher.resolve(
+                record,
+                link.model,
+                self._settings.likelihood,
+                sampled=self._settings.fisher == "sampled",
+            )
+            for record in records
+        ]
+
+    def update_factors(self, update: tf.Tensor, decay: tf.Tensor) -> None:
+        """Computes the statistics and takes them into the factors."""
+        dtypes = [state_dtype(v) for v in self._link.model.trainable_variables]
+        dtype = tf.float64 if tf.float64 in dtypes else tf.float32
+        capture = self._link.capture
+        if self._settings.fisher == "sampled":
+            count = fisher.set_sampled_gradients(
+                capture,
+                self._records,
+                self._terms,
+                dtype=dtype,
+                seed=self._settings.seed,
+                update=update,
+            )
+        else:
+            count = fisher.set_empirical_gradients(
+                capture,
+                self._records,
+                self._terms,
+                dtype=dtype,
+                loss_scale=tf.cast(self._loss_scale(), dtype),
+            )
+        uses = [use for record in self._records for use in record.uses]
+        self._link.preconditioner.update_factors(uses, count, decay)
+
+    def _loss_scale(self):
+        """Returns what the training loss was multiplied by."""
+        outer = getattr(self._link.model, "optimizer", None)
+        if isinstance(outer, keras.optimizers.LossScaleOptimizer):
+            return outer.dynamic_scale.value
+        return self._settings.loss_scale_factor or 1.0
+
+    def undo_forward_pass(self) -> None:
+        """Restores the non-trainable variables seen at its entry."""
+        for variable, value in self._records[0].state:
+            variable.assign(value)
