@@ -9,6 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfkfac import inverters, report
+from tfkfac.likelihoods import Likelihood
 from tfkfac.link import Link
 from tfkfac.preconditioner import Curvature, state_dtype
 from tfkfac.schedules import Hyperparameter, Period, serialize
@@ -136,6 +137,15 @@ class KFAC(keras.optimizers.Optimizer):
             raise ValueError(
                 f"KFAC(max_skipped_steps={max_skipped_steps}): must be an "
                 "integer, 0 or more."
+            )
+        if likelihood is not None and not isinstance(likelihood, Likelihood):
+            raise ValueError(
+                f"KFAC(likelihood={likelihood!r}): must be a tfkfac.Likelihood,"
+                " such as tfkfac.Categorical()."
+            )
+        if isinstance(skip, str):
+            raise ValueError(
+                f"KFAC(skip={skip!r}): must be a list of layer names."
             )
         self.fisher, self.factor_dtype = fisher, factor_dtype
         self.inverter = inverters.get(inverter)
@@ -499,11 +509,9 @@ class KFAC(keras.optimizers.Optimizer):
             self._link.require_fitting_state()
 
     def get_config(self) -> dict:
-        config = super().get_config()
         if not isinstance(self._learning_rate, keras.Variable):
-            config["learning_rate"] = serialize(
-                "learning_rate", self._learning_rate
-            )
+            serialize("learning_rate", self._learning_rate)
+        config = super().get_config()
         config.update(self._choices)
         config.update({k: p.config() for k, p in self._hyperparameters.items()})
         config.update({k: p.config() for k, p in self._periods.items()})

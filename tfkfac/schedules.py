@@ -80,7 +80,8 @@ class Hyperparameter:
             self._check(value)
             self._variable = add_variable(
                 shape=(),
-                initializer=keras.initializers.Constant(float(value)),
+                # Keras' own Constant rounds to float32.
+                initializer=lambda shape, dtype: tf.constant(value, dtype),
                 name=name,
             )
         elif callable(value):
