@@ -1,0 +1,64 @@
+"""The project's own files: BUILD, imports, the package without TensorFlow."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+from tools import write_build
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def test_build_has_a_target_for_each_module():
+    expected = write_build.build_file()
+    assert (ROOT / "BUILD").read_text() == expected, (
+        "run python -m tools.write_build"
+    )
+
+
+def test_another_backend_is_refused_in_one_sentence():
+    program = (
+        "import keras; keras.backend.backend = lambda: 'jax'; import tfkfac"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode != 0
+    assert last.startswith("ImportError: tfkfac needs Keras' TensorFlow")
+    assert "'jax'" in last and "KERAS_BACKEND=tensorflow" in last
+
+
+def test_the_library_knows_no_flags_and_no_data_sets():
+    for path in (ROOT / "tfkfac").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{a.name}" for a in node.names]
+            for name in names:
+                assert not name.startswith(("absl.flags", "trainers", "tools"))
+                assert not name.startswith("tensorflow_datasets")
+
+
+def test_bad_environment_for_the_horovod_build(tmp_path):
+    """Missing compilers are named, each with the mend."""
+    (tmp_path / "python").symlink_to(sys.executable)
+    program = (
+        "from tools import build_horovod as b; "
+        f"b._require_tools({{'PATH': {str(tmp_path)!r}}})"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert run.returncode != 0
+    for word in ("g++", "make", "cmake", "apt-get install g++"):
+        assert word in run.stderr
