@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from tensorflow.python.eager import record as tape_record
 
-from tfkfac.blocks import Use
+from tfkfac.blocks import CurvatureBlock, Use
 
 _ATTRIBUTE = "_tfkfac_capture"
 
@@ -70,7 +70,8 @@ class Capture:
 
     Args:
         model: The model.
-        wants: Says whether the calls of a layer are to be recorded.
+        wants: Returns the type of block that records the calls of a layer,
+            None for layers that are not recorded.
         before: Called on entering a recorded call.
         keep_gradients: Whether to keep the gradients of the training loss with
             respect to the pre-activations, as the tape of the training step
@@ -80,7 +81,7 @@ class Capture:
     def __init__(
         self,
         model: keras.Model,
-        wants: Callable[[keras.layers.Layer], bool],
+        wants: Callable[[keras.layers.Layer], type[CurvatureBlock] | None],
         before: Callable[[], None],
         keep_gradients: bool,
     ):
@@ -147,16 +148,21 @@ class Capture:
 
     @contextlib.contextmanager
     def _wrapped_layers(self):
-        layers = [x for x in self.model._flatten_layers() if self.wants(x)]
-        for layer in layers:
-            layer.__dict__["call"] = self._layer_call(layer, layer.call)
+        layers = []
+        for layer in self.model._flatten_layers():
+            block_type = self.wants(layer)
+            if block_type is not None:
+                layers.append(layer)
+                layer.__dict__["call"] = self._layer_call(
+                    layer, layer.call, block_type
+                )
         try:
             yield
         finally:
             for layer in layers:
                 layer.__dict__.pop("call", None)
 
-    def _layer_call(self, layer, original):
+    def _layer_call(self, layer, original, block_type):
         @functools.wraps(original)
         def call(inputs, *args, **kwargs):
             record = self._recording
@@ -166,21 +172,18 @@ class Capture:
                     "rematerialized scope"
                 )
                 return original(inputs, *args, **kwargs)
-            activation = layer.__dict__.get("activation")
-            if activation is not None:
-                layer.__dict__["activation"] = keras.activations.linear
-            try:
-                s = original(inputs, *args, **kwargs)
-            finally:
-                if activation is not None:
-                    layer.__dict__["activation"] = activation
-            use = Use(layer, inputs, getattr(inputs, "_keras_mask", None), s)
-            if self.keep_gradients:
-                s = use.pre_activation = self._keep_gradient(use, s)
-            record.uses.append(use)
-            return s if activation is None else activation(s)
+            return block_type.record(
+                layer, original, self._keep, inputs, args, kwargs
+            )
 
         return tf.autograph.experimental.do_not_convert(call)
+
+    def _keep(self, use: Use) -> tf.Tensor:
+        """Adds a use to the record; returns its pre-activation."""
+        if self.keep_gradients:
+            use.pre_activation = self._keep_gradient(use, use.pre_activation)
+        self._recording.uses.append(use)
+        return use.pre_activation
 
     def _keep_gradient(self, use, s):
         """Returns s, and keeps the gradient that comes back through it."""

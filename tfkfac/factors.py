@@ -40,9 +40,22 @@ class Factor(abc.ABC):
         self.weight = add_state(f"{self.name}/weight", tf.zeros([], dtype))
 
     def update(self, X: tf.Tensor, decay: tf.Tensor) -> None:
-        """Takes X, [groups, dim, dim] or its diagonal, into the average."""
-        self.moment.assign(decay * self.moment + (1 - decay) * X)
-        self.weight.assign(decay * self.weight + (1 - decay))
+        """Takes X, [groups, dim, dim] or its diagonal, into the average.
+
+        An X that is not finite is left out; an average that is not finite
+        starts anew.
+        """
+        usable = tf.reduce_all(tf.math.is_finite(X))
+        sound = tf.reduce_all(tf.math.is_finite(self.moment))
+
+        def take():
+            kept = tf.where(sound, decay, 0)
+            moment = tf.where(sound, self.moment, 0)
+            self.moment.assign(kept * moment + (1 - decay) * X)
+            self.weight.assign(kept * self.weight + (1 - decay))
+            return tf.constant(True)
+
+        tf.cond(usable, take, lambda: tf.constant(False))
 
     def value(self) -> tf.Tensor:
         """Returns M_k / c_k; zero before the first update."""

@@ -1,7 +1,7 @@
 """How a Kronecker-factored block is damped and inverted."""
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -11,35 +11,42 @@ from tfkfac.factors import Factor
 
 
 class Inverter(abc.ABC):
-    """Turns the factors (A, G) of a block into U = (A (x) G + damping)^-1 V.
+    """Turns the factors of a block into U = (F + damping)^-1 V.
 
-    An inverter holds no state: what it computes at a refresh lies in variables
-    of the block, made by `build`.
+    F is A (x) G for the two factors of a linear layer, and the factor itself
+    for blocks with one. An inverter holds no state: what it computes at a
+    refresh lies in variables of the block.
     """
 
     @abc.abstractmethod
-    def build(
-        self, factors: Sequence[Factor], add_state: Callable, dtype: tf.DType
-    ) -> list[tf.Variable]:
-        """Makes the state, such that U = V (or nearly so) before a refresh.
-
-        Args:
-            factors: The input factor and the output factor.
-            add_state: `add_state(name, initial value) -> tf.Variable`.
-            dtype: The type of the state.
-        """
+    def start(
+        self, factors: Sequence[Factor], dtype: tf.DType
+    ) -> dict[str, tf.Tensor]:
+        """Returns the state by name before a refresh: U = V, or nearly so."""
 
     @abc.abstractmethod
     def invert(
-        self, factors: Sequence[Factor], damping: tf.Tensor
+        self,
+        diagonal: Sequence[bool],
+        matrices: Sequence[tf.Tensor],
+        damping: tf.Tensor,
     ) -> list[tf.Tensor]:
-        """Returns the new values of the state, from the factors as they are."""
+        """Returns the new state, not finite where it cannot be computed.
+
+        Args:
+            diagonal: For each factor, whether only its diagonal is given.
+            matrices: The factors, [groups, dim, dim] or [groups, dim].
+            damping: A scalar.
+        """
 
     @abc.abstractmethod
     def precondition(
         self, V: tf.Tensor, state: Sequence[tf.Tensor], damping: tf.Tensor
     ) -> tf.Tensor:
-        """Returns U for V, both [groups, d_in, d_out]."""
+        """Returns U for V, both [groups, d_in, d_out].
+
+        With one factor it is of the d_in axis.
+        """
 
     def get_config(self) -> dict:
         return {}
@@ -95,32 +102,37 @@ class CholeskyInverter(Inverter):
     def get_config(self) -> dict:
         return {"pi": self.pi}
 
-    def build(self, factors, add_state, dtype):
-        return [
-            add_state(f"{f.name}/inverse", _identity(f, dtype)) for f in factors
-        ]
+    def start(self, factors, dtype):
+        return {f"{f.name}/inverse": _identity(f, dtype) for f in factors}
 
-    def _pi(self, factors: Sequence[Factor]) -> tf.Tensor:
-        a, g = (f.mean_diagonal() for f in factors)
+    def _pi(self, diagonal, matrices) -> tf.Tensor:
+        a, g = (
+            linalg.mean_diagonal(matrix, diagonal=flag)
+            for flag, matrix in zip(diagonal, matrices)
+        )
         if self.pi is not None:
-            return tf.ones_like(a) * self.pi
+            return tf.ones_like(a) * tf.cast(self.pi, a.dtype)
         usable = tf.logical_and(a > 0, g > 0)
         ratio = tf.where(usable, a, 1) / tf.where(usable, g, 1)
         return tf.sqrt(ratio)
 
-    def invert(self, factors, damping):
-        pi, root = self._pi(factors), tf.sqrt(damping)
+    def invert(self, diagonal, matrices, damping):
+        if len(matrices) == 1:
+            shifts = [tf.repeat(damping, matrices[0].shape[0])]
+        else:
+            pi, root = self._pi(diagonal, matrices), tf.sqrt(damping)
+            shifts = [pi * root, root / pi]
         inverses = []
-        for factor, shift in zip(factors, (pi * root, root / pi)):
-            if factor.diagonal:
-                inverses.append(1 / (factor.value() + shift[:, tf.newaxis]))
+        for flag, matrix, shift in zip(diagonal, matrices, shifts):
+            if flag:
+                inverses.append(1 / (matrix + shift[:, tf.newaxis]))
             else:
-                inverses.append(linalg.damped_inverse(factor.value(), shift))
+                inverses.append(linalg.damped_inverse(matrix, shift))
         return inverses
 
     def precondition(self, V, state, damping):
-        A_inv, G_inv = state
-        return _multiply_right(_multiply(A_inv, V), G_inv)
+        U = _multiply(state[0], V)
+        return U if len(state) == 1 else _multiply_right(U, state[1])
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
@@ -134,32 +146,34 @@ class EigenInverter(Inverter):
     the damping l is that of the step.
     """
 
-    def build(self, factors, add_state, dtype):
-        state = []
+    def start(self, factors, dtype):
+        state = {}
         for factor in factors:
             ones = tf.ones([factor.groups, factor.dim], dtype)
-            state.append(add_state(f"{factor.name}/eigenvalues", ones))
+            state[f"{factor.name}/eigenvalues"] = ones
             if not factor.diagonal:
                 basis = _identity(factor, dtype)
-                state.append(add_state(f"{factor.name}/eigenvectors", basis))
+                state[f"{factor.name}/eigenvectors"] = basis
         return state
 
-    def invert(self, factors, damping):
+    def invert(self, diagonal, matrices, damping):
         values = []
-        for factor in factors:
-            if factor.diagonal:
-                values.append(factor.value())
+        for flag, matrix in zip(diagonal, matrices):
+            if flag:
+                values.append(matrix)
             else:
-                values.extend(linalg.eigendecomposition(factor.value()))
+                values.extend(linalg.eigendecomposition(matrix))
         return values
 
     def precondition(self, V, state, damping):
-        (d_A, Q_A), (d_G, Q_G) = self._split(state)
+        pairs = self._pairs(state)
+        (d_A, Q_A), (d_G, Q_G) = pairs if len(pairs) == 2 else (*pairs, _NO)
         if Q_A is not None:
             V = _multiply(tf.linalg.matrix_transpose(Q_A), V)
         if Q_G is not None:
             V = _multiply_right(V, Q_G)
-        V = V / (d_A[:, :, tf.newaxis] * d_G[:, tf.newaxis, :] + damping)
+        d = d_A[:, :, tf.newaxis]
+        V = V / ((d if d_G is None else d * d_G[:, tf.newaxis, :]) + damping)
         if Q_A is not None:
             V = _multiply(Q_A, V)
         if Q_G is not None:
@@ -167,8 +181,8 @@ class EigenInverter(Inverter):
         return V
 
     @staticmethod
-    def _split(state):
-        """Returns ((d_A, Q_A), (d_G, Q_G)), Q None for a diagonal factor."""
+    def _pairs(state):
+        """Returns [(d, Q)] of each factor, Q None for a diagonal one."""
         pairs = []
         for tensor in state:
             if tensor.shape.rank == 2:
@@ -178,6 +192,7 @@ class EigenInverter(Inverter):
         return pairs
 
 
+_NO = (None, None)  # In place of a second factor.
 _BY_NAME = {"cholesky": CholeskyInverter, "eigen": EigenInverter}
 
 

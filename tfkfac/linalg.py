@@ -4,7 +4,12 @@ import tensorflow as tf
 
 
 def second_moment(
-    rows: tf.Tensor, *, append_one: bool, count: tf.Tensor, dtype: tf.DType
+    rows: tf.Tensor,
+    *,
+    append_one: bool,
+    count: tf.Tensor,
+    dtype: tf.DType,
+    diagonal: bool = False,
 ) -> tf.Tensor:
     """Returns the sum over the rows of x x^T.
 
@@ -14,11 +19,19 @@ def second_moment(
         count: The number of those ones: the number of rows that are not zero
             by masking.
         dtype: The type of the result.
+        diagonal: Whether only the diagonal is wanted.
 
     Returns:
-        [groups, dim, dim], with `append_one` [groups, dim + 1, dim + 1].
+        [groups, dim, dim] or [groups, dim], with `append_one` dim + 1.
     """
-    if rows.shape[0] == 1:
+    groups = rows.shape[0]
+    if diagonal:
+        squares = tf.reduce_sum(tf.square(tf.cast(rows, dtype)), axis=1)
+        if not append_one:
+            return squares
+        one = tf.fill([groups, 1], tf.cast(count, dtype))
+        return tf.concat([squares, one], axis=1)
+    if groups == 1:
         S = tf.matmul(rows[0], rows[0], transpose_a=True)[tf.newaxis]
     else:
         S = tf.matmul(rows, rows, transpose_a=True)
@@ -26,7 +39,7 @@ def second_moment(
     if not append_one:
         return S
     s = tf.reduce_sum(tf.cast(rows, dtype), axis=1)[:, :, tf.newaxis]
-    corner = tf.fill([rows.shape[0], 1, 1], tf.cast(count, dtype))
+    corner = tf.fill([groups, 1, 1], tf.cast(count, dtype))
     right = tf.concat([s, corner], axis=1)
     return tf.concat(
         [tf.concat([S, tf.linalg.matrix_transpose(s)], axis=1), right], axis=2
@@ -58,7 +71,15 @@ def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
 def eigendecomposition(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns (d, Q) with M = Q diag(d) Q^T, d >= 0.
 
-    d is [groups, n], Q and M are [groups, n, n].
+    d is [groups, n], Q and M are [groups, n, n]. d is NaN where M is not
+    finite (the decomposition itself would raise) or has negative eigenvalues
+    beyond rounding.
     """
-    d, Q = tf.linalg.eigh(matrix)
-    return tf.maximum(d, 0), Q
+    finite = tf.reduce_all(tf.math.is_finite(matrix))
+    identity = tf.eye(
+        matrix.shape[-1], batch_shape=matrix.shape[:1], dtype=matrix.dtype
+    )
+    d, Q = tf.linalg.eigh(tf.where(finite, matrix, identity))
+    semidefinite = tf.reduce_min(d) >= -1e-3 * tf.reduce_max(tf.abs(d))
+    good = tf.logical_and(finite, semidefinite)
+    return tf.where(good, tf.maximum(d, 0), float("nan")), Q

@@ -40,9 +40,10 @@ class Link:
         if model.built:
             self.register()
 
-    def _wants(self, layer) -> bool:
-        blocks = self.registration.blocks
-        return any(layer is block.layer for block in blocks)
+    def _wants(self, layer):
+        if any(layer is x.layer for x in self.registration.blocks):
+            return registry.block_type(layer)
+        return None
 
     def register(self) -> None:
         """Gives each trainable variable its block, if that has changed.
@@ -58,13 +59,14 @@ class Link:
         optimizer = self.optimizer
         with tf.init_scope():
             self.registration = registry.register_model(
-                self.model, optimizer.skip, unusable
+                self.model, optimizer.skip, unusable, optimizer.block_options
             )
             self.preconditioner = Preconditioner(
                 self.registration.blocks,
                 optimizer.inverter,
                 optimizer.curvature,
                 optimizer.factor_dtype,
+                optimizer.max_factor_size,
             )
         self._registered_for = wanted
         report.log(self.model, self.registration, optimizer.curvature)
@@ -106,6 +108,9 @@ class Link:
                 "in the same tf.function as the update."
             )
         self.register()
+        may_print = self.model.compiled and not self.model.jit_compile
+        for block in self.registration.blocks:
+            block.may_print = may_print
         return Step(self, records)
 
 
@@ -149,6 +154,29 @@ class Step:
             )
         uses = [use for record in self._records for use in record.uses]
         self._link.preconditioner.update_factors(uses, count, decay)
+        self._note_unreached(uses)
+
+    def _note_unreached(self, uses) -> None:
+        """Leaves blocks to the fallback whose gradients are out of reach.
+
+        The layer was called, but the gradient of its output is not on the way
+        of the loss: the forward pass that counts was another one, as with
+        rematerialization.
+        """
+        reached = {id(u.layer) for u in uses if u.gradient is not None}
+        unusable = self._link.capture.unusable
+        for block in self._link.registration.blocks:
+            called = any(block.is_of(use) for use in uses)
+            key = id(block.layer)
+            if called and key not in reached and key not in unusable:
+                unusable[key] = (
+                    "no gradient reaches its output (a rematerialized scope?)"
+                )
+                logging.warning(
+                    "%s: %s; it takes the plain gradient.",
+                    block.path,
+                    unusable[key],
+                )
 
     def _loss_scale(self):
         """Returns what the training loss was multiplied by."""

@@ -18,8 +18,9 @@ _CHOICES = {
     "fisher": ("sampled", "empirical"),
     "factor_dtype": ("float32", "float16", "bfloat16"),
     # Each of these has more choices by design; what is not listed is refused.
+    "norm_curvature": ("diagonal", "unitwise", "full"),
+    "tied": ("pooled", "balanced"),
     "refresh": ("periodic",),
-    "norm_curvature": ("diagonal",),
     "communication_dtype": ("float32",),
     "strategy": ("owner", "replicated"),
 }
@@ -58,16 +59,19 @@ class KFAC(keras.optimizers.Optimizer):
         inverter: "cholesky", factored damping; "eigen", exact damping; or a
             `tfkfac.Inverter`.
         kl_clip: The bound on eta^2 sum <U, V>, number, schedule or None.
-        norm_curvature: How normalization layers are treated; they take the
-            plain gradient in this version.
-        norm_damping: Must be None in this version.
+        norm_curvature: What is kept of the curvature of normalization layers:
+            "diagonal"; "unitwise", a 2 x 2 block for each channel; "full".
+        norm_damping: The damping of normalization layers, number or schedule;
+            None takes `damping`.
+        tied: How the two uses of a tied embedding are added: "pooled" (Zhang
+            et al. 2019, A.1) or "balanced", the partial traces of the sum.
         factor_dtype: The type of the factor products; the averages and
             inverses are float32 or wider.
         communication_dtype: Must be "float32" in this version.
         strategy: Where factors and inverses lie; alike on one process.
         likelihood: A `tfkfac.Likelihood`; None takes that of the compiled loss.
         skip: Names or paths of layers to leave to the plain gradient.
-        max_factor_size: Must be None in this version.
+        max_factor_size: Factors with longer sides keep their diagonal alone.
         max_skipped_steps: How many updates in a row may be skipped for a
             gradient that is not finite, before an error.
         seed: Of the sampled targets.
@@ -93,7 +97,8 @@ class KFAC(keras.optimizers.Optimizer):
         inverter: str | inverters.Inverter = "cholesky",
         kl_clip: float | Callable | None = None,
         norm_curvature: str = "diagonal",
-        norm_damping: float | None = None,
+        norm_damping: float | Callable | None = None,
+        tied: str = "pooled",
         factor_dtype: str = "float32",
         communication_dtype: str = "float32",
         strategy: str = "owner",
@@ -116,6 +121,7 @@ class KFAC(keras.optimizers.Optimizer):
             "refresh": refresh,
             "fisher": fisher,
             "norm_curvature": norm_curvature,
+            "tied": tied,
             "factor_dtype": factor_dtype,
             "communication_dtype": communication_dtype,
             "strategy": strategy,
@@ -125,14 +131,11 @@ class KFAC(keras.optimizers.Optimizer):
                 raise ValueError(
                     f"KFAC({key}={value!r}): must be one of {_CHOICES[key]}."
                 )
-        for key, value in (
-            ("norm_damping", norm_damping),
-            ("max_factor_size", max_factor_size),
-        ):
-            if value is not None:
-                raise ValueError(
-                    f"KFAC({key}={value!r}): only None in this version."
-                )
+        if max_factor_size is not None and max_factor_size < 1:
+            raise ValueError(
+                f"KFAC(max_factor_size={max_factor_size}): must be positive or "
+                "None."
+            )
         if max_skipped_steps < 0 or max_skipped_steps != int(max_skipped_steps):
             raise ValueError(
                 f"KFAC(max_skipped_steps={max_skipped_steps}): must be an "
@@ -148,13 +151,17 @@ class KFAC(keras.optimizers.Optimizer):
                 f"KFAC(skip={skip!r}): must be a list of layer names."
             )
         self.fisher, self.factor_dtype = fisher, factor_dtype
+        self.block_options = {"norm_curvature": norm_curvature, "tied": tied}
+        self.max_factor_size = max_factor_size
         self.inverter = inverters.get(inverter)
         self._inverter_argument = inverter
         self.likelihood = likelihood
         self.skip = tuple(skip)
         self.max_skipped_steps = int(max_skipped_steps)
         self.seed = int(seed)
-        self._set_hyperparameters(damping, momentum, factor_decay, kl_clip)
+        self._set_hyperparameters(
+            damping, momentum, factor_decay, kl_clip, norm_damping
+        )
         self._periods = {
             key: Period(key, value, add_variable=self.add_variable)
             for key, value in (
@@ -169,7 +176,9 @@ class KFAC(keras.optimizers.Optimizer):
         if model is not None:
             self._attach(model)
 
-    def _set_hyperparameters(self, damping, momentum, factor_decay, kl_clip):
+    def _set_hyperparameters(
+        self, damping, momentum, factor_decay, kl_clip, norm_damping
+    ):
         def make(name, value, minimum, exclusive=False):
             return Hyperparameter(
                 name,
@@ -188,10 +197,12 @@ class KFAC(keras.optimizers.Optimizer):
             "momentum": make("momentum", momentum, 0.0),
             "factor_decay": make("factor_decay", factor_decay, 0.0),
         }
-        if kl_clip is not None:
-            self._hyperparameters["kl_clip"] = make(
-                "kl_clip", kl_clip, 0.0, exclusive=True
-            )
+        for name, value in (
+            ("kl_clip", kl_clip),
+            ("norm_damping", norm_damping),
+        ):
+            if value is not None:
+                self._hyperparameters[name] = make(name, value, 0.0, True)
 
     def _add_counter(self, name: str) -> keras.Variable:
         return self.add_variable(
@@ -243,6 +254,16 @@ class KFAC(keras.optimizers.Optimizer):
         """t, the number of weight updates made: an int64 scalar."""
         made = tf.cast(self.iterations.value, tf.int64)
         return made - self._skipped_steps.value
+
+    @property
+    def failed_inversions(self) -> dict[str, int]:
+        """How many inversions failed, by the path of the block."""
+        blocks = self._require_link().registration.blocks
+        return {
+            b.path: int(b.failures[1])
+            for b in blocks
+            if getattr(b, "failures", None) is not None
+        }
 
     @property
     def skipped_steps(self) -> tf.Tensor:
@@ -385,7 +406,7 @@ class KFAC(keras.optimizers.Optimizer):
         grads = self._clip_gradients(grads)
         self._update_curvature(preconditioner, step, t)
         V = {id(v): g for v, g in zip(variables, grads)}
-        U = preconditioner.precondition(V, self._at("damping", tf.float64))
+        U = preconditioner.precondition(V, self._dampings())
         eta = tf.cast(self.learning_rate, tf.float64)
         eta_nu = eta * self._kl_scale(V, U, eta)
         mu = self._at("momentum", tf.float64)
@@ -395,6 +416,13 @@ class KFAC(keras.optimizers.Optimizer):
             self._average_weights(t)
         self._skipped_in_a_row.assign(0)
         return tf.constant(True)
+
+    def _dampings(self):
+        """Returns the damping of each kind of block by its name."""
+        damping = norm_damping = self._at("damping", tf.float64)
+        if "norm_damping" in self._hyperparameters:
+            norm_damping = self._at("norm_damping", tf.float64)
+        return {"damping": damping, "norm_damping": norm_damping}
 
     def _update_curvature(self, preconditioner, step, t):
         """Does what is due of factor updates and inversions."""
@@ -406,7 +434,7 @@ class KFAC(keras.optimizers.Optimizer):
             return tf.constant(True)
 
         def refresh():
-            preconditioner.refresh(self._at("damping", tf.float64))
+            preconditioner.refresh(self._dampings())
             inverses.done(t)
             return tf.constant(True)
 
@@ -519,6 +547,7 @@ class KFAC(keras.optimizers.Optimizer):
             inverter=serialize("inverter", self._inverter_argument),
             likelihood=serialize("likelihood", self.likelihood),
             skip=list(self.skip),
+            max_factor_size=self.max_factor_size,
             max_skipped_steps=self.max_skipped_steps,
             seed=self.seed,
         )

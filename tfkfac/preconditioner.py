@@ -86,6 +86,7 @@ class Preconditioner:
         curvature: Where their state lies.
         factor_dtype: The type of the factor products; float32 stands for the
             variable's own where that is wider.
+        max_factor_size: Factors with longer sides keep their diagonal alone.
     """
 
     def __init__(
@@ -94,8 +95,12 @@ class Preconditioner:
         inverter: Inverter,
         curvature: Curvature,
         factor_dtype: str,
+        max_factor_size: int | None = None,
     ):
         self.blocks = list(blocks)
+        if max_factor_size is not None:
+            for block in self.blocks:
+                block.limit_factors(max_factor_size)
         self._factor_dtype = tf.as_dtype(factor_dtype)
         names = ["refresh_needed"]
         self.refresh_needed = curvature.add("refresh_needed", tf.constant(True))
@@ -123,9 +128,10 @@ class Preconditioner:
         """
         for block in self.blocks:
             own = [
-                use for use in uses
-                if use.layer is block.layer and use.gradient is not None
-            ]  # fmt: skip
+                use
+                for use in uses
+                if block.is_of(use) and use.gradient is not None
+            ]
             if not own:
                 continue
             dtype = state_dtype(block.variables[0])
@@ -138,15 +144,17 @@ class Preconditioner:
                 X = tf.math.divide_no_nan(moment.total, tf.cast(divisor, dtype))
                 factor.update(X, tf.cast(decay, dtype))
 
-    def refresh(self, damping: tf.Tensor) -> None:
-        """Inverts all blocks."""
+    def refresh(self, dampings: Mapping[str, tf.Tensor]) -> None:
+        """Inverts all blocks, each with its damping by name."""
         for block in self.blocks:
             dtype = state_dtype(block.variables[0])
-            block.refresh(tf.cast(damping, dtype))
+            block.refresh(tf.cast(dampings[block.damping], dtype))
         self.refresh_needed.assign(False)
 
     def precondition(
-        self, gradients: Mapping[int, tf.Tensor], damping: tf.Tensor
+        self,
+        gradients: Mapping[int, tf.Tensor],
+        dampings: Mapping[str, tf.Tensor],
     ) -> dict[int, tf.Tensor]:
         """Returns U for V, both by the id of the variable.
 
@@ -159,7 +167,8 @@ class Preconditioner:
             if all(key in gradients for key in keys):
                 dtype = state_dtype(block.variables[0])
                 V = [gradients[key] for key in keys]
-                U = block.precondition(V, tf.cast(damping, dtype))
+                damping = tf.cast(dampings[block.damping], dtype)
+                U = block.precondition(V, damping)
                 result.update(zip(keys, U))
         return result
 

@@ -14,6 +14,15 @@ _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.Conv1D: blocks.ConvolutionBlock,
     keras.layers.Conv2D: blocks.ConvolutionBlock,
     keras.layers.Conv3D: blocks.ConvolutionBlock,
+    keras.layers.DepthwiseConv1D: blocks.DepthwiseConvolutionBlock,
+    keras.layers.DepthwiseConv2D: blocks.DepthwiseConvolutionBlock,
+    keras.layers.SeparableConv1D: blocks.SeparableDepthwiseBlock,
+    keras.layers.SeparableConv2D: blocks.SeparableDepthwiseBlock,
+    keras.layers.Embedding: blocks.EmbeddingBlock,
+    keras.layers.ReversibleEmbedding: blocks.TiedEmbeddingBlock,
+    keras.layers.BatchNormalization: blocks.BatchNormalizationBlock,
+    keras.layers.LayerNormalization: blocks.LayerNormalizationBlock,
+    keras.layers.GroupNormalization: blocks.GroupNormalizationBlock,
 }
 
 
@@ -96,7 +105,10 @@ def named_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
 
 
 def register_model(
-    model: keras.Model, skip: Sequence[str], unusable: dict[int, str]
+    model: keras.Model,
+    skip: Sequence[str],
+    unusable: dict[int, str],
+    options: dict,
 ) -> Registration:
     """Gives every trainable variable of a built model to a block.
 
@@ -104,6 +116,8 @@ def register_model(
         model: The model.
         skip: Names or paths of layers to leave to the fallback.
         unusable: By the id of a layer, why it can have no block.
+        options: Settings of the optimizer for its blocks: `norm_curvature`,
+            `tied`.
 
     Raises:
         ValueError: No trainable variable, or a name in `skip` is not there.
@@ -129,13 +143,13 @@ def register_model(
         if not own:
             continue
         if layer.name in skip or path in skip:
-            block, reason = None, "named in skip"
+            made, reason = [], "named in skip"
         elif id(layer) in unusable:
-            block, reason = None, unusable[id(layer)]
+            made, reason = [], unusable[id(layer)]
         else:
-            block, reason = _make_block(layer, path, free)
+            made, reason = _make_blocks(layer, path, free, options)
         reasons.update((id(v), reason) for v in own)
-        if block is not None:
+        for block in made:
             found.append(block)
             free -= {id(v) for v in block.variables}
     fallback = [v for v in trainable if id(v) in free]
@@ -146,17 +160,22 @@ def register_model(
     return Registration(found, fallback, why)
 
 
-def _make_block(layer, path, free):
-    """Returns (block, why it leaves variables out) or (None, why)."""
+def _make_blocks(layer, path, free, options):
+    """Returns (blocks, why they leave variables of the layer out)."""
     kind = type(layer).__name__
     cls = block_type(layer)
     if cls is None:
-        return None, f"no curvature block for {kind}"
+        return [], f"no curvature block for {kind}"
     reason = cls.unsupported(layer)
     if reason is not None:
-        return None, reason
-    block = cls(layer)
-    if not all(id(v) in free for v in block.variables):
-        return None, f"the kernel of this {kind} is frozen or another layer's"
-    block.path = path
-    return block, f"{cls.__name__} does not take it"
+        return [], reason
+    made = [
+        block
+        for block in cls.for_layer(layer, options)
+        if all(id(v) in free for v in block.variables)
+    ]
+    for block in made:
+        block.path = "/".join([path, *(p for p in block.parts[:1] if p)])
+    if not made:
+        return [], f"a variable of this {kind} is frozen or another layer's"
+    return made, f"the {cls.__name__} does not take it"

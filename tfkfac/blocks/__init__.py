@@ -1,16 +1,39 @@
 """Curvature blocks: one for each type of layer."""
 
 from tfkfac.blocks.base import CurvatureBlock, Moment, Use
-from tfkfac.blocks.convolution import ConvolutionBlock
+from tfkfac.blocks.convolution import (
+    ConvolutionBlock,
+    DepthwiseConvolutionBlock,
+    SeparableDepthwiseBlock,
+    SeparablePointwiseBlock,
+)
 from tfkfac.blocks.dense import DenseBlock, EinsumDenseBlock
+from tfkfac.blocks.embedding import EmbeddingBlock, TiedEmbeddingBlock
+from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.blocks.kronecker import KroneckerBlock
+from tfkfac.blocks.normalization import (
+    BatchNormalizationBlock,
+    GroupNormalizationBlock,
+    LayerNormalizationBlock,
+    ScaleShiftBlock,
+)
 
 __all__ = [
+    "BatchNormalizationBlock",
     "ConvolutionBlock",
     "CurvatureBlock",
     "DenseBlock",
+    "DepthwiseConvolutionBlock",
     "EinsumDenseBlock",
+    "EmbeddingBlock",
+    "FactoredBlock",
+    "GroupNormalizationBlock",
     "KroneckerBlock",
+    "LayerNormalizationBlock",
     "Moment",
+    "ScaleShiftBlock",
+    "SeparableDepthwiseBlock",
+    "SeparablePointwiseBlock",
+    "TiedEmbeddingBlock",
     "Use",
 ]

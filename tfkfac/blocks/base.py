@@ -21,6 +21,8 @@ class Use:
         inputs: Its first argument.
         mask: The Keras mask of the inputs, or None.
         pre_activation: s, before the activation.
+        part: Which of several things that the layer does.
+        options: The keyword arguments of the call, `training` among them.
         gradient: The gradient of the statistics' loss with respect to s; None
             until it is known, or where the loss does not depend on s.
     """
@@ -29,6 +31,8 @@ class Use:
     inputs: tf.Tensor
     mask: tf.Tensor | None
     pre_activation: tf.Tensor
+    part: str = ""
+    options: dict = dataclasses.field(default_factory=dict)
     gradient: Any = None
 
 
@@ -44,6 +48,13 @@ class Moment:
     total: tf.Tensor
     rows: tf.Tensor
 
+    @staticmethod
+    def sum(moments: "Sequence[Moment]") -> "Moment":
+        """Returns the moment over the rows of all."""
+        return Moment(
+            sum(m.total for m in moments), sum(m.rows for m in moments)
+        )
+
 
 class CurvatureBlock(abc.ABC):
     """The curvature of one layer: its factors, their inverses, U for V.
@@ -57,9 +68,14 @@ class CurvatureBlock(abc.ABC):
     Attributes:
         variables: The trainable variables that the block claims.
         factors: Its factors, set by the constructor.
+        parts: The parts of the layer's uses that it is of.
+        damping: The name of the damping that it takes.
         path: The name of its state, unique within a model; set when the
             model is registered.
     """
+
+    parts: Sequence[str] = ("",)
+    damping = "damping"
 
     def __init__(self, layer: keras.layers.Layer):
         self.layer = layer
@@ -72,6 +88,61 @@ class CurvatureBlock(abc.ABC):
         """Returns why this block cannot stand for `layer`; None if it can."""
         del layer
         return None
+
+    @classmethod
+    def for_layer(
+        cls, layer: keras.layers.Layer, options: dict
+    ) -> "list[CurvatureBlock]":
+        """Returns the blocks of a layer: one, unless it does several things.
+
+        Args:
+            layer: A built layer.
+            options: Settings of the optimizer: `norm_curvature`, `tied`.
+        """
+        del options
+        return [cls(layer)]
+
+    @classmethod
+    def record(
+        cls,
+        layer: keras.layers.Layer,
+        call: Callable,
+        keep: Callable[[Use], tf.Tensor],
+        inputs: tf.Tensor,
+        args: tuple,
+        options: dict,
+    ) -> tf.Tensor:
+        """Runs a recorded call of the layer.
+
+        Args:
+            layer: The layer.
+            call: Its `call` as it was.
+            keep: Notes a use and returns its pre-activation, to go on with.
+            inputs: The first argument of the call.
+            args: The other positional arguments.
+            options: The keyword arguments.
+
+        Returns:
+            What the call returns.
+        """
+        activation = layer.__dict__.get("activation")
+        if activation is None:
+            s = call(inputs, *args, **options)
+            return keep(Use(layer, inputs, keras_mask(inputs), s))
+        layer.__dict__["activation"] = keras.activations.linear
+        try:
+            s = call(inputs, *args, **options)
+        finally:
+            layer.__dict__["activation"] = activation
+        return activation(keep(Use(layer, inputs, keras_mask(inputs), s)))
+
+    def is_of(self, use: Use) -> bool:
+        """Whether a use counts for this block."""
+        return use.layer is self.layer and use.part in self.parts
+
+    def limit_factors(self, size: int) -> None:
+        """Keeps less of factors with longer sides than `size`, if it can."""
+        del size
 
     @abc.abstractmethod
     def build(
@@ -103,8 +174,15 @@ class CurvatureBlock(abc.ABC):
 
     def describe(self) -> str:
         """Returns the sizes of the factors, for the coverage report."""
-        sizes = [
-            f"{f.groups} x {f.dim}" if f.groups > 1 else str(f.dim)
-            for f in self.factors
-        ]
+        sizes = []
+        for factor in self.factors:
+            size = f"{factor.dim}"
+            if factor.groups > 1:
+                size = f"{factor.groups} x {size}"
+            sizes.append(size + " diagonal" * factor.diagonal)
         return ", ".join(sizes)
+
+
+def keras_mask(tensor: tf.Tensor) -> tf.Tensor | None:
+    """Returns the Keras mask that a tensor carries."""
+    return getattr(tensor, "_keras_mask", None)

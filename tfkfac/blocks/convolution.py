@@ -2,10 +2,12 @@
 
 import math
 
+import keras
 import tensorflow as tf
 
 from tfkfac import patches
-from tfkfac.blocks.dense import _unsupported_variant
+from tfkfac.blocks.base import Use
+from tfkfac.blocks.dense import unsupported_variant
 from tfkfac.blocks.kronecker import KroneckerBlock
 
 
@@ -29,7 +31,7 @@ class ConvolutionBlock(KroneckerBlock):
 
     @classmethod
     def unsupported(cls, layer):
-        return _unsupported_variant(layer)
+        return unsupported_variant(layer)
 
     def _channels_last(self, x):
         if self.layer.data_format == "channels_last":
@@ -52,3 +54,78 @@ class ConvolutionBlock(KroneckerBlock):
         g = self._channels_last(outputs)
         g = tf.reshape(g, [-1, 1, self.groups * self.d_out])
         return patches.group_rows(g, self.groups)
+
+
+class DepthwiseConvolutionBlock(ConvolutionBlock):
+    """`keras.layers.DepthwiseConv1D` and `2D`: a group for each channel."""
+
+    def __init__(self, layer):
+        self._init_depthwise(layer, layer.kernel, layer.bias)
+
+    def _init_depthwise(self, layer, kernel, bias):
+        *window, c_in, multiplier = kernel.shape
+        KroneckerBlock.__init__(
+            self,
+            layer,
+            kernel,
+            bias,
+            groups=c_in,
+            d_in=math.prod(window),
+            d_out=multiplier,
+        )
+
+
+class SeparableDepthwiseBlock(DepthwiseConvolutionBlock):
+    """The depthwise part of `keras.layers.SeparableConv1D` and `2D`."""
+
+    parts = ("depthwise",)
+
+    def __init__(self, layer):
+        self._init_depthwise(layer, layer.depthwise_kernel, None)
+
+    @classmethod
+    def for_layer(cls, layer, options):
+        return [cls(layer), SeparablePointwiseBlock(layer)]
+
+    @classmethod
+    def record(cls, layer, call, keep, inputs, args, options):
+        """Runs the two convolutions that Keras fuses, one by one."""
+        x = keras.ops.depthwise_conv(
+            inputs,
+            layer.depthwise_kernel,
+            strides=layer.strides,
+            padding=layer.padding,
+            dilation_rate=layer.dilation_rate,
+            data_format=layer.data_format,
+        )
+        x = keep(Use(layer, inputs, None, x, part="depthwise"))
+        s = keras.ops.conv(
+            x, layer.pointwise_kernel, data_format=layer.data_format
+        )
+        if layer.bias is not None:
+            last = layer.data_format == "channels_last"
+            space = (1,) * layer.rank
+            shape = (*space, layer.filters) if last else (layer.filters, *space)
+            s += keras.ops.reshape(layer.bias, (1, *shape))
+        s = keep(Use(layer, x, None, s, part="pointwise"))
+        return s if layer.activation is None else layer.activation(s)
+
+
+class SeparablePointwiseBlock(ConvolutionBlock):
+    """The pointwise part of `keras.layers.SeparableConv1D` and `2D`."""
+
+    parts = ("pointwise",)
+
+    def __init__(self, layer):
+        *_, c_in, c_out = layer.pointwise_kernel.shape
+        KroneckerBlock.__init__(
+            self,
+            layer,
+            layer.pointwise_kernel,
+            layer.bias,
+            d_in=c_in,
+            d_out=c_out,
+        )
+
+    def input_rows(self, inputs):
+        return tf.reshape(self._channels_last(inputs), [1, -1, self.d_in])

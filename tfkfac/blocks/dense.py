@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfkfac.blocks.kronecker import KroneckerBlock
 
 
-def _unsupported_variant(layer) -> str | None:
+def unsupported_variant(layer) -> str | None:
     if getattr(layer, "lora_enabled", False):
         return "LoRA is enabled, and the kernel is no variable of its own"
     if getattr(layer, "quantization_mode", None) is not None:
@@ -26,7 +26,7 @@ class DenseBlock(KroneckerBlock):
 
     @classmethod
     def unsupported(cls, layer):
-        return _unsupported_variant(layer)
+        return unsupported_variant(layer)
 
     def input_rows(self, inputs):
         return tf.reshape(inputs, [1, -1, self.d_in])
@@ -92,7 +92,7 @@ class EinsumDenseBlock(KroneckerBlock):
         both = set(inputs) & set(kernel) & set(outputs)
         if both:
             return f"the kernel's axis {min(both)!r} stands in input and output"
-        return _unsupported_variant(layer)
+        return unsupported_variant(layer)
 
     def _rows(self, x, axes, last, sizes):
         """Moves the axes `last` to the end and flattens the others."""

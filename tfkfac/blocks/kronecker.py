@@ -1,15 +1,17 @@
 """Blocks of layers with s = W^T a: F = A (x) G."""
 
 import abc
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from tfkfac import linalg
-from tfkfac.blocks.base import CurvatureBlock, Moment
+from tfkfac.blocks.base import Moment, Use
+from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.factors import DenseFactor
 
 
-class KroneckerBlock(CurvatureBlock):
+class KroneckerBlock(FactoredBlock):
     """A linear layer s = W^T a, perhaps in groups, as A (x) G.
 
     V stacks the kernel, flattened to [d_in, d_out], and last the bias; `a`
@@ -73,51 +75,43 @@ class KroneckerBlock(CurvatureBlock):
         """Undoes `bias_matrix`."""
         return tf.reshape(matrix, self.bias.shape)
 
-    def build(self, inverter, add_state, dtype):
-        for factor in self.factors:
-            factor.build(add_state, dtype)
-        self._inverter = inverter
-        self._inverses = inverter.build(self.factors, add_state, dtype)
-
     def moments(self, uses, product_dtype, dtype):
-        totals, count = [0.0, 0.0], tf.zeros([], dtype)
-        for use in uses:
-            a = self.input_rows(tf.cast(use.inputs, product_dtype))
-            g = self.output_rows(tf.cast(use.gradient, product_dtype))
-            if use.mask is None:
-                rows = tf.cast(tf.shape(g)[1], dtype)
-            else:
-                mask = self.mask_rows(use.inputs, use.mask)
-                a, g = a * tf.cast(mask, a.dtype), g * tf.cast(mask, g.dtype)
-                rows = tf.reduce_sum(tf.cast(mask, dtype))
-            count += rows
-            append_one = self.bias is not None
-            totals[0] += linalg.second_moment(
-                a, append_one=append_one, count=rows, dtype=dtype
-            )
-            totals[1] += linalg.second_moment(
-                g, append_one=False, count=rows, dtype=dtype
-            )
-        return [Moment(total, count) for total in totals]
+        parts = [self._moments_of(use, product_dtype, dtype) for use in uses]
+        return [Moment.sum(of_factor) for of_factor in zip(*parts)]
 
-    def refresh(self, damping):
-        known = self.factors[0].weight > 0
-        values = self._inverter.invert(self.factors, damping)
-        for variable, value in zip(self._inverses, values):
-            usable = tf.reduce_all(tf.math.is_finite(value))
-            variable.assign(
-                tf.where(tf.logical_and(known, usable), value, variable)
+    def _moments_of(self, use: Use, product_dtype, dtype) -> Sequence[Moment]:
+        a = self.input_rows(tf.cast(use.inputs, product_dtype))
+        g = self.output_rows(tf.cast(use.gradient, product_dtype))
+        if use.mask is None:
+            count = tf.cast(tf.shape(g)[1], dtype)
+        else:
+            mask = self.mask_rows(use.inputs, use.mask)
+            a, g = a * tf.cast(mask, a.dtype), g * tf.cast(mask, g.dtype)
+            count = tf.reduce_sum(tf.cast(mask, dtype))
+        found = []
+        for factor, rows, append_one in zip(
+            self.factors, (a, g), (self.bias is not None, False)
+        ):
+            total = linalg.second_moment(
+                rows,
+                append_one=append_one,
+                count=count,
+                dtype=dtype,
+                diagonal=factor.diagonal,
             )
+            found.append(Moment(total, count))
+        return found
 
-    def precondition(self, gradients, damping):
+    def to_matrix(self, gradients):
         V = self.kernel_matrix(gradients[0])
-        if self.bias is not None:
-            V = tf.concat([V, self.bias_matrix(gradients[1])], axis=1)
-        state = [variable.value() for variable in self._inverses]
-        U = self._inverter.precondition(V, state, damping)
         if self.bias is None:
-            return [self.kernel_from_matrix(U)]
+            return V
+        return tf.concat([V, self.bias_matrix(gradients[1])], axis=1)
+
+    def from_matrix(self, matrix):
+        if self.bias is None:
+            return [self.kernel_from_matrix(matrix)]
         return [
-            self.kernel_from_matrix(U[:, :-1]),
-            self.bias_from_matrix(U[:, -1:]),
+            self.kernel_from_matrix(matrix[:, :-1]),
+            self.bias_from_matrix(matrix[:, -1:]),
         ]

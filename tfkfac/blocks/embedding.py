@@ -1,0 +1,179 @@
+"""Blocks of embeddings: a diagonal factor over the vocabulary."""
+
+import tensorflow as tf
+
+from tfkfac import linalg
+from tfkfac.blocks.base import Moment, Use, keras_mask
+from tfkfac.blocks.dense import unsupported_variant
+from tfkfac.blocks.factored import FactoredBlock
+from tfkfac.factors import DenseFactor, DiagonalFactor
+
+
+class EmbeddingBlock(FactoredBlock):
+    """`keras.layers.Embedding`: the rows `a` are one-hot.
+
+        A_v = count_v / N (a diagonal),    G = (1 / R) sum g g^T
+
+    at a cost of O(tokens + vocabulary). Tokens that `mask_zero` masks are left
+    out.
+    """
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.variables = [layer.embeddings]
+        self.vocabulary, self.d = layer.embeddings.shape
+        self.factors = [
+            DiagonalFactor(
+                "input_factor", 1, self.vocabulary, rows_are_terms=True
+            ),
+            DenseFactor("output_factor", 1, self.d, rows_are_terms=False),
+        ]
+
+    @classmethod
+    def unsupported(cls, layer):
+        return unsupported_variant(layer)
+
+    def _lookup_moments(self, use, product_dtype, dtype):
+        """Returns the counts of the tokens and the moment of g."""
+        ids = tf.reshape(tf.cast(use.inputs, tf.int32), [-1])
+        g = tf.reshape(tf.cast(use.gradient, product_dtype), [1, -1, self.d])
+        mask = self.layer.compute_mask(use.inputs)
+        if mask is None:
+            mask = tf.ones_like(ids, dtype)
+        else:
+            mask = tf.reshape(tf.cast(mask, dtype), [-1])
+            g *= tf.cast(mask, g.dtype)[:, tf.newaxis]
+        rows = tf.reduce_sum(mask)
+        counts = tf.math.unsorted_segment_sum(mask, ids, self.vocabulary)
+        return [
+            Moment(counts[tf.newaxis], rows),
+            Moment(self._output_moment(g, rows, dtype), rows),
+        ]
+
+    def _output_moment(self, rows, count, dtype):
+        return linalg.second_moment(
+            rows,
+            append_one=False,
+            count=count,
+            dtype=dtype,
+            diagonal=self.factors[1].diagonal,
+        )
+
+    def moments(self, uses, product_dtype, dtype):
+        parts = [self._lookup_moments(u, product_dtype, dtype) for u in uses]
+        return [Moment.sum(of_factor) for of_factor in zip(*parts)]
+
+    def to_matrix(self, gradients):
+        return gradients[0][tf.newaxis]
+
+    def from_matrix(self, matrix):
+        return [matrix[0]]
+
+
+class TiedEmbeddingBlock(EmbeddingBlock):
+    """`keras.layers.ReversibleEmbedding` with tied weights (Zhang A.1).
+
+    The roles of the factors swap at the projection s = W h:
+
+        A_v = (count_v + sum g_logit,v^2) / N
+        G = (sum g g^T + sum h h^T) / (R_in + R_out)
+
+    with g the gradients at the embedding's outputs. The product has cross
+    terms (counts times h h^T) that are no curvature. `balanced` takes instead
+    the partial traces of the sum of the two Kronecker products A1 (x) G1 and
+    A2 (x) G2: A = tr(G1) A1 + tr(G2) A2 and G = (tr(A1) G1 + tr(A2) G2) / tr F,
+    whose product has the trace of F.
+    """
+
+    parts = ("", "projection")
+
+    def __init__(self, layer, *, balanced: bool):
+        super().__init__(layer)
+        self.balanced = balanced
+
+    @classmethod
+    def unsupported(cls, layer):
+        if not layer.tie_weights:
+            return "its weights are not tied"
+        return unsupported_variant(layer)
+
+    @classmethod
+    def for_layer(cls, layer, options):
+        return [cls(layer, balanced=options["tied"] == "balanced")]
+
+    @classmethod
+    def record(cls, layer, call, keep, inputs, args, options):
+        reverse = args[0] if args else options.get("reverse", False)
+        if not reverse:
+            s = call(inputs, *args, **options)
+            mask = keras_mask(s)
+            s = keep(Use(layer, inputs, None, s))
+            if mask is not None:
+                s._keras_mask = mask
+            return s
+        cap = layer.logit_soft_cap
+        layer.__dict__["logit_soft_cap"] = None
+        try:
+            s = call(inputs, *args, **options)
+        finally:
+            layer.__dict__["logit_soft_cap"] = cap
+        s = keep(Use(layer, inputs, keras_mask(inputs), s, part="projection"))
+        return s if cap is None else cap * tf.tanh(s / cap)
+
+    def _projection_moments(self, use, product_dtype, dtype):
+        """Returns the squares of the logits' gradients and the moment of h."""
+        g = tf.reshape(tf.cast(use.gradient, dtype), [-1, self.vocabulary])
+        h = tf.reshape(tf.cast(use.inputs, product_dtype), [1, -1, self.d])
+        rows = tf.cast(tf.shape(g)[0], dtype)
+        if use.mask is not None:
+            mask = tf.reshape(tf.cast(use.mask, dtype), [-1, 1])
+            g, h = g * mask, h * tf.cast(mask, h.dtype)
+            rows = tf.reduce_sum(mask)
+        squares = tf.reduce_sum(tf.square(g), axis=0)
+        return [
+            Moment(squares[tf.newaxis], rows),
+            Moment(self._output_moment(h, rows, dtype), rows),
+        ]
+
+    def moments(self, uses, product_dtype, dtype):
+        lookups, projections = [], []
+        for use in uses:
+            if use.part == "projection":
+                projections.append(
+                    self._projection_moments(use, product_dtype, dtype)
+                )
+            else:
+                lookups.append(self._lookup_moments(use, product_dtype, dtype))
+        if self.balanced and lookups and projections:
+            return self._balance(lookups, projections)
+        parts = lookups + projections
+        return [Moment.sum(of_factor) for of_factor in zip(*parts)]
+
+    def _balance(self, lookups, projections):
+        """Returns the partial traces, to be divided by N and by R.
+
+        With lookups A1 = counts / N, G1 = sum g g^T / R_in, and projections
+        A2 = sum g_logit^2 / R_out, G2 = sum h h^T / N.
+        """
+        (a1, g1), (a2, g2) = (
+            [Moment.sum(of_factor) for of_factor in zip(*parts)]
+            for parts in (lookups, projections)
+        )
+
+        def trace(total):
+            if total.shape.rank == 3:
+                return tf.linalg.trace(total)[0]
+            return tf.reduce_sum(total)
+
+        tr_g1 = tf.math.divide_no_nan(trace(g1.total), g1.rows)
+        tr_a2 = tf.math.divide_no_nan(trace(a2.total), a2.rows)
+        # N times A: both terms carry one division by N.
+        A = tr_g1 * a1.total + trace(g2.total) * tf.math.divide_no_nan(
+            a2.total, a2.rows
+        )
+        G = trace(a1.total) * tf.math.divide_no_nan(g1.total, g1.rows) + (
+            tr_a2 * g2.total
+        )
+        tr_F = trace(a1.total) * tr_g1 + tr_a2 * trace(g2.total)
+        one = tf.ones_like(g1.rows)
+        return [Moment(A, one), Moment(tf.math.divide_no_nan(G, tr_F), one)]

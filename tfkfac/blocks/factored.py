@@ -1,0 +1,129 @@
+"""Blocks whose inverse is that of their factors."""
+
+import abc
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfkfac.blocks.base import CurvatureBlock
+from tfkfac.factors import DiagonalFactor
+
+MAX_FAILURES = 5  # Inversions in a row that may fail before U = V.
+
+
+class FactoredBlock(CurvatureBlock):
+    """A block that an `Inverter` inverts: F = A (x) G, or one factor F.
+
+    A failed inversion (factors that are not finite or not positive definite)
+    is tried again in float64 and with ten times the damping. Where that fails
+    too the last good inverse stays, and after `MAX_FAILURES` in a row U = V,
+    until an inversion succeeds.
+
+    Attributes:
+        may_print: Whether the step is known to run without XLA, which cannot
+            print.
+    """
+
+    may_print = False
+
+    @abc.abstractmethod
+    def to_matrix(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Returns V, [groups, d_in, d_out], for gradients as `variables`."""
+
+    @abc.abstractmethod
+    def from_matrix(self, matrix: tf.Tensor) -> list[tf.Tensor]:
+        """Undoes `to_matrix`."""
+
+    def limit_factors(self, size: int) -> None:
+        """Keeps only the diagonal of factors with longer sides than `size`."""
+        for i, factor in enumerate(self.factors):
+            if factor.dim > size and not factor.diagonal:
+                self.factors[i] = DiagonalFactor(
+                    factor.name,
+                    factor.groups,
+                    factor.dim,
+                    rows_are_terms=factor.rows_are_terms,
+                )
+
+    def build(self, inverter, add_state, dtype):
+        for factor in self.factors:
+            factor.build(add_state, dtype)
+        self._inverter = inverter
+        self._dtype = dtype
+        start = inverter.start(self.factors, dtype)
+        self._inverses = [add_state(name, v) for name, v in start.items()]
+        # How many inversions failed: in a row, and in all.
+        self.failures = add_state("failures", tf.zeros([2], tf.int64))
+
+    def _invert(self, dtype: tf.DType, damping: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the inverses as computed in `dtype`, NaN where that fails."""
+        values = self._inverter.invert(
+            [factor.diagonal for factor in self.factors],
+            [tf.cast(factor.value(), dtype) for factor in self.factors],
+            tf.cast(damping, dtype),
+        )
+        return [tf.cast(value, self._dtype) for value in values]
+
+    def refresh(self, damping):
+        values = self._invert(self._dtype, damping)
+        values = tf.cond(
+            _all_finite(values),
+            lambda: values,
+            lambda: self._invert(tf.float64, 10 * damping),
+        )
+        known = self.factors[0].weight > 0
+        good = _all_finite(values)
+        tf.cond(
+            tf.logical_and(known, good),
+            lambda: self._accept(values),
+            lambda: self._note_failure(tf.cast(known, tf.int64)),
+        )
+
+    def _accept(self, values):
+        for variable, value in zip(self._inverses, values):
+            variable.assign(value)
+        self.failures.assign(self.failures * tf.constant([0, 1], tf.int64))
+        return tf.constant(True)
+
+    def _note_failure(self, failed: tf.Tensor):
+        """Keeps the last good inverses; after too many failures, none."""
+        self.failures.assign_add([failed, failed])
+        in_a_row = self.failures.value()[0]
+
+        def give_up():
+            start = self._inverter.start(self.factors, self._dtype)
+            for variable, value in zip(self._inverses, start.values()):
+                variable.assign(value)
+            return tf.constant(True)
+
+        enough = in_a_row >= MAX_FAILURES
+        tf.cond(enough, give_up, lambda: tf.constant(False))
+        self._warn(tf.equal(in_a_row * failed, MAX_FAILURES))
+        return tf.constant(False)
+
+    def _warn(self, condition):
+        """Says once that the block gave up."""
+
+        def warn():
+            tf.print(
+                f"tfkfac: {self.path}: {MAX_FAILURES} inversions failed in a "
+                "row; it takes the plain gradient until one succeeds. Raise "
+                "the damping, or look for infinities in its inputs.",
+                output_stream="file:///dev/stderr",
+            )
+            return tf.constant(True)
+
+        if self.may_print:
+            tf.cond(condition, warn, lambda: tf.constant(False))
+
+    def precondition(self, gradients, damping):
+        V = self.to_matrix(gradients)
+        state = [variable.value() for variable in self._inverses]
+        U = self._inverter.precondition(V, state, damping)
+        finite = tf.reduce_all(tf.math.is_finite(U))
+        return self.from_matrix(tf.where(finite, U, V))
+
+
+def _all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    flags = [tf.reduce_all(tf.math.is_finite(t)) for t in tensors]
+    return tf.reduce_all(tf.stack(flags))
