@@ -315,7 +315,7 @@ def test_a_bad_batch_changes_nothing_but_the_counters(bad, eager):
                 for a, b in zip(after, before):
                     np.testing.assert_array_equal(a, b)
         results.append([v.numpy() for v in model.variables])
-        results[-1] += [v.numpy() for v in optimizer._momenta]
+        results[-1] += [v.numpy() for v in optimizer.momenta]
         results[-1] += optimizer._model_variables_moving_average
     assert int(optimizer.skipped_steps) == 2
     assert int(optimizer.iterations) == 5 and int(optimizer.updates) == 3

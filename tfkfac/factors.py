@@ -32,12 +32,23 @@ class Factor(abc.ABC):
         self.name, self.groups, self.dim = name, groups, dim
         self.rows_are_terms = rows_are_terms
 
-    def build(self, add_state: Callable, dtype: tf.DType) -> None:
-        """Makes the state: `add_state(name, initial value) -> tf.Variable`."""
+    def build(
+        self, add_state: Callable, dtype: tf.DType, accumulates: bool
+    ) -> None:
+        """Makes the state.
+
+        Args:
+            add_state: `add_state(name, initial value) -> tf.Variable`.
+            dtype: Its type.
+            accumulates: Whether sums over micro-steps are to be kept.
+        """
         self.moment = add_state(
             f"{self.name}/moment", tf.zeros(self.shape, dtype)
         )
         self.weight = add_state(f"{self.name}/weight", tf.zeros([], dtype))
+        if accumulates:
+            vector = tf.zeros([self.groups, self.dim], dtype)
+            self.pending = add_state(f"{self.name}/pending", vector)
 
     def update(self, X: tf.Tensor, decay: tf.Tensor) -> None:
         """Takes X, [groups, dim, dim] or its diagonal, into the average.
@@ -65,6 +76,19 @@ class Factor(abc.ABC):
         """Returns tr F / dim F, [groups]."""
         return linalg.mean_diagonal(self.value(), diagonal=self.diagonal)
 
+    @abc.abstractmethod
+    def accumulate(self, total: tf.Tensor, started: tf.Tensor) -> None:
+        """Adds the sum over the rows of a micro-step.
+
+        Args:
+            total: In the shape of the state.
+            started: Whether there is a sum to add it to.
+        """
+
+    @abc.abstractmethod
+    def take_sum(self) -> tf.Tensor:
+        """Returns the sum, and leaves the state as without one."""
+
     @property
     @abc.abstractmethod
     def diagonal(self) -> bool:
@@ -77,7 +101,28 @@ class Factor(abc.ABC):
 
 
 class DenseFactor(Factor):
-    """A factor with all its elements: [groups, dim, dim]."""
+    """A factor with all its elements: [groups, dim, dim].
+
+    A sum over micro-steps takes no second matrix: until it is complete it lies
+    in the strictly lower triangle of `moment`, its diagonal in `pending`, and
+    the average in the upper triangle.
+    """
+
+    def accumulate(self, total, started):
+        lower = total - tf.linalg.band_part(total, 0, -1)
+        upper = tf.linalg.band_part(self.moment, 0, -1)
+        self.moment.assign(lower + tf.where(started, self.moment, upper))
+        diagonal = tf.linalg.diag_part(total)
+        self.pending.assign(diagonal + tf.where(started, self.pending, 0))
+
+    def take_sum(self):
+        upper = tf.linalg.band_part(self.moment, 0, -1)
+        lower = self.moment - upper
+        total = lower + tf.linalg.matrix_transpose(lower)
+        total = tf.linalg.set_diag(total, self.pending)
+        strictly = upper - tf.linalg.band_part(upper, 0, 0)
+        self.moment.assign(upper + tf.linalg.matrix_transpose(strictly))
+        return total
 
     @property
     def diagonal(self) -> bool:
@@ -90,6 +135,12 @@ class DenseFactor(Factor):
 
 class DiagonalFactor(Factor):
     """A factor of which only the diagonal is kept: [groups, dim]."""
+
+    def accumulate(self, total, started):
+        self.pending.assign(total + tf.where(started, self.pending, 0))
+
+    def take_sum(self):
+        return self.pending.value()
 
     @property
     def diagonal(self) -> bool:

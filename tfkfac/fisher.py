@@ -138,17 +138,20 @@ def _balanced(
     return [w * tf.math.divide_no_nan(count, n) for w, n in weighted], count
 
 
-def _sampled_gradient(term, w, dtype, seed, update, stream):
+def _sampled_gradient(term, w, dtype, stream, micro_step, micro_steps, **key):
     """Returns d(sum_n sqrt(c w_n) NLL_n) / d output, for sampled targets."""
     outputs = tf.reshape(tf.cast(term.output, dtype), [tf.size(w), -1])
     likelihood = term.likelihood
+    # Numbers for the whole batch of the update, of which this is a part.
     numbers = likelihoods.uniforms(
-        tf.size(w),
+        micro_steps * tf.size(w),
         likelihood.draws(outputs),
-        seed=seed,
-        update=update,
         stream=stream,
+        **key,
     )
+    if micro_steps > 1:
+        begin = tf.cast(micro_step, tf.int32) * tf.size(w)
+        numbers = tf.slice(numbers, [begin, 0], [tf.size(w), -1])
     targets = tf.stop_gradient(likelihood.sample(outputs, numbers))
     c = tf.cast(likelihood.loss_scale(outputs), dtype)
     with tf.GradientTape() as tape:
@@ -189,10 +192,17 @@ def set_sampled_gradients(
     terms: Sequence[Sequence[OutputTerms]],
     *,
     dtype: tf.DType,
-    seed: int,
-    update: tf.Tensor,
+    **place,
 ) -> tf.Tensor:
     """Sets the gradients of all uses for targets from the model's prediction.
+
+    Args:
+        capture: Where the records are of.
+        records: The recorded calls of the model.
+        terms: The loss terms of the outputs of each.
+        dtype: The type of the gradients at the outputs.
+        **place: `seed`, `update`, `micro_step` and `micro_steps`: where the
+            targets are among all the random numbers.
 
     Returns:
         The number N of loss terms.
@@ -202,9 +212,7 @@ def set_sampled_gradients(
         weights, count = _balanced(parts, dtype)
         gradients = []
         for term, w in zip(parts, weights):
-            gradients.append(
-                _sampled_gradient(term, w, dtype, seed, update, stream)
-            )
+            gradients.append(_sampled_gradient(term, w, dtype, stream, **place))
             stream += 1
         outputs = [term.output for term in parts]
         _back_propagate(capture, record, outputs, gradients)

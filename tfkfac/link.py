@@ -5,6 +5,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfkfac import fisher, registry, report
+from tfkfac.blocks import Use
 from tfkfac.capture import Capture
 from tfkfac.preconditioner import Preconditioner, state_dtype
 
@@ -67,6 +68,7 @@ class Link:
                 optimizer.curvature,
                 optimizer.factor_dtype,
                 optimizer.max_factor_size,
+                accumulates=bool(optimizer.gradient_accumulation_steps),
             )
         self._registered_for = wanted
         report.log(self.model, self.registration, optimizer.curvature)
@@ -130,8 +132,22 @@ class Step:
             for record in records
         ]
 
-    def update_factors(self, update: tf.Tensor, decay: tf.Tensor) -> None:
-        """Computes the statistics and takes them into the factors."""
+    def statistics(
+        self,
+        update: tf.Tensor,
+        micro_step: tf.Tensor | int = 0,
+        micro_steps: int = 1,
+    ) -> tuple[list[Use], tf.Tensor]:
+        """Computes the gradients of the statistics' loss.
+
+        Args:
+            update: t, the key of the sampled targets.
+            micro_step: Which part of the batch of the update this is.
+            micro_steps: The number of parts.
+
+        Returns:
+            (all uses of layers with their gradients, the number N of terms).
+        """
         dtypes = [state_dtype(v) for v in self._link.model.trainable_variables]
         dtype = tf.float64 if tf.float64 in dtypes else tf.float32
         capture = self._link.capture
@@ -143,6 +159,8 @@ class Step:
                 dtype=dtype,
                 seed=self._settings.seed,
                 update=update,
+                micro_step=micro_step,
+                micro_steps=micro_steps,
             )
         else:
             count = fisher.set_empirical_gradients(
@@ -153,8 +171,8 @@ class Step:
                 loss_scale=tf.cast(self._loss_scale(), dtype),
             )
         uses = [use for record in self._records for use in record.uses]
-        self._link.preconditioner.update_factors(uses, count, decay)
         self._note_unreached(uses)
+        return uses, count
 
     def _note_unreached(self, uses) -> None:
         """Leaves blocks to the fallback whose gradients are out of reach.

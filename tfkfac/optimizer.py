@@ -13,6 +13,7 @@ from tfkfac.likelihoods import Likelihood
 from tfkfac.link import Link
 from tfkfac.preconditioner import Curvature, state_dtype
 from tfkfac.schedules import Hyperparameter, Period, serialize
+from tfkfac.update import Update
 
 _CHOICES = {
     "fisher": ("sampled", "empirical"),
@@ -112,11 +113,6 @@ class KFAC(keras.optimizers.Optimizer):
         **kwargs,
     ):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        if self.gradient_accumulation_steps:
-            raise ValueError(
-                "KFAC(gradient_accumulation_steps=...) is not available in "
-                "this version: use a larger batch."
-            )
         self._choices = {
             "refresh": refresh,
             "fisher": fisher,
@@ -162,15 +158,19 @@ class KFAC(keras.optimizers.Optimizer):
         self._set_hyperparameters(
             damping, momentum, factor_decay, kl_clip, norm_damping
         )
-        self._periods = {
+        self.periods = {
             key: Period(key, value, add_variable=self.add_variable)
             for key, value in (
                 ("factor_update_period", factor_update_period),
                 ("inverse_update_period", inverse_update_period),
             )
         }
-        self._skipped_steps = self._add_counter("skipped_steps")
-        self._skipped_in_a_row = self._add_counter("skipped_in_a_row")
+        if self.gradient_accumulation_steps:
+            self.window_is_finite = self.add_variable(
+                shape=(), initializer="ones", dtype="bool", name="finite"
+            )
+        self.skip_counter = self._add_counter("skipped_steps")
+        self.skips_in_a_row = self._add_counter("skipped_in_a_row")
         self.curvature = Curvature()
         self._link = None
         if model is not None:
@@ -192,7 +192,7 @@ class KFAC(keras.optimizers.Optimizer):
             raise ValueError(
                 f"KFAC(factor_decay={factor_decay}): must be less than 1."
             )
-        self._hyperparameters = {
+        self.hyperparameters = {
             "damping": make("damping", damping, 0.0, exclusive=True),
             "momentum": make("momentum", momentum, 0.0),
             "factor_decay": make("factor_decay", factor_decay, 0.0),
@@ -202,7 +202,7 @@ class KFAC(keras.optimizers.Optimizer):
             ("norm_damping", norm_damping),
         ):
             if value is not None:
-                self._hyperparameters[name] = make(name, value, 0.0, True)
+                self.hyperparameters[name] = make(name, value, 0.0, True)
 
     def _add_counter(self, name: str) -> keras.Variable:
         return self.add_variable(
@@ -214,51 +214,60 @@ class KFAC(keras.optimizers.Optimizer):
     @property
     def damping(self):
         """lambda at the next update."""
-        return self._at("damping")
+        return self.at_update("damping")
 
     @damping.setter
     def damping(self, value):
-        self._hyperparameters["damping"].assign(value)
+        self.hyperparameters["damping"].assign(value)
 
     @property
     def momentum(self):
         """mu at the next update."""
-        return self._at("momentum")
+        return self.at_update("momentum")
 
     @momentum.setter
     def momentum(self, value):
-        self._hyperparameters["momentum"].assign(value)
+        self.hyperparameters["momentum"].assign(value)
 
     @property
     def kl_clip(self):
         """The KL clip at the next update; None if there is none."""
         return (
-            self._at("kl_clip") if "kl_clip" in self._hyperparameters else None
+            self.at_update("kl_clip")
+            if "kl_clip" in self.hyperparameters
+            else None
         )
 
     @kl_clip.setter
     def kl_clip(self, value):
-        if "kl_clip" not in self._hyperparameters:
+        if "kl_clip" not in self.hyperparameters:
             raise TypeError(
                 "KFAC was made with kl_clip=None, so that kl_clip cannot be "
                 "assigned: give a number, float('inf') for no clip at first."
             )
-        self._hyperparameters["kl_clip"].assign(value)
+        self.hyperparameters["kl_clip"].assign(value)
 
-    def _at(self, name: str, dtype: tf.DType | None = None) -> tf.Tensor:
+    def at_update(self, name: str, dtype: tf.DType | None = None):
+        """Returns the value of a hyperparameter at the next update."""
         dtype = dtype or tf.as_dtype(keras.backend.floatx())
-        return self._hyperparameters[name].at(self.updates, dtype)
+        return self.hyperparameters[name].at(self.updates, dtype)
 
     @property
     def updates(self) -> tf.Tensor:
         """t, the number of weight updates made: an int64 scalar."""
-        made = tf.cast(self.iterations.value, tf.int64)
-        return made - self._skipped_steps.value
+        calls = tf.cast(self._iterations.value, tf.int64)
+        made = calls // (self.gradient_accumulation_steps or 1)
+        return made - self.skip_counter.value
+
+    @property
+    def micro_step(self) -> tf.Tensor:
+        """The number of calls of `apply` towards the next update."""
+        return self._iterations.value % self.gradient_accumulation_steps
 
     @property
     def failed_inversions(self) -> dict[str, int]:
         """How many inversions failed, by the path of the block."""
-        blocks = self._require_link().registration.blocks
+        blocks = self.require_link().registration.blocks
         return {
             b.path: int(b.failures[1])
             for b in blocks
@@ -268,7 +277,7 @@ class KFAC(keras.optimizers.Optimizer):
     @property
     def skipped_steps(self) -> tf.Tensor:
         """The number of updates skipped for gradients that were not finite."""
-        return self._skipped_steps.value
+        return self.skip_counter.value
 
     def _get_current_learning_rate(self):
         rate = self._learning_rate
@@ -305,7 +314,8 @@ class KFAC(keras.optimizers.Optimizer):
             return
         self._link = Link(self, model)
 
-    def _require_link(self) -> Link:
+    def require_link(self) -> Link:
+        """Returns the link to the model; raises RuntimeError without one."""
         if self._link is None:
             raise RuntimeError(
                 "KFAC has no model: pass KFAC(model=model, ...), or call "
@@ -321,7 +331,7 @@ class KFAC(keras.optimizers.Optimizer):
 
     def summary(self, print_fn: Callable[[str], None] = print) -> None:
         """Prints which block each layer has, and what takes U = V."""
-        link = self._require_link()
+        link = self.require_link()
         if link.registration is None:
             raise RuntimeError(
                 f"{link.model.name!r} is not built: call it on a batch, or "
@@ -336,7 +346,7 @@ class KFAC(keras.optimizers.Optimizer):
             return
         super().build(variables)
         with tf.init_scope():
-            self._momenta = [
+            self.momenta = [
                 self.add_variable(
                     shape=v.shape,
                     initializer="zeros",
@@ -367,7 +377,7 @@ class KFAC(keras.optimizers.Optimizer):
                 f"{len(variables)} variables."
             )
         self._check_strategy()
-        self._require_link().require_own(variables)
+        self.require_link().require_own(variables)
         if not self.built:
             self.build(variables)
         self._check_variables_are_known(variables)
@@ -387,132 +397,7 @@ class KFAC(keras.optimizers.Optimizer):
             )
 
     def _backend_apply_gradients(self, grads, trainable_variables):
-        link = self._require_link()
-        step = link.take_step()
-        variables = trainable_variables
-        grads = [
-            tf.cast(tf.convert_to_tensor(g), state_dtype(v))
-            for g, v in zip(grads, variables)
-        ]
-        finite = [tf.reduce_all(tf.math.is_finite(g)) for g in grads]
-        tf.cond(
-            tf.reduce_all(tf.stack(finite)),
-            lambda: self._update(link.preconditioner, step, grads, variables),
-            lambda: self._skip(step),
-        )
-
-    def _update(self, preconditioner, step, grads, variables):
-        t = self.updates
-        grads = self._clip_gradients(grads)
-        self._update_curvature(preconditioner, step, t)
-        V = {id(v): g for v, g in zip(variables, grads)}
-        U = preconditioner.precondition(V, self._dampings())
-        eta = tf.cast(self.learning_rate, tf.float64)
-        eta_nu = eta * self._kl_scale(V, U, eta)
-        mu = self._at("momentum", tf.float64)
-        for v in variables:
-            self._move(v, U[id(v)], eta_nu, mu, eta)
-        if self.use_ema:
-            self._average_weights(t)
-        self._skipped_in_a_row.assign(0)
-        return tf.constant(True)
-
-    def _dampings(self):
-        """Returns the damping of each kind of block by its name."""
-        damping = norm_damping = self._at("damping", tf.float64)
-        if "norm_damping" in self._hyperparameters:
-            norm_damping = self._at("norm_damping", tf.float64)
-        return {"damping": damping, "norm_damping": norm_damping}
-
-    def _update_curvature(self, preconditioner, step, t):
-        """Does what is due of factor updates and inversions."""
-        factors, inverses = self._periods.values()
-
-        def update_factors():
-            step.update_factors(t, self._at("factor_decay", tf.float64))
-            factors.done(t)
-            return tf.constant(True)
-
-        def refresh():
-            preconditioner.refresh(self._dampings())
-            inverses.done(t)
-            return tf.constant(True)
-
-        def nothing():
-            return tf.constant(False)
-
-        forced = preconditioner.refresh_needed.value()
-        factors_due = tf.logical_or(factors.due(t), forced)
-        inverses_due = tf.logical_or(inverses.due(t), forced)
-        tf.cond(factors_due, update_factors, nothing)
-        tf.cond(inverses_due, refresh, nothing)
-
-    def _kl_scale(self, V, U, eta):
-        """Returns nu."""
-        if "kl_clip" not in self._hyperparameters:
-            return tf.ones([], tf.float64)
-        total = tf.add_n(
-            [tf.cast(tf.reduce_sum(U[k] * V[k]), tf.float64) for k in V]
-        )
-        bound = self._at("kl_clip", tf.float64)
-        square = tf.square(eta) * total
-        usable = square > 0
-        nu = tf.sqrt(bound / tf.where(usable, square, 1))
-        return tf.where(usable, tf.minimum(nu, 1), 1)
-
-    def _move(self, variable, u, eta_nu, mu, eta):
-        """m <- mu m - eta nu U, W <- (1 - eta wd) W + m; the constraint."""
-        momentum = self._momenta[self._get_variable_index(variable)]
-        dtype = u.dtype
-        m = tf.cast(mu, dtype) * momentum - tf.cast(eta_nu, dtype) * u
-        momentum.assign(m)
-        w = tf.cast(variable.value, dtype)
-        if self.weight_decay is not None and self._use_weight_decay(variable):
-            w *= 1 - tf.cast(eta * self.weight_decay, dtype)
-        variable.assign(tf.cast(w + m, variable.dtype))
-        if variable.constraint is not None:
-            variable.assign(variable.constraint(variable.value))
-
-    def _average_weights(self, t):
-        """The moving average of the weights, and its writing back."""
-        decay = tf.where(t > 0, self.ema_momentum, 0.0)
-        pairs = [
-            (v, average)
-            for v, average in zip(
-                self._trainable_variables, self._model_variables_moving_average
-            )
-            if average is not None
-        ]
-        for v, average in pairs:
-            d = tf.cast(decay, average.dtype)
-            average.assign(d * average + (1 - d) * v)
-        if not self.ema_overwrite_frequency:
-            return
-
-        def overwrite():
-            for v, average in pairs:
-                v.assign(average)
-            return tf.constant(True)
-
-        due = tf.equal((t + 1) % self.ema_overwrite_frequency, 0)
-        tf.cond(due, overwrite, lambda: tf.constant(False))
-
-    def _skip(self, step):
-        """Undoes the forward pass and leaves the weights as they are."""
-        step.undo_forward_pass()
-        self._skipped_steps.assign_add(1)
-        self._skipped_in_a_row.assign_add(1)
-        tf.debugging.assert_less_equal(
-            self._skipped_in_a_row.value,
-            tf.constant(self.max_skipped_steps, tf.int64),
-            message=(
-                "KFAC skipped more than "
-                f"max_skipped_steps={self.max_skipped_steps} updates in a row: "
-                "their gradients held NaN or infinity. Look for such values in "
-                "the data, or lower the learning rate or raise the damping."
-            ),
-        )
-        return tf.constant(False)
+        Update(self, grads, trainable_variables).run()
 
     # State.
 
@@ -541,8 +426,8 @@ class KFAC(keras.optimizers.Optimizer):
             serialize("learning_rate", self._learning_rate)
         config = super().get_config()
         config.update(self._choices)
-        config.update({k: p.config() for k, p in self._hyperparameters.items()})
-        config.update({k: p.config() for k, p in self._periods.items()})
+        config.update({k: p.config() for k, p in self.hyperparameters.items()})
+        config.update({k: p.config() for k, p in self.periods.items()})
         config.update(
             inverter=serialize("inverter", self._inverter_argument),
             likelihood=serialize("likelihood", self.likelihood),

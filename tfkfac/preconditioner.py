@@ -87,6 +87,7 @@ class Preconditioner:
         factor_dtype: The type of the factor products; float32 stands for the
             variable's own where that is wider.
         max_factor_size: Factors with longer sides keep their diagonal alone.
+        accumulates: Whether statistics are summed over micro-steps.
     """
 
     def __init__(
@@ -96,12 +97,15 @@ class Preconditioner:
         curvature: Curvature,
         factor_dtype: str,
         max_factor_size: int | None = None,
+        accumulates: bool = False,
     ):
         self.blocks = list(blocks)
         if max_factor_size is not None:
             for block in self.blocks:
                 block.limit_factors(max_factor_size)
         self._factor_dtype = tf.as_dtype(factor_dtype)
+        # By block, N or R of each factor's sum over micro-steps.
+        self._divisors = []
         names = ["refresh_needed"]
         self.refresh_needed = curvature.add("refresh_needed", tf.constant(True))
         for block in self.blocks:
@@ -110,7 +114,11 @@ class Preconditioner:
                 names.append(f"{path}/{name}")
                 return curvature.add(names[-1], initial)
 
-            block.build(inverter, add_state, state_dtype(block.variables[0]))
+            dtype = state_dtype(block.variables[0])
+            block.build(inverter, add_state, dtype, accumulates)
+            if accumulates:
+                zero = tf.zeros([len(block.factors)], dtype)
+                self._divisors.append(add_state("divisors", zero))
         curvature.keep(names)
 
     def update_factors(
@@ -126,6 +134,13 @@ class Preconditioner:
             count: N.
             decay: rho.
         """
+        for block, moments in self._moments(uses):
+            for factor, moment in zip(block.factors, moments):
+                divisor = count if factor.rows_are_terms else moment.rows
+                self._take(factor, moment.total, divisor, decay)
+
+    def _moments(self, uses):
+        """Yields (block, its moments) for the blocks that were used."""
         for block in self.blocks:
             own = [
                 use
@@ -138,11 +153,57 @@ class Preconditioner:
             product_dtype = self._factor_dtype
             if product_dtype == tf.float32:
                 product_dtype = dtype
-            moments = block.moments(own, product_dtype, dtype)
-            for factor, moment in zip(block.factors, moments):
-                divisor = count if factor.rows_are_terms else moment.rows
-                X = tf.math.divide_no_nan(moment.total, tf.cast(divisor, dtype))
-                factor.update(X, tf.cast(decay, dtype))
+            yield block, block.moments(own, product_dtype, dtype)
+
+    def _take(self, factor, total, divisor, decay):
+        dtype = total.dtype
+        X = tf.math.divide_no_nan(total, tf.cast(divisor, dtype))
+        factor.update(X, tf.cast(decay, dtype))
+
+    def accumulate(self, uses: Sequence[Use], count: tf.Tensor) -> None:
+        """Adds the statistics of a micro-step.
+
+        Args:
+            uses: All calls of layers, with their gradients.
+            count: N of the micro-step.
+        """
+        divisors = dict(zip(self.blocks, self._divisors))
+        for block, moments in self._moments(uses):
+            divisor = divisors[block]
+            counts = [
+                tf.cast(count if f.rows_are_terms else m.rows, divisor.dtype)
+                for f, m in zip(block.factors, moments)
+            ]
+            started = tf.unstack(divisor > 0)
+            divisor.assign_add(tf.stack(counts))
+            for factor, moment, more in zip(block.factors, moments, started):
+                factor.accumulate(moment.total, more)
+
+    def finish(self, decay: tf.Tensor) -> None:
+        """Takes the sums over the micro-steps into the factors."""
+        for block, divisors in zip(self.blocks, self._divisors):
+            counts = tf.unstack(divisors)
+            for factor, count in zip(block.factors, counts):
+                total = factor.take_sum()
+                tf.cond(
+                    count > 0,
+                    lambda f=factor, s=total, n=count: self._finish_one(
+                        f, s, n, decay
+                    ),
+                    lambda: tf.constant(False),
+                )
+            divisors.assign(tf.zeros_like(divisors))
+
+    def _finish_one(self, factor, total, count, decay):
+        self._take(factor, total, count, decay)
+        return tf.constant(True)
+
+    def discard(self) -> None:
+        """Forgets the sums over the micro-steps."""
+        for block, divisors in zip(self.blocks, self._divisors):
+            for factor in block.factors:
+                factor.take_sum()
+            divisors.assign(tf.zeros_like(divisors))
 
     def refresh(self, dampings: Mapping[str, tf.Tensor]) -> None:
         """Inverts all blocks, each with its damping by name."""

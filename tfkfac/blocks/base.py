@@ -146,9 +146,20 @@ class CurvatureBlock(abc.ABC):
 
     @abc.abstractmethod
     def build(
-        self, inverter: Inverter, add_state: Callable, dtype: tf.DType
+        self,
+        inverter: Inverter,
+        add_state: Callable,
+        dtype: tf.DType,
+        accumulates: bool,
     ) -> None:
-        """Makes the state: `add_state(name, initial value) -> tf.Variable`."""
+        """Makes the state.
+
+        Args:
+            inverter: How the block is inverted, where it lets one do so.
+            add_state: `add_state(name, initial value) -> tf.Variable`.
+            dtype: Its type.
+            accumulates: Whether statistics are summed over micro-steps.
+        """
 
     @abc.abstractmethod
     def moments(

@@ -45,9 +45,9 @@ class FactoredBlock(CurvatureBlock):
                     rows_are_terms=factor.rows_are_terms,
                 )
 
-    def build(self, inverter, add_state, dtype):
+    def build(self, inverter, add_state, dtype, accumulates):
         for factor in self.factors:
-            factor.build(add_state, dtype)
+            factor.build(add_state, dtype, accumulates)
         self._inverter = inverter
         self._dtype = dtype
         start = inverter.start(self.factors, dtype)

@@ -1,0 +1,238 @@
+"""One call of the optimizer: from gradients to weights."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfkfac.preconditioner import state_dtype
+
+
+def _true():
+    return tf.constant(True)
+
+
+def _false():
+    return tf.constant(False)
+
+
+class Update:
+    """One call of `KFAC.apply`: a weight update, or a micro-step towards one.
+
+    Args:
+        optimizer: The `KFAC`.
+        grads: The gradients V, one for each variable.
+        variables: The variables.
+    """
+
+    def __init__(self, optimizer, grads: Sequence, variables: Sequence):
+        link = optimizer.require_link()
+        self.optimizer = optimizer
+        self.step = link.take_step()
+        self.preconditioner = link.preconditioner
+        self.variables = variables
+        self.grads = [
+            tf.cast(tf.convert_to_tensor(g), state_dtype(v))
+            for g, v in zip(grads, variables)
+        ]
+        self.t = optimizer.updates
+
+    def run(self) -> None:
+        """Makes the update; where V is not finite, counts a skipped step."""
+        finite = [tf.reduce_all(tf.math.is_finite(g)) for g in self.grads]
+        finite = tf.reduce_all(tf.stack(finite))
+        if self.optimizer.gradient_accumulation_steps:
+            self._run_micro_step(finite)
+            return
+        tf.cond(
+            finite,
+            lambda: self._update(self.grads, self._update_factors),
+            lambda: self._skip(self.step.undo_forward_pass),
+        )
+
+    # Accumulation over micro-steps.
+
+    def _run_micro_step(self, finite):
+        """Adds to V and to the statistics; updates at the last micro-step.
+
+        One micro-step that is not finite costs the whole update.
+        """
+        optimizer, steps = (
+            self.optimizer,
+            self.optimizer.gradient_accumulation_steps,
+        )
+        micro = optimizer.micro_step
+        first = tf.equal(micro, 0)
+        sound = tf.logical_or(first, optimizer.window_is_finite.value)
+        sound = tf.logical_and(sound, finite)
+        optimizer.window_is_finite.assign(sound)
+        sums = [
+            optimizer._accumulated_gradients[optimizer._get_variable_index(v)]
+            for v in self.variables
+        ]
+
+        def accumulate():
+            for total, g in zip(sums, self.grads):
+                g = tf.cast(g, total.dtype)
+                total.assign(tf.where(first, tf.zeros_like(g), total) + g)
+            tf.cond(self._factors_due(), take_statistics, _false)
+            return _true()
+
+        def take_statistics():
+            uses, count = self.step.statistics(self.t, micro, steps)
+            self.preconditioner.accumulate(uses, count)
+            return _true()
+
+        def undo():
+            self.step.undo_forward_pass()
+            return _false()
+
+        tf.cond(sound, accumulate, undo)
+
+        def finish():
+            grads = [tf.cast(s, g.dtype) for s, g in zip(sums, self.grads)]
+            return tf.cond(
+                sound,
+                lambda: self._update(
+                    [g / steps for g in grads], self._finish_factors
+                ),
+                lambda: self._skip(discard),
+            )
+
+        def discard():
+            tf.cond(self._factors_due(), self._discard_factors, _false)
+
+        tf.cond(tf.equal(micro, steps - 1), finish, _false)
+
+    def _finish_factors(self, decay):
+        self.preconditioner.finish(decay)
+
+    def _discard_factors(self):
+        self.preconditioner.discard()
+        return _true()
+
+    # The update.
+
+    def _update(self, V, update_factors):
+        optimizer = self.optimizer
+        V = optimizer._clip_gradients(V)
+        self._update_curvature(update_factors)
+        V = {id(v): g for v, g in zip(self.variables, V)}
+        U = self.preconditioner.precondition(V, self._dampings())
+        eta = tf.cast(optimizer.learning_rate, tf.float64)
+        eta_nu = eta * self._kl_scale(V, U, eta)
+        mu = optimizer.at_update("momentum", tf.float64)
+        for v in self.variables:
+            self._move(v, U[id(v)], eta_nu, mu, eta)
+        if optimizer.use_ema:
+            self._average_weights()
+        optimizer.skips_in_a_row.assign(0)
+        return _true()
+
+    def _dampings(self):
+        """Returns the damping of each kind of block by its name."""
+        at_update = self.optimizer.at_update
+        damping = norm_damping = at_update("damping", tf.float64)
+        if "norm_damping" in self.optimizer.hyperparameters:
+            norm_damping = at_update("norm_damping", tf.float64)
+        return {"damping": damping, "norm_damping": norm_damping}
+
+    def _factors_due(self):
+        forced = self.preconditioner.refresh_needed.value()
+        due = self.optimizer.periods["factor_update_period"].due(self.t)
+        return tf.logical_or(due, forced)
+
+    def _update_factors(self, decay):
+        uses, count = self.step.statistics(self.t)
+        self.preconditioner.update_factors(uses, count, decay)
+
+    def _update_curvature(self, update_factors):
+        """Does what is due of factor updates and inversions."""
+        periods = self.optimizer.periods
+
+        def factors():
+            update_factors(self.optimizer.at_update("factor_decay", tf.float64))
+            periods["factor_update_period"].done(self.t)
+            return _true()
+
+        def inverses():
+            self.preconditioner.refresh(self._dampings())
+            periods["inverse_update_period"].done(self.t)
+            return _true()
+
+        forced = self.preconditioner.refresh_needed.value()
+        inverses_due = periods["inverse_update_period"].due(self.t)
+        tf.cond(self._factors_due(), factors, _false)
+        tf.cond(tf.logical_or(inverses_due, forced), inverses, _false)
+
+    def _kl_scale(self, V, U, eta):
+        """Returns nu = min(1, sqrt(kl_clip / (eta^2 sum <U, V>)))."""
+        if "kl_clip" not in self.optimizer.hyperparameters:
+            return tf.ones([], tf.float64)
+        total = tf.add_n(
+            [tf.cast(tf.reduce_sum(U[k] * V[k]), tf.float64) for k in V]
+        )
+        bound = self.optimizer.at_update("kl_clip", tf.float64)
+        square = tf.square(eta) * total
+        usable = square > 0
+        nu = tf.sqrt(bound / tf.where(usable, square, 1))
+        return tf.where(usable, tf.minimum(nu, 1), 1)
+
+    def _move(self, variable, u, eta_nu, mu, eta):
+        """m <- mu m - eta nu U, W <- (1 - eta wd) W + m; the constraint."""
+        optimizer = self.optimizer
+        momentum = optimizer.momenta[optimizer._get_variable_index(variable)]
+        dtype = u.dtype
+        m = tf.cast(mu, dtype) * momentum - tf.cast(eta_nu, dtype) * u
+        momentum.assign(m)
+        w = tf.cast(variable.value, dtype)
+        decay = optimizer.weight_decay
+        if decay is not None and optimizer._use_weight_decay(variable):
+            w = w * (1 - tf.cast(eta * decay, dtype))
+        variable.assign(tf.cast(w + m, variable.dtype))
+        if variable.constraint is not None:
+            variable.assign(variable.constraint(variable.value))
+
+    def _average_weights(self):
+        """The moving average of the weights, and its writing back."""
+        optimizer = self.optimizer
+        decay = tf.where(self.t > 0, optimizer.ema_momentum, 0.0)
+        pairs = [
+            (v, average)
+            for v, average in zip(
+                optimizer._trainable_variables,
+                optimizer._model_variables_moving_average,
+            )
+            if average is not None
+        ]
+        for v, average in pairs:
+            d = tf.cast(decay, average.dtype)
+            average.assign(d * average + (1 - d) * v)
+        frequency = optimizer.ema_overwrite_frequency
+        if not frequency:
+            return
+
+        def overwrite():
+            for v, average in pairs:
+                v.assign(average)
+            return _true()
+
+        tf.cond(tf.equal((self.t + 1) % frequency, 0), overwrite, _false)
+
+    def _skip(self, undo):
+        """Leaves the weights as they are and counts."""
+        undo()
+        optimizer = self.optimizer
+        optimizer.skip_counter.assign_add(1)
+        optimizer.skips_in_a_row.assign_add(1)
+        tf.debugging.assert_less_equal(
+            optimizer.skips_in_a_row.value,
+            tf.constant(optimizer.max_skipped_steps, tf.int64),
+            message=(
+                "KFAC skipped more than "
+                f"max_skipped_steps={optimizer.max_skipped_steps} updates in a "
+                "row: their gradients held NaN or infinity. Look for such "
+                "values in the data, or lower the learning rate or raise the "
+                "damping."
+            ),
+        )
+        return _false()
