@@ -93,6 +93,7 @@ class Capture:
         self.records: list[Record] = []
         self._recording: Record | None = None
         self._own_backward = False
+        self._taken: list[Record] = []
         previous = Capture.of(model)
         original = previous.original_call if previous else model.call
         self.original_call = original
@@ -221,7 +222,14 @@ class Capture:
         graph = _current_graph()
         records = [r for r in self.records if _is_within(graph, r.graph)]
         self.records = []
+        self._taken = records or self._taken
         return records
+
+    def undo_forward_pass(self) -> None:
+        """Restores the non-trainable variables seen at the step's entry."""
+        self.take()
+        for variable, value in self._taken[0].state:
+            variable.assign(value)
 
     @contextlib.contextmanager
     def own_backward(self):

@@ -53,6 +53,7 @@ class Link:
             ValueError: There is nothing to train, or loaded curvature is that
                 of another model.
         """
+        self._watch_loss_scale()
         unusable = self.capture.unusable
         wanted = [id(v) for v in self.model.trainable_variables], len(unusable)
         if wanted == self._registered_for:
@@ -73,6 +74,22 @@ class Link:
         self._registered_for = wanted
         report.log(self.model, self.registration, optimizer.curvature)
         self.require_fitting_state()
+
+    def _watch_loss_scale(self) -> None:
+        """Undoes the forward pass of a step that the loss scale skips."""
+        outer = getattr(self.model, "optimizer", None)
+        if not isinstance(outer, keras.optimizers.LossScaleOptimizer):
+            return
+        name = "_stateful_handle_non_finite_grads"
+        if name in outer.__dict__:
+            return
+        handle = getattr(outer, name)
+
+        def handle_and_undo():
+            handle()
+            self.capture.undo_forward_pass()
+
+        outer.__dict__[name] = handle_and_undo
 
     def require_fitting_state(self) -> None:
         """Raises ValueError where loaded curvature is of another model."""
@@ -202,8 +219,3 @@ class Step:
         if isinstance(outer, keras.optimizers.LossScaleOptimizer):
             return outer.dynamic_scale.value
         return self._settings.loss_scale_factor or 1.0
-
-    def undo_forward_pass(self) -> None:
-        """Restores the non-trainable variables seen at its entry."""
-        for variable, value in self._records[0].state:
-            variable.assign(value)

@@ -27,6 +27,7 @@ class Update:
     def __init__(self, optimizer, grads: Sequence, variables: Sequence):
         link = optimizer.require_link()
         self.optimizer = optimizer
+        self.undo_forward_pass = link.capture.undo_forward_pass
         self.step = link.take_step()
         self.preconditioner = link.preconditioner
         self.variables = variables
@@ -46,7 +47,7 @@ class Update:
         tf.cond(
             finite,
             lambda: self._update(self.grads, self._update_factors),
-            lambda: self._skip(self.step.undo_forward_pass),
+            lambda: self._skip(self.undo_forward_pass),
         )
 
     # Accumulation over micro-steps.
@@ -83,7 +84,7 @@ class Update:
             return _true()
 
         def undo():
-            self.step.undo_forward_pass()
+            self.undo_forward_pass()
             return _false()
 
         tf.cond(sound, accumulate, undo)

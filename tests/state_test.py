@@ -1,0 +1,145 @@
+"""Saved and restored state: bit for bit, whatever the way."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfkfac
+
+RNG = np.random.default_rng(0)
+STEPS, BATCH = 12, 8
+X = RNG.normal(size=(STEPS * BATCH, 6)).astype("float32")
+Y = RNG.integers(0, 3, STEPS * BATCH)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def make(**settings):
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(5, name="hidden"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Activation("tanh", name="tanh"),
+            keras.layers.Dense(3, name="logits"),
+        ]
+    )
+    for i, v in enumerate(model.trainable_variables):
+        if v.name in ("kernel", "bias"):
+            v.assign(np.random.default_rng(i).normal(size=v.shape) / 3)
+    optimizer = tfkfac.KFAC(
+        0.05,
+        damping=0.1,
+        factor_update_period=2,
+        inverse_update_period=4,
+        kl_clip=0.01,
+        use_ema=True,
+        model=model,
+        **settings,
+    )
+    model.compile(optimizer, LOSS)
+    return model
+
+
+def train(model, steps):
+    for i in steps:
+        part = slice(i * BATCH, (i + 1) * BATCH)
+        model.train_on_batch(X[part], Y[part])
+
+
+def everything(model):
+    values = [v.numpy() for v in model.variables + model.optimizer.variables]
+    return values + list(model.optimizer.curvature.state().values())
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module", params=["cholesky", "eigen"])
+def uninterrupted(request):
+    keras.utils.clear_session(free_memory=False)
+    model = make(inverter=request.param)
+    train(model, range(STEPS))
+    return request.param, everything(model)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 7])
+@pytest.mark.parametrize("way", ["keras", "weights", "checkpoint", "deferred"])
+def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, way, stop):
+    """At any point of a period, bit for bit."""
+    inverter, expected = uninterrupted
+    model = make(inverter=inverter)
+    train(model, range(stop))
+    path = str(tmp_path / "state")
+    if way == "keras":
+        model.save(path + ".keras")
+        restored = keras.models.load_model(path + ".keras")
+        tfkfac.attach(restored)
+    elif way == "weights":
+        model.save_weights(path + ".weights.h5")
+        keras.utils.clear_session(free_memory=False)
+        restored = make(inverter=inverter)
+        restored.optimizer.build(restored.trainable_variables)
+        restored.load_weights(path + ".weights.h5")
+    else:
+        saved = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+        path = saved.write(path)
+        keras.utils.clear_session(free_memory=False)
+        restored = make(inverter=inverter)
+        if way == "checkpoint":
+            restored.optimizer.build(restored.trainable_variables)
+        status = tf.train.Checkpoint(
+            model=restored, optimizer=restored.optimizer
+        ).read(path)
+        restored.optimizer.build(restored.trainable_variables)
+        status.assert_existing_objects_matched()
+    train(restored, range(stop, STEPS))
+    same(everything(restored), expected)
+
+
+def test_curvature_is_a_trackable_of_its_own(tmp_path):
+    model = make()
+    train(model, range(3))
+    curvature = model.optimizer.curvature
+    path = tf.train.Checkpoint(curvature=curvature).write(str(tmp_path / "c"))
+    other = make()
+    tf.train.Checkpoint(curvature=other.optimizer.curvature).read(
+        path
+    ).assert_consumed()
+    found = other.optimizer.curvature.state()
+    for name, value in curvature.state().items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_backup_and_restore(uninterrupted, tmp_path):
+    """A run that dies after an epoch goes on from its backup."""
+    inverter, _ = uninterrupted
+
+    class Die(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def fit(model, *more):
+        backup = keras.callbacks.BackupAndRestore(str(tmp_path / "backup"))
+        model.fit(
+            X,
+            Y,
+            batch_size=BATCH,
+            shuffle=False,
+            epochs=3,
+            verbose=0,
+            callbacks=[*more, backup],
+        )
+
+    whole = make(inverter=inverter)
+    whole.fit(X, Y, batch_size=BATCH, shuffle=False, epochs=3, verbose=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make(inverter=inverter), Die())
+    keras.utils.clear_session(free_memory=False)
+    resumed = make(inverter=inverter)
+    fit(resumed)
+    same(everything(resumed), everything(whole))
