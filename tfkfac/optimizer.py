@@ -440,7 +440,7 @@ class KFAC(keras.optimizers.Optimizer):
         momentum.assign(m)
         w = tf.cast(variable.value, dtype)
         if self.weight_decay is not None and self._use_weight_decay(variable):
-            w *= 1 - tf.cast(eta * self.weight_decay, dtype)
+            w = w * (1 - tf.cast(eta * self.weight_decay, dtype))
         variable.assign(tf.cast(w + m, variable.dtype))
         if variable.constraint is not None:
             variable.assign(variable.constraint(variable.value))
