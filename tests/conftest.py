@@ -21,3 +21,4 @@ def float64():
     keras.config.set_floatx("float64")
     yield
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")

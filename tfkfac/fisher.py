@@ -64,11 +64,11 @@ class OutputTerms:
 
 def _align(weight: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """Brings a weight to the rank of the unreduced loss, as Keras does."""
-    if weight.shape.rank == values.shape.rank - 1:
+    if weight.shape.rank == values.shape.rank - 1 and values.shape[-1] == 1:
         return weight[..., tf.newaxis]
     if weight.shape.rank == values.shape.rank + 1:
         return tf.squeeze(weight, axis=-1)
-    return weight
+    return weight  # Broadcast, along the last axes.
 
 
 def resolve(

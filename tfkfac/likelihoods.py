@@ -181,8 +181,17 @@ def uniforms(
         key = tf.random.experimental.stateless_fold_in(
             key, stream, alg="philox"
         )
-    numbers = tf.random.stateless_uniform([count, draws], key, alg="philox")
-    return numbers + 2.0**-24  # They are multiples of 2^-23, 0 included.
+    # Integers: XLA makes other floating-point numbers of the same bits.
+    bits = tf.random.stateless_uniform(
+        [count, draws],
+        key,
+        minval=None,
+        maxval=None,
+        dtype=tf.uint32,
+        alg="philox",
+    )
+    bits = tf.cast(tf.bitwise.right_shift(bits, 9), tf.int32)
+    return (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
 
 
 def from_loss(loss: keras.losses.Loss) -> Likelihood | None:
