@@ -1,0 +1,268 @@
+"""Trains a Keras model with tfkfac and its mirror with `reference`."""
+
+import dataclasses
+import itertools
+
+import keras
+import numpy as np
+import reference
+import reference_layers as mirrors
+
+import tfkfac
+
+LOSSES = keras.losses
+ONE_UPDATE = {
+    "learning_rate": 0.1,
+    "damping": 0.1,
+    "momentum": 0.0,
+    "inverse_update_period": 1,
+}
+
+
+def mirror(layer, shape):
+    """The stages that stand for a Keras layer with inputs of `shape`."""
+    if isinstance(layer, keras.layers.Flatten):
+        return [mirrors.FLATTEN]
+    if isinstance(layer, keras.layers.Masking):
+        return [mirrors.MASKING]
+    bias = None if layer.bias is None else _array(layer.bias)
+    if isinstance(layer, keras.layers.EinsumDense):
+        equation = spell_out(layer.equation, len(shape))
+        stage = mirrors.Einsum(
+            equation, _array(layer.kernel), bias, layer.bias_axes or ""
+        )
+    elif isinstance(layer, keras.layers.Dense):
+        stage = mirrors.Layer([_array(layer.kernel)], bias)
+    else:
+        stage = mirrors.Convolution(
+            _array(layer.kernel),
+            bias,
+            layer.strides,
+            layer.padding,
+            layer.dilation_rate,
+            layer.groups,
+        )
+    functions = {"relu": [mirrors.RELU], "tanh": [mirrors.TANH]}
+    stages = [stage, *functions.get(layer.activation.__name__, [])]
+    if getattr(layer, "data_format", None) == "channels_first":
+        return [mirrors.CHANNELS_LAST, *stages, mirrors.CHANNELS_FIRST]
+    return stages
+
+
+def linear(stages):
+    """The one stage with weights among `stages`."""
+    return next(x for x in stages if isinstance(x, mirrors.Layer))
+
+
+def _array(variable):
+    return np.asarray(variable, np.float64)
+
+
+def spell_out(equation, rank):
+    """Puts letters for the dots of an EinsumDense equation."""
+    inputs = equation.split(",")[0]
+    count = rank - len(inputs.replace("...", ""))
+    return equation.replace("...", "ABCDEF"[:count])
+
+
+def dense_targets(loss, targets, K):
+    """Targets as [N, K]: one-hot where they are classes, smoothed."""
+    targets = np.asarray(targets)
+    if isinstance(loss, LOSSES.SparseCategoricalCrossentropy):
+        return np.eye(K)[targets.reshape(-1)]
+    targets = targets.reshape(-1, K).astype(np.float64)
+    smoothing = loss.get_config().get("label_smoothing", 0.0)
+    # A binary target has two classes, the other one is left unsaid.
+    classes = 2 if isinstance(loss, LOSSES.BinaryCrossentropy) else K
+    return (1 - smoothing) * targets + smoothing / classes
+
+
+def loss_gradient(loss):
+    """The reference's derivative of the terms of a Keras loss."""
+    if isinstance(loss, LOSSES.MeanSquaredError):
+        return reference.mean_squared_error
+    if isinstance(loss, LOSSES.BinaryCrossentropy):
+        return reference.binary_cross_entropy
+    return reference.softmax_cross_entropy
+
+
+def injected(kind, targets, **options):
+    """A likelihood of class `kind` that always samples `targets`."""
+
+    class Injected(kind):
+        def sample(self, outputs, uniforms):
+            fixed = keras.ops.convert_to_tensor(targets)
+            is_class = kind is tfkfac.Categorical
+            return fixed if is_class else keras.ops.cast(fixed, outputs.dtype)
+
+    return Injected(**options)
+
+
+def relative_error(x, expected):
+    """|x - expected| / |expected|; 0 where both are 0."""
+    error = np.linalg.norm(x - expected)
+    return error / np.linalg.norm(expected) if error else 0.0
+
+
+@dataclasses.dataclass
+class Case:
+    """A chain of Keras layers, its data, and how it and its mirror train.
+
+    `options` go to both optimizers, `keras_options` to tfkfac.KFAC alone, and
+    `mirror_options` to reference.KFAC alone. `samples` are injected targets
+    for the sampled Fisher; None takes the empirical one. `no_decay` names
+    variables, `output_ridge` is an L2 activity regularizer of the last layer.
+    """
+
+    layers: list
+    x: np.ndarray  # [steps * batch, ...]
+    y: np.ndarray
+    loss: keras.losses.Loss
+    batch: int | None = None
+    weights: np.ndarray | None = None
+    loss_weight: float = 1.0
+    samples: np.ndarray | None = None
+    likelihood: type | None = None
+    likelihood_options: dict = dataclasses.field(default_factory=dict)
+    run_eagerly: bool = True
+    jit_compile: bool = False
+    options: dict = dataclasses.field(default_factory=dict)
+    keras_options: dict = dataclasses.field(default_factory=dict)
+    mirror_options: dict = dataclasses.field(default_factory=dict)
+    no_decay: list = dataclasses.field(default_factory=list)
+    output_ridge: float = 0.0
+
+    def run(self):
+        """Trains both; returns the relative error of the change of each W."""
+        model = self._model()
+        self._mirror(model)
+        before = [W.copy() for W in self._weights()]
+        self.kfac = reference.KFAC(
+            self.net, **self.options, **self.mirror_options
+        )
+        self._compile(model)
+        size = self.batch or len(self.x)
+        for start in range(0, len(self.x), size):
+            part = slice(start, start + size)
+            weights = None if self.weights is None else self.weights[part]
+            model.train_on_batch(self.x[part], self.y[part], weights)
+            self._mirror_step(part, weights)
+        trained = [
+            W
+            for layer, shape in self.shapes.items()
+            for W in linear(mirror(layer, shape)).weights()
+        ]
+        trios = zip(trained, self._weights(), before)
+        return [relative_error(new - old, W - old) for new, W, old in trios]
+
+    def condition(self):
+        """The largest condition number of a damped factor."""
+        blocks = itertools.chain(*self.kfac.factors.values())
+        return max(np.linalg.cond(D) for f in blocks for D in f.damped)
+
+    def _model(self):
+        """The Keras model, with random weights and biases."""
+        rng = np.random.default_rng(1)
+        inputs = outputs = keras.Input(self.x.shape[1:])
+        for layer in self.layers:
+            outputs = layer(outputs)
+        model = keras.Model(inputs, outputs)
+        for v in model.trainable_variables:
+            assert v.dtype == keras.config.floatx()
+            fan_in = max(np.prod(v.shape[:-1]), 1)
+            v.assign(rng.normal(size=v.shape) / np.sqrt(fan_in))
+        return model
+
+    def _mirror(self, model):
+        """Makes the mirror net; a layer that comes twice is one stage."""
+        stages, known, self.shapes = [], {}, {}
+        shape = self.x.shape
+        for layer in self.layers:
+            if layer not in known:
+                known[layer] = mirror(layer, shape)
+                if layer.trainable_variables:
+                    self.shapes[layer] = shape
+            stages += known[layer]
+            shape = layer.compute_output_shape(shape)
+        self.net, self.K = mirrors.Net(stages), shape[-1]
+        assert len(self.net.layers) == len(self.shapes)
+
+    def _weights(self):
+        return [W for stage in self.net.layers for W in stage.weights()]
+
+    def _compile(self, model):
+        options = {"fisher": "empirical", "model": model}
+        if self.samples is not None:
+            options["fisher"] = "sampled"
+            options["likelihood"] = injected(
+                self.likelihood, self.samples, **self.likelihood_options
+            )
+        options |= self.options | self.keras_options
+        optimizer = tfkfac.KFAC(**options)
+        if self.no_decay:
+            optimizer.exclude_from_weight_decay(var_names=self.no_decay)
+        model.compile(
+            optimizer=optimizer,
+            loss=self.loss,
+            loss_weights=[self.loss_weight] if self.loss_weight != 1 else None,
+            run_eagerly=self.run_eagerly and not self.jit_compile,
+            jit_compile=self.jit_compile,
+        )
+
+    def _mirror_step(self, part, weights):
+        x = np.asarray(self.x[part], np.float64)
+        y = dense_targets(self.loss, self.y[part], self.K)
+        w = np.ones(len(y)) if weights is None else np.asarray(weights)
+        w = self.loss_weight * np.repeat(w.ravel(), len(y) // w.size)
+        keep = None
+        if isinstance(self.layers[0], keras.layers.Masking):
+            keep = np.any(x != 0, axis=-1).ravel()
+        N = len(y)
+        if keep is not None and len(keep) == N:
+            w, N = w * keep, keep.sum()
+        total = {"sum": 1, "mean_with_sample_weight": w.sum()}
+        divisor = total.get(self.loss.reduction, N)
+        loss = loss_gradient(self.loss)
+
+        def empirical(s):
+            terms = s.reshape(-1, self.K)
+            g = reference.empirical_gradient(loss, terms, y, w)
+            return g.reshape(s.shape)
+
+        def sampled(s):
+            terms, targets = s.reshape(-1, self.K), self.samples
+            if self.likelihood is tfkfac.Categorical:
+                targets = np.eye(self.K)[targets]
+            g = reference.sampled_gradient(loss, terms, targets, w)
+            return g.reshape(s.shape)
+
+        ridge = 2 * self.output_ridge / len(x)  # Keras takes a batch's mean
+
+        self.kfac.step(
+            x,
+            lambda s: empirical(s) / divisor + ridge * s,
+            empirical if self.samples is None else sampled,
+            N,
+            keep,
+        )
+
+
+def cross_entropy(**arguments):
+    """A loss takes its dtype from `floatx` when it is made."""
+    return keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, **arguments
+    )
+
+
+def single(layer, shape, batch=2, **arguments):
+    """A case of one update of `layer` below a dense layer of 3 classes."""
+    rng = np.random.default_rng(0)
+    return Case(
+        [layer, keras.layers.Flatten(), keras.layers.Dense(3)],
+        x=rng.normal(size=(batch, *shape)),
+        y=rng.integers(0, 3, size=batch),
+        weights=rng.uniform(0.5, 2, size=batch),
+        loss=cross_entropy(),
+        options=ONE_UPDATE,
+        **arguments,
+    )

@@ -1,0 +1,211 @@
+"""K-FAC in float64 NumPy, from DESIGN.md and the papers; shares no code.
+
+Symbols: s are pre-activations, a inputs, g gradients of s; A and G the two
+factors of a layer, V its gradient, U its update direction, both [d_in, d_out].
+"""
+
+import itertools
+
+import numpy as np
+
+
+def softmax_cross_entropy(s, y):
+    """dl_n/ds, [N, K], of -sum_k y_k log softmax(s)_k."""
+    p = np.exp(s - s.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True) - y
+
+
+def binary_cross_entropy(s, y):
+    """dl_n/ds, [N, K], of the mean over K outputs."""
+    return (1 / (1 + np.exp(-s)) - y) / s.shape[-1]
+
+
+def mean_squared_error(s, y):
+    """dl_n/ds, [N, K], of the mean over K outputs."""
+    return 2 * (s - y) / s.shape[-1]
+
+
+# c of the loss l = c NLL, for K outputs (DESIGN, "Gradients of the statistics")
+NLL_SCALE = {
+    softmax_cross_entropy: lambda K: 1,
+    binary_cross_entropy: lambda K: 1 / K,
+    mean_squared_error: lambda K: 2 / K,
+}
+
+
+def empirical_gradient(loss, s, y, w):
+    """g = d(sum_n w_n l_n)/ds; s, y [N, K], w [N]."""
+    return w[:, None] * loss(s, y)
+
+
+def sampled_gradient(loss, s, targets, w):
+    """g = d(sum_n sqrt(c w_n) NLL_n)/ds; s, targets [N, K], w [N].
+
+    w includes the loss weight.
+    """
+    c = NLL_SCALE[loss](s.shape[-1])
+    nll_gradient = loss(s, targets) / c
+    return np.sqrt(c * w)[:, None] * nll_gradient
+
+
+class Factors:
+    """A and G of one W: debiased running averages, and what inverts them."""
+
+    def __init__(self):
+        self.M, self.c = [0.0, 0.0], 0.0
+
+    def update(self, moments, rho):
+        """M = rho M + (1 - rho) X, and c likewise; the factor is M / c."""
+        pairs = zip(self.M, moments)
+        self.M = [rho * M + (1 - rho) * X for M, X in pairs]
+        self.c = rho * self.c + (1 - rho)
+
+    def refresh(self, damping, pi):
+        """Takes the factors and damps them (Martens and Grosse, 6.3)."""
+        A, G = (M / self.c for M in self.M)
+        if pi is None:
+            means = np.trace(A) / len(A), np.trace(G) / len(G)
+            pi = np.sqrt(means[0] / means[1]) if min(means) > 0 else 1.0
+        root = np.sqrt(damping)
+        self.damped = (
+            A + pi * root * np.eye(len(A)),
+            G + root / pi * np.eye(len(G)),
+        )
+        self.inverses = [np.linalg.inv(D) for D in self.damped]
+        self.pair = A, G
+
+    def factored(self, V):
+        """U = (A + pi sqrt(lambda) I)^-1 V (G + sqrt(lambda) / pi I)^-1."""
+        return self.inverses[0] @ V @ self.inverses[1]
+
+    def exact(self, V, damping):
+        """U = Q_A [(Q_A^T V Q_G) / (d_A d_G^T + lambda)] Q_G^T."""
+        (d_A, Q_A), (d_G, Q_G) = map(np.linalg.eigh, self.pair)
+        inner = (Q_A.T @ V @ Q_G) / (np.outer(d_A, d_G) + damping)
+        return Q_A @ inner @ Q_G.T
+
+
+class KFAC:
+    """DESIGN's steps 2 to 8 for one Net; numbers may be functions of t."""
+
+    def __init__(
+        self,
+        net,
+        learning_rate,
+        damping,
+        momentum=0.9,
+        factor_decay=0.95,
+        factor_update_period=1,
+        inverse_update_period=10,
+        inverter="cholesky",
+        pi=None,
+        kl_clip=None,
+        weight_decay=None,
+        decay_bias=True,
+        global_clipnorm=None,
+        ridge=0.0,
+    ):
+        """`ridge` stands for a regularizer, ridge |kernel|^2."""
+        self.net = net
+        self.learning_rate, self.damping = learning_rate, damping
+        self.momentum, self.factor_decay = momentum, factor_decay
+        self.factor_update_period = factor_update_period
+        self.inverse_update_period = inverse_update_period
+        self.inverter, self.pi, self.kl_clip = inverter, pi, kl_clip
+        self.weight_decay, self.decay_bias = weight_decay, decay_bias
+        self.global_clipnorm, self.ridge = global_clipnorm, ridge
+        self.t, self.due_at = 0, {"factor": 0, "inverse": 0}
+        self.factors = {x: [Factors() for _ in x.W] for x in net.layers}
+        self.m = {x: [0.0] * len(x.weights()) for x in net.layers}
+
+    def step(self, x, loss_gradient, statistic_gradient, N, keep=None):
+        """One update; the gradients map outputs to dL/ds and to g.
+
+        N is the number of loss terms, `keep` says which rows no mask masks,
+        for the layers that have len(keep) rows.
+        """
+        s = self.net.forward(x)
+        V = self._gradients(self.net.backward(loss_gradient(s)))
+        if self._due("factor", self.factor_update_period):
+            uses = self.net.backward(statistic_gradient(s))
+            for layer, factors in self.factors.items():
+                moments = second_moments(layer, uses[layer], N, keep)
+                for factor, pair in zip(factors, moments):
+                    factor.update(pair, self._now(self.factor_decay))
+        if self._due("inverse", self.inverse_update_period):
+            for factor in itertools.chain(*self.factors.values()):
+                factor.refresh(self._now(self.damping), self.pi)
+        U = {x: self._precondition(x, V[x]) for x in self.net.layers}
+        self.nu = self._trust(U, V)
+        for layer in self.net.layers:
+            self._move(layer, U[layer], self.nu)
+        self.t += 1
+
+    def _now(self, value):
+        return value(self.t) if callable(value) else value
+
+    def _due(self, what, period):
+        """Due when t >= last + period; for a number: its multiples."""
+        period = self._now(period)
+        last = self.due_at[what]
+        if self.t > 0 and self.t < last + period:
+            return False
+        self.due_at[what] = self.t
+        return True
+
+    def _gradients(self, uses):
+        """V by layer, the sum over its uses, clipped to the global norm."""
+        V = {x: _sum(x.gradient(*use) for use in uses[x]) for x in uses}
+        for x in V:
+            for v, W in zip(V[x], x.W):
+                d_in = len(W) - x.has_bias
+                v[:d_in] += 2 * self.ridge * W[:d_in]
+        every = itertools.chain(*V.values())
+        norm = np.sqrt(sum((part**2).sum() for part in every))
+        limit = self.global_clipnorm or np.inf
+        return {x: [v * min(1, limit / norm) for v in V[x]] for x in V}
+
+    def _precondition(self, layer, V):
+        """U of each W; a loose bias keeps its V."""
+        U = list(V)
+        for j, factors in enumerate(self.factors[layer]):
+            if self.inverter == "eigen":
+                U[j] = factors.exact(V[j], self._now(self.damping))
+            else:
+                U[j] = factors.factored(V[j])
+        return U
+
+    def _trust(self, U, V):
+        """nu = min(1, sqrt(kl_clip / (eta^2 sum <U, V>)))."""
+        if self.kl_clip is None:
+            return 1.0
+        total = sum((u * v).sum() for x in U for u, v in zip(U[x], V[x]))
+        eta = self._now(self.learning_rate)
+        ratio = self._now(self.kl_clip) / (eta**2 * total)
+        return min(1.0, np.sqrt(ratio)) if total > 0 else 1.0
+
+    def _move(self, layer, U, nu):
+        """m <- mu m - eta nu U, W <- (1 - eta wd) W + m."""
+        eta, mu = self._now(self.learning_rate), self._now(self.momentum)
+        for j, (W, u) in enumerate(zip(layer.weights(), U)):
+            self.m[layer][j] = mu * self.m[layer][j] - eta * nu * u
+            shrink = np.full(W.shape, 1 - eta * (self.weight_decay or 0))
+            if not self.decay_bias and j >= len(layer.W):
+                shrink[...] = 1.0
+            elif not self.decay_bias and layer.has_bias:
+                shrink[-1] = 1.0
+            W[...] = shrink * W + self.m[layer][j]
+
+
+def second_moments(layer, uses, N, keep=None):
+    """A = (1/N) sum_r a_r a_r^T and G = (1/R) sum_r g_r g_r^T, by group."""
+    inputs = zip(*(layer.inputs(x) for x, _ in uses))
+    gradients = zip(*(layer.output_gradients(g) for _, g in uses))
+    for a, g in zip(map(np.vstack, inputs), map(np.vstack, gradients)):
+        if keep is not None and len(keep) == len(a):
+            a, g = a[keep], g[keep]
+        yield a.T @ a / N, g.T @ g / len(g)
+
+
+def _sum(parts):
+    return [sum(terms) for terms in zip(*parts)]
