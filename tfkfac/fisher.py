@@ -58,7 +58,7 @@ class OutputTerms:
             )
             w *= _align(weight, values)
         if self.call.loss_weight is not None:
-            w *= tf.cast(self.call.loss_weight, dtype)
+            w *= self.call.loss_weight
         return tf.reshape(w, [-1]), count
 
 
@@ -153,7 +153,7 @@ def _sampled_gradient(term, w, dtype, stream, micro_step, micro_steps, **key):
         begin = tf.cast(micro_step, tf.int32) * tf.size(w)
         numbers = tf.slice(numbers, [begin, 0], [tf.size(w), -1])
     targets = tf.stop_gradient(likelihood.sample(outputs, numbers))
-    c = tf.cast(likelihood.loss_scale(outputs), dtype)
+    c = likelihood.loss_scale(outputs)
     with tf.GradientTape() as tape:
         tape.watch(outputs)
         nll = likelihood.negative_log_likelihood(outputs, targets)

@@ -111,7 +111,7 @@ class CholeskyInverter(Inverter):
             for flag, matrix in zip(diagonal, matrices)
         )
         if self.pi is not None:
-            return tf.ones_like(a) * tf.cast(self.pi, a.dtype)
+            return tf.ones_like(a) * self.pi
         usable = tf.logical_and(a > 0, g > 0)
         ratio = tf.where(usable, a, 1) / tf.where(usable, g, 1)
         return tf.sqrt(ratio)

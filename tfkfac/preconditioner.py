@@ -157,7 +157,8 @@ class Preconditioner:
 
     def _take(self, factor, total, divisor, decay):
         dtype = total.dtype
-        X = tf.math.divide_no_nan(total, tf.cast(divisor, dtype))
+        # Without rows or terms X is NaN, which the factor leaves out.
+        X = total / tf.cast(divisor, dtype)
         factor.update(X, tf.cast(decay, dtype))
 
     def accumulate(self, uses: Sequence[Use], count: tf.Tensor) -> None:

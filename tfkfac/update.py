@@ -196,7 +196,8 @@ class Update:
     def _average_weights(self):
         """The moving average of the weights, and its writing back."""
         optimizer = self.optimizer
-        decay = tf.where(self.t > 0, optimizer.ema_momentum, 0.0)
+        decay = tf.constant(optimizer.ema_momentum, tf.float64)
+        decay = tf.where(self.t > 0, decay, 0)
         pairs = [
             (v, average)
             for v, average in zip(
