@@ -7,7 +7,11 @@ EXTRAS = {
     "cpu": [f"tensorflow-cpu=={TENSORFLOW}"],
     "gpu": [f"tensorflow[and-cuda]=={TENSORFLOW}"],
     "horovod": ["horovod==0.28.1", "cloudpickle", "psutil", "pyyaml", "cffi"],
-    "data": ["tensorflow-datasets>=4.9.10,<5", "importlib_resources", "scikit-learn>=1.7,<2"],
+    "data": [
+        "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources",
+        "scikit-learn>=1.7,<2",
+    ],
     "text": ["sentencepiece>=0.2.1,<0.3"],
     "plot": ["matplotlib>=3.10,<4"],
     "tensorboard": ["tensorboard>=2.20,<3"],

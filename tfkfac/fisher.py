@@ -58,7 +58,7 @@ class OutputTerms:
             )
             w *= _align(weight, values)
         if self.call.loss_weight is not None:
-            w *= tf.cast(self.call.loss_weight, dtype)
+            w *= self.call.loss_weight
         return tf.reshape(w, [-1]), count
 
 
@@ -150,7 +150,7 @@ def _sampled_gradient(term, w, dtype, seed, update, stream):
         stream=stream,
     )
     targets = tf.stop_gradient(likelihood.sample(outputs, numbers))
-    c = tf.cast(likelihood.loss_scale(outputs), dtype)
+    c = likelihood.loss_scale(outputs)
     with tf.GradientTape() as tape:
         tape.watch(outputs)
         nll = likelihood.negative_log_likelihood(outputs, targets)

@@ -12,7 +12,7 @@ from tfkfac import inverters, report
 from tfkfac.likelihoods import Likelihood
 from tfkfac.link import Link
 from tfkfac.preconditioner import Curvature, state_dtype
-from tfkfac.schedules import Hyperparameter, Period, serialize
+from tfkfac.schedules import Hyperparameter, Period, is_number, serialize
 
 _CHOICES = {
     "fisher": ("sampled", "empirical"),
@@ -253,11 +253,12 @@ class KFAC(keras.optimizers.Optimizer):
         rate = self._learning_rate
         if isinstance(rate, keras.Variable):
             return rate
-        if isinstance(
-            rate, keras.optimizers.schedules.LearningRateSchedule
-        ) or _takes_argument(rate):
-            return rate(self.updates)
-        return rate()
+        schedule = keras.optimizers.schedules.LearningRateSchedule
+        by_update = isinstance(rate, schedule) or _takes_argument(rate)
+        value = rate(self.updates) if by_update else rate()
+        if is_number(value):
+            return tf.constant(value, keras.config.floatx())
+        return value
 
     # The model.
 
@@ -447,7 +448,8 @@ class KFAC(keras.optimizers.Optimizer):
 
     def _average_weights(self, t):
         """The moving average of the weights, and its writing back."""
-        decay = tf.where(t > 0, self.ema_momentum, 0.0)
+        decay = tf.constant(self.ema_momentum, tf.float64)
+        decay = tf.where(t > 0, decay, 0)
         pairs = [
             (v, average)
             for v, average in zip(

@@ -105,7 +105,10 @@ class Hyperparameter:
     def at(self, update: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns the value at `update`."""
         if self._schedule is not None:
-            return tf.cast(self._schedule(update), dtype)
+            value = self._schedule(update)
+            if is_number(value):  # A cast would go by way of float32.
+                return tf.constant(value, dtype)
+            return tf.cast(value, dtype)
         return tf.cast(self._variable.value, dtype)
 
     def assign(self, value: float) -> None:
