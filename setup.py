@@ -1,5 +1,7 @@
 """Packaging of tfkfac. The command line of set-up is the Makefile's."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
 TENSORFLOW = "2.21.*"
@@ -22,7 +24,7 @@ setup(
     name="tfkfac",
     version="0.1.0",
     description="K-FAC for Keras 3 on TensorFlow",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
