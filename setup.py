@@ -1,5 +1,7 @@
 """Packaging of tfkfac. The command line of set-up is the Makefile's."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
 TENSORFLOW = "2.21.*"
@@ -7,7 +9,11 @@ EXTRAS = {
     "cpu": [f"tensorflow-cpu=={TENSORFLOW}"],
     "gpu": [f"tensorflow[and-cuda]=={TENSORFLOW}"],
     "horovod": ["horovod==0.28.1", "cloudpickle", "psutil", "pyyaml", "cffi"],
-    "data": ["tensorflow-datasets>=4.9.10,<5", "importlib_resources", "scikit-learn>=1.7,<2"],
+    "data": [
+        "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources",
+        "scikit-learn>=1.7,<2",
+    ],
     "text": ["sentencepiece>=0.2.1,<0.3"],
     "plot": ["matplotlib>=3.10,<4"],
     "tensorboard": ["tensorboard>=2.20,<3"],
@@ -18,7 +24,7 @@ setup(
     name="tfkfac",
     version="0.1.0",
     description="K-FAC for Keras 3 on TensorFlow",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

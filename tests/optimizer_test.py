@@ -378,17 +378,17 @@ def test_period_schedules():
     class Noted(tfkfac.Categorical):
         def sample(self, outputs, uniforms):
             tf.py_function(lambda: ran.append(len(ran)), [], [])
-            steps.append(step)
+            steps.append(int(optimizer.iterations))
             return super().sample(outputs, uniforms)
 
-    steps, step = [], 0
+    steps = []
     model, optimizer = compiled(
         likelihood=Noted(),
         factor_update_period=lambda t: tf.where(t < 4, 2, 3),
         inverse_update_period=lambda t: tf.where(t < 4, 2, 3),
         compile_settings={"run_eagerly": True},
     )
-    for step in range(12):
+    for _ in range(12):
         model.train_on_batch(X, Y)
     assert steps == [0, 2, 5, 8, 11]
 

@@ -6,7 +6,8 @@ import itertools
 import keras
 import numpy as np
 import reference
-import reference_layers as mirrors
+import reference_layers
+from mirrors import mirror
 
 import tfkfac
 
@@ -17,52 +18,6 @@ ONE_UPDATE = {
     "momentum": 0.0,
     "inverse_update_period": 1,
 }
-
-
-def mirror(layer, shape):
-    """The stages that stand for a Keras layer with inputs of `shape`."""
-    if isinstance(layer, keras.layers.Flatten):
-        return [mirrors.FLATTEN]
-    if isinstance(layer, keras.layers.Masking):
-        return [mirrors.MASKING]
-    bias = None if layer.bias is None else _array(layer.bias)
-    if isinstance(layer, keras.layers.EinsumDense):
-        equation = spell_out(layer.equation, len(shape))
-        stage = mirrors.Einsum(
-            equation, _array(layer.kernel), bias, layer.bias_axes or ""
-        )
-    elif isinstance(layer, keras.layers.Dense):
-        stage = mirrors.Layer([_array(layer.kernel)], bias)
-    else:
-        stage = mirrors.Convolution(
-            _array(layer.kernel),
-            bias,
-            layer.strides,
-            layer.padding,
-            layer.dilation_rate,
-            layer.groups,
-        )
-    functions = {"relu": [mirrors.RELU], "tanh": [mirrors.TANH]}
-    stages = [stage, *functions.get(layer.activation.__name__, [])]
-    if getattr(layer, "data_format", None) == "channels_first":
-        return [mirrors.CHANNELS_LAST, *stages, mirrors.CHANNELS_FIRST]
-    return stages
-
-
-def linear(stages):
-    """The one stage with weights among `stages`."""
-    return next(x for x in stages if isinstance(x, mirrors.Layer))
-
-
-def _array(variable):
-    return np.asarray(variable, np.float64)
-
-
-def spell_out(equation, rank):
-    """Puts letters for the dots of an EinsumDense equation."""
-    inputs = equation.split(",")[0]
-    count = rank - len(inputs.replace("...", ""))
-    return equation.replace("...", "ABCDEF"[:count])
 
 
 def dense_targets(loss, targets, K):
@@ -102,6 +57,19 @@ def relative_error(x, expected):
     """|x - expected| / |expected|; 0 where both are 0."""
     error = np.linalg.norm(x - expected)
     return error / np.linalg.norm(expected) if error else 0.0
+
+
+class Projection:
+    """The second use of a tied embedding, as one of a case's layers."""
+
+    def __init__(self, embedding):
+        self.embedding = embedding
+
+    def __call__(self, h):
+        return self.embedding(h, reverse=True)
+
+    def compute_output_shape(self, shape):
+        return self.embedding.compute_output_shape(shape, reverse=True)
 
 
 @dataclasses.dataclass
@@ -150,7 +118,9 @@ class Case:
         trained = [
             W
             for layer, shape in self.shapes.items()
-            for W in linear(mirror(layer, shape)).weights()
+            for stage in self._stages(layer, shape)
+            if isinstance(stage, reference_layers.Layer)
+            for W in stage.weights()
         ]
         trios = zip(trained, self._weights(), before)
         return [relative_error(new - old, W - old) for new, W, old in trios]
@@ -163,7 +133,8 @@ class Case:
     def _model(self):
         """The Keras model, with random weights and biases."""
         rng = np.random.default_rng(1)
-        inputs = outputs = keras.Input(self.x.shape[1:])
+        dtype = "int32" if self.x.dtype.kind == "i" else None
+        inputs = outputs = keras.Input(self.x.shape[1:], dtype=dtype)
         for layer in self.layers:
             outputs = layer(outputs)
         model = keras.Model(inputs, outputs)
@@ -177,15 +148,21 @@ class Case:
         """Makes the mirror net; a layer that comes twice is one stage."""
         stages, known, self.shapes = [], {}, {}
         shape = self.x.shape
-        for layer in self.layers:
+        for use in self.layers:
+            layer = use.embedding if isinstance(use, Projection) else use
             if layer not in known:
-                known[layer] = mirror(layer, shape)
+                known[layer] = self._stages(layer, shape)
                 if layer.trainable_variables:
                     self.shapes[layer] = shape
             stages += known[layer]
-            shape = layer.compute_output_shape(shape)
-        self.net, self.K = mirrors.Net(stages), shape[-1]
-        assert len(self.net.layers) == len(self.shapes)
+            shape = use.compute_output_shape(shape)
+        self.net, self.K = reference_layers.Net(stages), shape[-1]
+
+    def _stages(self, layer, shape):
+        names = ("norm_curvature", "tied")
+        options = self.keras_options
+        choices = {name: options[name] for name in names if name in options}
+        return mirror(layer, shape, **choices)
 
     def _weights(self):
         return [W for stage in self.net.layers for W in stage.weights()]
@@ -209,14 +186,20 @@ class Case:
             jit_compile=self.jit_compile,
         )
 
+    def _unmasked(self, x):
+        """Which positions the first layer does not mask; None for all."""
+        if isinstance(self.layers[0], keras.layers.Masking):
+            return np.any(x != 0, axis=-1).ravel()
+        masks = getattr(self.layers[0], "mask_zero", False)
+        return x.ravel() != 0 if masks else None
+
     def _mirror_step(self, part, weights):
-        x = np.asarray(self.x[part], np.float64)
+        x = self.x[part]
+        x = x if x.dtype.kind == "i" else np.asarray(x, np.float64)
         y = dense_targets(self.loss, self.y[part], self.K)
         w = np.ones(len(y)) if weights is None else np.asarray(weights)
         w = self.loss_weight * np.repeat(w.ravel(), len(y) // w.size)
-        keep = None
-        if isinstance(self.layers[0], keras.layers.Masking):
-            keep = np.any(x != 0, axis=-1).ravel()
+        keep = self._unmasked(x)
         N = len(y)
         if keep is not None and len(keep) == N:
             w, N = w * keep, keep.sum()

@@ -62,17 +62,18 @@ class Factors:
 
     def refresh(self, damping, pi):
         """Takes the factors and damps them (Martens and Grosse, 6.3)."""
-        A, G = (M / self.c for M in self.M)
-        if pi is None:
-            means = np.trace(A) / len(A), np.trace(G) / len(G)
-            pi = np.sqrt(means[0] / means[1]) if min(means) > 0 else 1.0
-        root = np.sqrt(damping)
-        self.damped = (
-            A + pi * root * np.eye(len(A)),
-            G + root / pi * np.eye(len(G)),
-        )
+        self.pair = [M / self.c for M in self.M]
+        shifts = self._shifts(damping, pi)
+        self.damped = [
+            X + shift * np.eye(len(X)) for X, shift in zip(self.pair, shifts)
+        ]
         self.inverses = [np.linalg.inv(D) for D in self.damped]
-        self.pair = A, G
+
+    def _shifts(self, damping, pi):
+        if pi is None:
+            means = [np.trace(X) / len(X) for X in self.pair]
+            pi = np.sqrt(means[0] / means[1]) if min(means) > 0 else 1.0
+        return pi * np.sqrt(damping), np.sqrt(damping) / pi
 
     def factored(self, V):
         """U = (A + pi sqrt(lambda) I)^-1 V (G + sqrt(lambda) / pi I)^-1."""
@@ -83,6 +84,13 @@ class Factors:
         (d_A, Q_A), (d_G, Q_G) = map(np.linalg.eigh, self.pair)
         inner = (Q_A.T @ V @ Q_G) / (np.outer(d_A, d_G) + damping)
         return Q_A @ inner @ Q_G.T
+
+
+class NormFactors(Factors):
+    """F of a norm layer, beside a factor of 1: F + lambda I, no pi, no root."""
+
+    def _shifts(self, damping, pi):
+        return damping, 0.0
 
 
 class KFAC:
@@ -99,6 +107,8 @@ class KFAC:
         inverse_update_period=10,
         inverter="cholesky",
         pi=None,
+        norm_damping=None,
+        max_factor_size=None,
         kl_clip=None,
         weight_decay=None,
         decay_bias=True,
@@ -114,8 +124,12 @@ class KFAC:
         self.inverter, self.pi, self.kl_clip = inverter, pi, kl_clip
         self.weight_decay, self.decay_bias = weight_decay, decay_bias
         self.global_clipnorm, self.ridge = global_clipnorm, ridge
+        self.norm_damping, self.max_factor_size = norm_damping, max_factor_size
         self.t, self.due_at = 0, {"factor": 0, "inverse": 0}
-        self.factors = {x: [Factors() for _ in x.W] for x in net.layers}
+        self.factors = {
+            x: [NormFactors() if x.is_norm else Factors() for _ in x.W]
+            for x in net.layers
+        }
         self.m = {x: [0.0] * len(x.weights()) for x in net.layers}
 
     def step(self, x, loss_gradient, statistic_gradient, N, keep=None):
@@ -129,12 +143,14 @@ class KFAC:
         if self._due("factor", self.factor_update_period):
             uses = self.net.backward(statistic_gradient(s))
             for layer, factors in self.factors.items():
-                moments = second_moments(layer, uses[layer], N, keep)
+                moments = layer.moments(uses[layer], N, keep)
                 for factor, pair in zip(factors, moments):
+                    pair = [self._limit(X) for X in pair]
                     factor.update(pair, self._now(self.factor_decay))
         if self._due("inverse", self.inverse_update_period):
-            for factor in itertools.chain(*self.factors.values()):
-                factor.refresh(self._now(self.damping), self.pi)
+            for layer, factors in self.factors.items():
+                for factor in factors:
+                    factor.refresh(self._damping(layer), self.pi)
         U = {x: self._precondition(x, V[x]) for x in self.net.layers}
         self.nu = self._trust(U, V)
         for layer in self.net.layers:
@@ -143,6 +159,17 @@ class KFAC:
 
     def _now(self, value):
         return value(self.t) if callable(value) else value
+
+    def _limit(self, X):
+        """Keeps the diagonal alone of a factor with too long a side."""
+        limit = self.max_factor_size or np.inf
+        return X if len(X) <= limit else np.diag(np.diag(X))
+
+    def _damping(self, layer):
+        """lambda, or lambda_norm for a norm layer."""
+        if layer.is_norm and self.norm_damping is not None:
+            return self._now(self.norm_damping)
+        return self._now(self.damping)
 
     def _due(self, what, period):
         """Due when t >= last + period; for a number: its multiples."""
@@ -170,7 +197,7 @@ class KFAC:
         U = list(V)
         for j, factors in enumerate(self.factors[layer]):
             if self.inverter == "eigen":
-                U[j] = factors.exact(V[j], self._now(self.damping))
+                U[j] = factors.exact(V[j], self._damping(layer))
             else:
                 U[j] = factors.factored(V[j])
         return U
@@ -195,16 +222,6 @@ class KFAC:
             elif not self.decay_bias and layer.has_bias:
                 shrink[-1] = 1.0
             W[...] = shrink * W + self.m[layer][j]
-
-
-def second_moments(layer, uses, N, keep=None):
-    """A = (1/N) sum_r a_r a_r^T and G = (1/R) sum_r g_r g_r^T, by group."""
-    inputs = zip(*(layer.inputs(x) for x, _ in uses))
-    gradients = zip(*(layer.output_gradients(g) for _, g in uses))
-    for a, g in zip(map(np.vstack, inputs), map(np.vstack, gradients)):
-        if keep is not None and len(keep) == len(a):
-            a, g = a[keep], g[keep]
-        yield a.T @ a / N, g.T @ g / len(g)
 
 
 def _sum(parts):

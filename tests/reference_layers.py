@@ -13,6 +13,8 @@ class Layer:
     The maps below are those of a dense layer: its rows are all leading axes.
     """
 
+    is_norm = False
+
     def __init__(self, kernels, bias=None, loose=None):
         """Takes kernels [d_in, d_out] by group and a bias [sum of d_out].
 
@@ -71,6 +73,18 @@ class Layer:
         pairs = zip(self.inputs(x), self.output_gradients(g))
         V = [a.T @ g_j for a, g_j in pairs]
         return V + [_unbroadcast(g, b.shape) for b in self.loose]
+
+    def moments(self, uses, N, keep=None):
+        """A = (1/N) sum_r a_r a_r^T and G = (1/R) sum_r g_r g_r^T, by group.
+
+        `keep` says which rows no mask masks, where the layer has len(keep).
+        """
+        inputs = zip(*(self.inputs(x) for x, _ in uses))
+        gradients = zip(*(self.output_gradients(g) for _, g in uses))
+        for a, g in zip(map(np.vstack, inputs), map(np.vstack, gradients)):
+            if keep is not None and len(keep) == len(a):
+                a, g = a[keep], g[keep]
+            yield a.T @ a / N, g.T @ g / len(g)
 
 
 class Convolution(Layer):

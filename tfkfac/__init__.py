@@ -14,7 +14,7 @@ if _keras.backend.backend() != "tensorflow":
         "Keras is imported."
     )
 
-from tfkfac.blocks import CurvatureBlock, KroneckerBlock
+from tfkfac.blocks import CurvatureBlock, KroneckerBlock, ScaleShiftBlock
 from tfkfac.inverters import CholeskyInverter, EigenInverter, Inverter
 from tfkfac.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from tfkfac.optimizer import KFAC, attach
@@ -33,6 +33,7 @@ __all__ = [
     "KFAC",
     "KroneckerBlock",
     "Likelihood",
+    "ScaleShiftBlock",
     "attach",
     "register",
 ]

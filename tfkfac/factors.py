@@ -58,15 +58,11 @@ class Factor(abc.ABC):
         """
         usable = tf.reduce_all(tf.math.is_finite(X))
         sound = tf.reduce_all(tf.math.is_finite(self.moment))
-
-        def take():
-            kept = tf.where(sound, decay, 0)
-            moment = tf.where(sound, self.moment, 0)
-            self.moment.assign(kept * moment + (1 - decay) * X)
-            self.weight.assign(kept * self.weight + (1 - decay))
-            return tf.constant(True)
-
-        tf.cond(usable, take, lambda: tf.constant(False))
+        kept = tf.where(sound, decay, 0)
+        moment = kept * tf.where(sound, self.moment, 0) + (1 - decay) * X
+        weight = kept * self.weight + (1 - decay)
+        self.moment.assign(tf.where(usable, moment, self.moment))
+        self.weight.assign(tf.where(usable, weight, self.weight))
 
     def value(self) -> tf.Tensor:
         """Returns M_k / c_k; zero before the first update."""

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkfac.blocks import CurvatureBlock, Use
+from tfkfac.blocks.factored import all_finite
 from tfkfac.inverters import Inverter
 
 
@@ -208,9 +209,25 @@ class Preconditioner:
 
     def refresh(self, dampings: Mapping[str, tf.Tensor]) -> None:
         """Inverts all blocks, each with its damping by name."""
+        work = []
         for block in self.blocks:
             dtype = state_dtype(block.variables[0])
-            block.refresh(tf.cast(dampings[block.damping], dtype))
+            damping = tf.cast(dampings[block.damping], dtype)
+            work.append((block, block.invert(damping), damping))
+        good = [all_finite(values) for _, values, _ in work]
+
+        def accept():
+            for block, values, _ in work:
+                block.accept(values)
+            return tf.constant(True)
+
+        def recover():
+            for block, values, damping in work:
+                block.recover(values, damping)
+            return tf.constant(False)
+
+        if work:
+            tf.cond(tf.reduce_all(tf.stack(good)), accept, recover)
         self.refresh_needed.assign(False)
 
     def precondition(

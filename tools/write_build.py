@@ -17,7 +17,7 @@ _CHECK = flags.DEFINE_bool("check", False, "Compare, do not write.")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("tfkfac", "trainers", "tools", "tests")
 PROGRAM = 'if __name__ == "__main__":'
-HEADER = """# A target for each module; written by `python -m tools.write_build`.
+HEADER = """# A target for each module; `python -m tools.write_build` wrote it.
 
 package(default_visibility = ["//visibility:public"])
 

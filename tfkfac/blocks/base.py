@@ -174,8 +174,22 @@ class CurvatureBlock(abc.ABC):
         """
 
     @abc.abstractmethod
-    def refresh(self, damping: tf.Tensor) -> None:
-        """Inverts the factors as they are."""
+    def invert(self, damping: tf.Tensor) -> list[tf.Tensor]:
+        """Returns inverses of the factors as they are, for `accept`.
+
+        They hold NaN or infinity where that fails.
+        """
+
+    @abc.abstractmethod
+    def accept(self, values: Sequence[tf.Tensor]) -> None:
+        """Takes new inverses, all finite."""
+
+    @abc.abstractmethod
+    def recover(self, values: Sequence[tf.Tensor], damping: tf.Tensor) -> None:
+        """Takes new inverses, or makes do where they are not finite.
+
+        Called for all blocks where the inversion of any failed.
+        """
 
     @abc.abstractmethod
     def precondition(

@@ -37,7 +37,9 @@ class EmbeddingBlock(FactoredBlock):
         """Returns the counts of the tokens and the moment of g."""
         ids = tf.reshape(tf.cast(use.inputs, tf.int32), [-1])
         g = tf.reshape(tf.cast(use.gradient, product_dtype), [1, -1, self.d])
-        mask = self.layer.compute_mask(use.inputs)
+        mask = use.mask
+        if mask is None:
+            mask = self.layer.compute_mask(use.inputs)
         if mask is None:
             mask = tf.ones_like(ids, dtype)
         else:
@@ -107,7 +109,7 @@ class TiedEmbeddingBlock(EmbeddingBlock):
         if not reverse:
             s = call(inputs, *args, **options)
             mask = keras_mask(s)
-            s = keep(Use(layer, inputs, None, s))
+            s = keep(Use(layer, inputs, mask, s))
             if mask is not None:
                 s._keras_mask = mask
             return s

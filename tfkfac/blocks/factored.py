@@ -64,42 +64,35 @@ class FactoredBlock(CurvatureBlock):
         )
         return [tf.cast(value, self._dtype) for value in values]
 
-    def refresh(self, damping):
-        values = self._invert(self._dtype, damping)
-        values = tf.cond(
-            _all_finite(values),
-            lambda: values,
-            lambda: self._invert(tf.float64, 10 * damping),
-        )
+    def invert(self, damping):
+        return self._invert(self._dtype, damping)
+
+    def accept(self, values):
         known = self.factors[0].weight > 0
-        good = _all_finite(values)
-        tf.cond(
-            tf.logical_and(known, good),
-            lambda: self._accept(values),
-            lambda: self._note_failure(tf.cast(known, tf.int64)),
-        )
-
-    def _accept(self, values):
         for variable, value in zip(self._inverses, values):
-            variable.assign(value)
+            variable.assign(tf.where(known, value, variable))
         self.failures.assign(self.failures * tf.constant([0, 1], tf.int64))
-        return tf.constant(True)
 
-    def _note_failure(self, failed: tf.Tensor):
-        """Keeps the last good inverses; after too many failures, none."""
-        self.failures.assign_add([failed, failed])
-        in_a_row = self.failures.value()[0]
-
-        def give_up():
-            start = self._inverter.start(self.factors, self._dtype)
-            for variable, value in zip(self._inverses, start.values()):
-                variable.assign(value)
-            return tf.constant(True)
-
+    def recover(self, values, damping):
+        good = all_finite(values)
+        again = self._invert(tf.float64, 10 * damping)
+        known = self.factors[0].weight > 0
+        usable = tf.logical_or(good, all_finite(again))
+        failed = tf.cast(
+            tf.logical_and(known, tf.logical_not(usable)), tf.int64
+        )
+        in_a_row, total = tf.unstack(self.failures)
+        in_a_row = failed * (in_a_row + 1)
+        self.failures.assign([in_a_row, total + failed])
         enough = in_a_row >= MAX_FAILURES
-        tf.cond(enough, give_up, lambda: tf.constant(False))
-        self._warn(tf.equal(in_a_row * failed, MAX_FAILURES))
-        return tf.constant(False)
+        start = self._inverter.start(self.factors, self._dtype).values()
+        for variable, first, second, plain in zip(
+            self._inverses, values, again, start
+        ):
+            kept = tf.where(enough, plain, variable)
+            value = tf.where(good, first, tf.where(usable, second, kept))
+            variable.assign(tf.where(known, value, variable))
+        self._warn(tf.equal(in_a_row, MAX_FAILURES))
 
     def _warn(self, condition):
         """Says once that the block gave up."""
@@ -124,6 +117,7 @@ class FactoredBlock(CurvatureBlock):
         return self.from_matrix(tf.where(finite, U, V))
 
 
-def _all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns whether all elements of all tensors are finite."""
     flags = [tf.reduce_all(tf.math.is_finite(t)) for t in tensors]
     return tf.reduce_all(tf.stack(flags))

@@ -1,0 +1,133 @@
+"""What stands for a Keras layer in a net of `reference_layers`."""
+
+import keras
+import numpy as np
+import reference_embeddings
+import reference_layers
+import reference_norms
+
+NORMS = (
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+)
+POOLING = reference_layers.Function(
+    lambda x: x.mean(1),
+    lambda x, g: np.repeat(g[:, np.newaxis], x.shape[1], 1) / x.shape[1],
+)
+
+
+def mirror(layer, shape, norm_curvature="diagonal", tied="pooled"):
+    """The stages that stand for a Keras layer with inputs of `shape`."""
+    if isinstance(layer, keras.layers.Flatten):
+        return [reference_layers.FLATTEN]
+    if isinstance(layer, keras.layers.Masking):
+        return [reference_layers.MASKING]
+    if isinstance(layer, keras.layers.GlobalAveragePooling1D):
+        return [POOLING]
+    if isinstance(layer, keras.layers.Cropping1D):
+        return [_cropping(*layer.cropping)]
+    if isinstance(layer, keras.layers.ReversibleEmbedding):
+        return [
+            reference_embeddings.TiedEmbedding(
+                _array(layer.embeddings),
+                layer.logit_soft_cap,
+                tied == "balanced",
+            )
+        ]
+    if isinstance(layer, keras.layers.Embedding):
+        return [reference_embeddings.Embedding(_array(layer.embeddings))]
+    if isinstance(layer, NORMS):
+        return [_normalization(layer, len(shape), norm_curvature)]
+    functions = {"relu": reference_layers.RELU, "tanh": reference_layers.TANH}
+    stages = _linear(layer, len(shape))
+    name = layer.activation.__name__
+    stages += [functions[name]] if name in functions else []
+    if getattr(layer, "data_format", None) == "channels_first":
+        last, first = (
+            reference_layers.CHANNELS_LAST,
+            reference_layers.CHANNELS_FIRST,
+        )
+        return [last, *stages, first]
+    return stages
+
+
+def _linear(layer, rank):
+    bias = _array(layer.bias)
+    if isinstance(layer, keras.layers.EinsumDense):
+        equation = spell_out(layer.equation, rank)
+        return [
+            reference_layers.Einsum(
+                equation, _array(layer.kernel), bias, layer.bias_axes or ""
+            )
+        ]
+    if isinstance(layer, keras.layers.Dense):
+        return [reference_layers.Layer([_array(layer.kernel)], bias)]
+    window = layer.strides, layer.padding, layer.dilation_rate
+    convolution = reference_layers.Convolution
+    if isinstance(
+        layer, keras.layers.SeparableConv1D | keras.layers.SeparableConv2D
+    ):
+        kernel, groups = _as_groups(layer.depthwise_kernel)
+        return [
+            convolution(kernel, None, *window, groups),
+            convolution(_array(layer.pointwise_kernel), bias),
+        ]
+    if isinstance(
+        layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D
+    ):
+        kernel, groups = _as_groups(layer.kernel)
+        return [convolution(kernel, bias, *window, groups)]
+    return [convolution(_array(layer.kernel), bias, *window, layer.groups)]
+
+
+def _as_groups(kernel):
+    """A depthwise kernel [*window, c, m] as [*window, 1, c m], and c."""
+    *window, c, multiplier = kernel.shape
+    return _array(kernel).reshape(*window, 1, c * multiplier), c
+
+
+def _normalization(layer, rank, curvature):
+    axes = layer.axis if isinstance(layer.axis, list) else [layer.axis]
+    axes = [axis % rank for axis in axes]
+    groups, rms = None, getattr(layer, "rms_scaling", False)
+    if isinstance(layer, keras.layers.BatchNormalization):
+        over = [axis for axis in range(rank) if axis not in axes]
+    elif isinstance(layer, keras.layers.LayerNormalization):
+        over = axes
+    else:  # all but the batch and the groups, the channels' first half
+        groups = layer.groups
+        over = [*range(1, rank - 1), rank]
+    return reference_norms.Normalization(
+        _array(layer.gamma),
+        _array(layer.beta),
+        axes,
+        over,
+        layer.epsilon,
+        groups,
+        rms,
+        curvature,
+    )
+
+
+def _cropping(before, after):
+    def kept(x):
+        return slice(before, x.shape[1] - after)
+
+    def back(x, g):
+        gradient = np.zeros_like(x)
+        gradient[:, kept(x)] = g
+        return gradient
+
+    return reference_layers.Function(lambda x: x[:, kept(x)], back)
+
+
+def _array(variable):
+    return None if variable is None else np.asarray(variable, np.float64)
+
+
+def spell_out(equation, rank):
+    """Puts letters for the dots of an EinsumDense equation."""
+    inputs = equation.split(",")[0]
+    count = rank - len(inputs.replace("...", ""))
+    return equation.replace("...", "ABCDEF"[:count])
