@@ -11,6 +11,10 @@ NORMS = (
     keras.layers.LayerNormalization,
     keras.layers.GroupNormalization,
 )
+FUNCTIONS = {
+    keras.activations.relu: reference_layers.RELU,
+    keras.activations.tanh: reference_layers.TANH,
+}
 POOLING = reference_layers.Function(
     lambda x: x.mean(1),
     lambda x, g: np.repeat(g[:, np.newaxis], x.shape[1], 1) / x.shape[1],
@@ -39,10 +43,11 @@ def mirror(layer, shape, norm_curvature="diagonal", tied="pooled"):
         return [reference_embeddings.Embedding(_array(layer.embeddings))]
     if isinstance(layer, NORMS):
         return [_normalization(layer, len(shape), norm_curvature)]
-    functions = {"relu": reference_layers.RELU, "tanh": reference_layers.TANH}
-    stages = _linear(layer, len(shape))
-    name = layer.activation.__name__
-    stages += [functions[name]] if name in functions else []
+    stages = []
+    if not isinstance(layer, keras.layers.Activation):
+        stages = _linear(layer, len(shape))
+    if layer.activation is not keras.activations.linear:
+        stages.append(FUNCTIONS[layer.activation])
     if getattr(layer, "data_format", None) == "channels_first":
         last, first = (
             reference_layers.CHANNELS_LAST,

@@ -249,6 +249,36 @@ def test_frozen_layers_and_thawing():
     assert np.abs(conv.kernel.numpy() - before).max() > 1e-3
 
 
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_thawing_between_attach_and_the_first_update(use_ema):
+    model = sequential()
+    initialize(model)
+    conv = model.get_layer("conv")
+    conv.trainable = False
+    optimizer = tfkfac.KFAC(0.05, damping=0.1, model=model, use_ema=use_ema)
+    conv.trainable = True
+    model.compile(optimizer, LOSS)
+    before = conv.kernel.numpy()
+    model.fit(X, Y, batch_size=BATCH, verbose=0)
+    assert np.abs(conv.kernel.numpy() - before).max() > 1e-3
+    assert len(optimizer.momenta) == len(model.trainable_variables)
+
+
+def test_one_trace():
+    """The first step is traced once, as all variables are there before."""
+    traces = []
+
+    class Counting(tfkfac.Categorical):
+        def sample(self, outputs, uniforms):
+            traces.append(1)
+            return super().sample(outputs, uniforms)
+
+    model, optimizer = make(sequential, likelihood=Counting())
+    model.compile(optimizer, LOSS)
+    model.fit(X, Y, batch_size=BATCH, verbose=0)
+    assert len(traces) == 1
+
+
 def test_freezing_and_thawing_under_one_optimizer():
     model, optimizer = make(sequential)
     model.compile(optimizer, LOSS)

@@ -201,7 +201,9 @@ class Case:
         w = self.loss_weight * np.repeat(w.ravel(), len(y) // w.size)
         keep = self._unmasked(x)
         N = len(y)
-        if keep is not None and len(keep) == N:
+        # Keras' tied projection drops the mask of its inputs.
+        masks = keep is not None and len(keep) == N
+        if masks and not isinstance(self.layers[-1], Projection):
             w, N = w * keep, keep.sum()
         total = {"sum": 1, "mean_with_sample_weight": w.sum()}
         divisor = total.get(self.loss.reduction, N)

@@ -314,6 +314,9 @@ class KFAC(keras.optimizers.Optimizer):
             logging.warning("KFAC is attached to %r already.", model.name)
             return
         self._link = Link(self, model)
+        if model.built and not self.built:
+            # Variables made in the first step would have it traced twice.
+            self.build(model.trainable_variables)
 
     def require_link(self) -> Link:
         """Returns the link to the model; raises RuntimeError without one."""
@@ -379,6 +382,9 @@ class KFAC(keras.optimizers.Optimizer):
             )
         self._check_strategy()
         self.require_link().require_own(variables)
+        known = self._trainable_variables_indices
+        if self.built and any(self._var_key(v) not in known for v in variables):
+            self._forget_unused_build()
         if not self.built:
             self.build(variables)
         self._check_variables_are_known(variables)
@@ -388,6 +394,21 @@ class KFAC(keras.optimizers.Optimizer):
                 grads = [g / self.loss_scale_factor for g in grads]
             self._backend_apply_gradients(grads, variables)
         self._iterations.assign_add(1)
+
+    def _forget_unused_build(self):
+        """Undoes a build for other variables, before the first update.
+
+        Layers may have been thawed since the model was attached.
+        """
+        with tf.init_scope():
+            if int(self._iterations.numpy()) > 0:
+                return
+            averages = getattr(self, "_model_variables_moving_average", [])
+            sums = getattr(self, "_accumulated_gradients", [])
+            for variable in [*self.momenta, *averages, *sums]:
+                self._untrack_variable(variable)
+            self._trainable_variables_indices = {}
+            self.built = False
 
     def _check_strategy(self):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync

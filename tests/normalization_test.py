@@ -1,0 +1,220 @@
+"""Normalization layers, against K-FAC in float64 NumPy."""
+
+import numpy as np
+import pytest
+from keras import layers, ops
+from oracle import ONE_UPDATE, Case, cross_entropy, single
+
+import tfkfac
+
+inverters = pytest.mark.parametrize("inverter", ["cholesky", "eigen"])
+curvatures = pytest.mark.parametrize(
+    "curvature", ["diagonal", "unitwise", "full"]
+)
+# Shape of the inputs, and the layer.
+NORMS = {
+    "batch": ((4,), layers.BatchNormalization, {}),
+    "batch of images": ((3, 2, 4), layers.BatchNormalization, {}),
+    "batch without scale": (
+        (3, 4),
+        layers.BatchNormalization,
+        {"scale": False},
+    ),
+    "batch without shift": (
+        (3, 4),
+        layers.BatchNormalization,
+        {"center": False, "epsilon": 0.1},
+    ),
+    "batch, axis 1": ((2, 3, 4), layers.BatchNormalization, {"axis": 1}),
+    "layer": ((4,), layers.LayerNormalization, {}),
+    "layer of sequences": ((3, 4), layers.LayerNormalization, {}),
+    "layer of images": (
+        (3, 2, 4),
+        layers.LayerNormalization,
+        {"epsilon": 0.1},
+    ),
+    "layer, two axes": (
+        (3, 2, 4),
+        layers.LayerNormalization,
+        {"axis": [2, 3]},
+    ),
+    "layer, all axes": (
+        (3, 2, 4),
+        layers.LayerNormalization,
+        {"axis": [1, 2, 3]},
+    ),
+    "layer, axes apart": (
+        (3, 2, 4),
+        layers.LayerNormalization,
+        {"axis": [3, 1]},
+    ),
+    "layer without scale": (
+        (3, 4),
+        layers.LayerNormalization,
+        {"scale": False},
+    ),
+    "layer without shift": (
+        (3, 4),
+        layers.LayerNormalization,
+        {"center": False},
+    ),
+    "root mean square": (
+        (3, 4),
+        layers.LayerNormalization,
+        {"rms_scaling": True},
+    ),
+    "group": ((4,), layers.GroupNormalization, {"groups": 2}),
+    "group of images": (
+        (3, 2, 6),
+        layers.GroupNormalization,
+        {"groups": 3, "epsilon": 0.1},
+    ),
+    "group of one channel": (
+        (3, 4),
+        layers.GroupNormalization,
+        {"groups": -1},
+    ),
+    "group of all channels": (
+        (3, 4),
+        layers.GroupNormalization,
+        {"groups": 1},
+    ),
+    "group without scale": (
+        (3, 4),
+        layers.GroupNormalization,
+        {"groups": 2, "scale": False},
+    ),
+    "group without shift": (
+        (3, 4),
+        layers.GroupNormalization,
+        {"groups": 2, "center": False},
+    ),
+}
+
+
+def normalized(kind="batch of images", curvature="diagonal", **arguments):
+    """A case of a norm layer between two layers with weights."""
+    shape, norm, settings = NORMS[kind]
+    below = layers.Dense(shape[-1])
+    case = single(below, (*shape[:-1], 3), batch=arguments.pop("count", 6))
+    case.layers[1:1] = [norm(**settings), layers.Activation("tanh")]
+    case.options = ONE_UPDATE | arguments.pop("options", {})
+    case.keras_options = {"norm_curvature": curvature}
+    for name, value in arguments.items():
+        setattr(case, name, value)
+    return case
+
+
+@curvatures
+@pytest.mark.parametrize("kind", NORMS)
+def test_norms(float64, kind, curvature):
+    """F = (1/N) sum_i p_i p_i^T, and what goes through the statistics."""
+    assert max(normalized(kind, curvature).run()) < 1e-9
+
+
+FEW = ["batch", "batch of images", "layer of sequences", "group of images"]
+few = pytest.mark.parametrize("kind", FEW)
+
+
+@few
+@curvatures
+@pytest.mark.parametrize("norm_damping", [None, 0.7])
+def test_exact_damping(float64, kind, curvature, norm_damping):
+    """(F + lambda I)^-1 under every inverter, lambda not split."""
+    options = {"inverter": "eigen", "norm_damping": norm_damping}
+    assert max(normalized(kind, curvature, options=options).run()) < 1e-9
+
+
+@few
+@curvatures
+def test_damping_of_norms(float64, kind, curvature):
+    """`norm_damping` takes the place of the damping."""
+    options = {"norm_damping": 1e-3, "learning_rate": 1e-3}
+    assert max(normalized(kind, curvature, options=options).run()) < 1e-9
+
+
+@inverters
+@curvatures
+@pytest.mark.parametrize("kind", FEW[1:])
+def test_several_updates(float64, kind, curvature, inverter):
+    """Three updates with running averages and momentum, in graph mode."""
+    options = {"momentum": 0.9, "inverter": inverter}
+    case = normalized(
+        kind, curvature, count=12, batch=4, options=options, run_eagerly=False
+    )
+    assert max(case.run()) < 1e-9
+
+
+@inverters
+@pytest.mark.parametrize("name", ["damping", "norm_damping"])
+def test_schedules(float64, inverter, name):
+    """Damping is frozen at the refresh for cholesky, and only there."""
+    options = {"inverter": inverter, "inverse_update_period": 2}
+    case = normalized(curvature="full", count=16, batch=4, options=options)
+    case.options.pop(name, None)
+    case.mirror_options[name] = lambda t: 0.5 / (1 + t)
+    case.keras_options[name] = lambda t: 0.5 / (1 + ops.cast(t, "float64"))
+    assert max(case.run()) < 1e-9
+
+
+@few
+def test_sampled(float64, kind):
+    """The sampled Fisher, with given targets."""
+    samples = np.array([2, 0, 1, 2, 1, 0])
+    likelihood = tfkfac.Categorical
+    case = normalized(kind, "full", samples=samples, likelihood=likelihood)
+    assert max(case.run()) < 1e-9
+
+
+def test_labels_of_tokens(float64):
+    """N counts terms, while p sums over the positions of an example."""
+    rng = np.random.default_rng(0)
+    stack = [layers.Dense(4), layers.LayerNormalization(), layers.Dense(3)]
+    case = Case(
+        stack,
+        x=rng.normal(size=(4, 3, 5)),
+        y=rng.integers(0, 3, size=(4, 3)),
+        weights=rng.uniform(0.5, 2, size=(4, 3)),
+        loss=cross_entropy(),
+        options=ONE_UPDATE,
+        keras_options={"norm_curvature": "full"},
+    )
+    assert max(case.run()) < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:.*does not support mask.*")
+@curvatures
+def test_masked_rows(float64, curvature):
+    """Masked positions are left out of p, though not of V."""
+    case = normalized("layer of sequences", curvature)
+    case.x[0, 1:] = 0
+    case.x[2, 2] = 0
+    case.layers.insert(0, layers.Masking())
+    assert max(case.run()) < 1e-9
+
+
+def test_shared_norm(float64):
+    """Each use of a layer adds the examples that it saw."""
+    case = normalized("layer of sequences", "full")
+    case.layers.insert(3, case.layers[1])
+    assert max(case.run()) < 1e-9
+
+
+def test_above_a_convolution(float64):
+    """Batch statistics couple the examples in the factors below."""
+    below = layers.Conv2D(3, 2, padding="same", use_bias=False)
+    case = single(below, (3, 4, 2), batch=4)
+    norms = [layers.BatchNormalization(), layers.GroupNormalization(3)]
+    case.layers[1:1] = [norms[0], layers.Conv2D(3, 2), norms[1]]
+    case.keras_options = {"norm_curvature": "unitwise"}
+    assert max(case.run()) < 1e-9
+
+
+@few
+@curvatures
+def test_float32(kind, curvature):
+    """float32 keeps 1e-5 where the damped factors are well conditioned."""
+    case = normalized(kind, curvature, count=8, options={"damping": 1.0})
+    case.x = case.x.astype("float32")
+    assert max(case.run()) < 1e-5
+    assert case.condition() <= 100
