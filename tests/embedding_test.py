@@ -85,8 +85,8 @@ def test_several_updates(float64, inverter):
     assert max(case.run()) < 1e-9
 
 
-def test_shared_embedding(float64):
-    """The output factor may be of one dimension, the ids of one axis."""
+def test_ids_of_one_axis(float64):
+    """An example may be one id; the output factor may be a number."""
     stack = [layers.Embedding(VOCABULARY, 1), layers.Dense(3)]
     case = classified(stack)
     case.x = case.x[:, 0]

@@ -15,6 +15,11 @@ FUNCTIONS = {
     keras.activations.relu: reference_layers.RELU,
     keras.activations.tanh: reference_layers.TANH,
 }
+LEFT_TO_THE_LOSS = (  # those of `reference` take logits
+    keras.activations.linear,
+    keras.activations.softmax,
+    keras.activations.sigmoid,
+)
 POOLING = reference_layers.Function(
     lambda x: x.mean(1),
     lambda x, g: np.repeat(g[:, np.newaxis], x.shape[1], 1) / x.shape[1],
@@ -46,7 +51,7 @@ def mirror(layer, shape, norm_curvature="diagonal", tied="pooled"):
     stages = []
     if not isinstance(layer, keras.layers.Activation):
         stages = _linear(layer, len(shape))
-    if layer.activation is not keras.activations.linear:
+    if layer.activation not in LEFT_TO_THE_LOSS:
         stages.append(FUNCTIONS[layer.activation])
     if getattr(layer, "data_format", None) == "channels_first":
         last, first = (

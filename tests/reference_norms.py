@@ -34,7 +34,8 @@ class Normalization(reference_layers.Layer):
                 those of x with the last axis split into [groups, channels].
             epsilon: Is added to the variance.
             groups: A number of groups of channels, or None.
-            rms: Whether no mean is subtracted.
+            rms: Whether no mean is subtracted from x; as in Keras the variance
+                is about the mean all the same.
             curvature: What is kept of F: "diagonal", "unitwise" or "full".
         """
         parts = [np.ravel(v) for v in (gamma, beta) if v is not None]
@@ -57,12 +58,12 @@ class Normalization(reference_layers.Layer):
         return x if self.rms else x - self._mean(x)
 
     def _scale(self, x):
-        """1 / sqrt(variance + epsilon), for x with its channels split."""
-        variance = self._mean(self._center(x) ** 2)
+        """r = 1 / sqrt(variance + epsilon), for x with its channels split."""
+        variance = self._mean((x - self._mean(x)) ** 2)
         return 1 / np.sqrt(variance + self.epsilon)
 
     def normalized(self, x):
-        """xhat, in the shape of x."""
+        """xhat = r (x - mean), in the shape of x; without the mean if rms."""
         split = self._split(x)
         xhat = self._center(split) * self._scale(split)
         return xhat.reshape(x.shape)
@@ -80,11 +81,16 @@ class Normalization(reference_layers.Layer):
         return gamma * self.normalized(x) + beta
 
     def backward(self, x, g):
-        """d/dx of xhat = r (x - mean): r (h - mean h - xhat mean(h xhat))."""
+        """r (h - mean h - r (x - mean x) mean(h xhat)), with h = gamma g.
+
+        The second term is that of the mean in xhat, the third that of r.
+        """
         h = self._split(g * self._both(x.shape)[0])
-        xhat = self._split(self.normalized(x))
-        inner = self._center(h) - xhat * self._mean(h * xhat)
-        return (self._scale(self._split(x)) * inner).reshape(x.shape)
+        xhat, split = self._split(self.normalized(x)), self._split(x)
+        r = self._scale(split)
+        slope = r * (split - self._mean(split))
+        inner = self._center(h) - slope * self._mean(h * xhat)
+        return (r * inner).reshape(x.shape)
 
     def _per_example(self, x, g):
         """p_i = (sum_t g_it xhat_it, sum_t g_it), [examples, len(W)]."""

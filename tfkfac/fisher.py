@@ -123,19 +123,26 @@ def _compiled_loss(model: keras.Model) -> keras.losses.Loss | None:
     return keras.src.losses.losses.LossFunctionWrapper(loss)
 
 
-def _balanced(
-    terms: Sequence[OutputTerms], dtype: tf.DType
-) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Returns the weights of each output and the number N of loss terms.
+def _weigh(
+    terms: Sequence[Sequence[OutputTerms]], dtype: tf.DType
+) -> tuple[list[list[tf.Tensor]], tf.Tensor]:
+    """Returns the weights w of each output of each call of the model, and N.
 
-    Outputs with fewer terms than the largest are weighted up, so that the sum
-    over all terms, divided by N, is the sum of the outputs' means.
+    N is the number of loss terms of the largest output, summed over the calls.
+    The weights make (1 / N) sum_n w_n l_n the sum of the losses' means: where
+    there are several outputs or calls, means over fewer than N terms count for
+    more.
     """
-    weighted = [t.weights(dtype) for t in terms]
-    count = tf.reduce_max(tf.stack([n for _, n in weighted]))
-    if len(terms) == 1:
-        return [weighted[0][0]], count
-    return [w * tf.math.divide_no_nan(count, n) for w, n in weighted], count
+    weighted = [[t.weights(dtype) for t in parts] for parts in terms]
+    counts = [tf.reduce_max([n for _, n in parts]) for parts in weighted]
+    N = tf.add_n(counts)
+    scaled = []
+    for parts, pairs in zip(terms, weighted):
+        alone = len(terms) == len(parts) == 1 or parts[0].call is None
+        scaled.append(
+            [w if alone else w * tf.math.divide_no_nan(N, n) for w, n in pairs]
+        )
+    return scaled, N
 
 
 def _sampled_gradient(term, w, dtype, stream, micro_step, micro_steps, **key):
@@ -207,17 +214,15 @@ def set_sampled_gradients(
     Returns:
         The number N of loss terms.
     """
-    total, stream = tf.zeros([], dtype), 0
-    for record, parts in zip(records, terms):
-        weights, count = _balanced(parts, dtype)
+    (weights, count), stream = _weigh(terms, dtype), 0
+    for record, parts, of_outputs in zip(records, terms, weights):
         gradients = []
-        for term, w in zip(parts, weights):
+        for term, w in zip(parts, of_outputs):
             gradients.append(_sampled_gradient(term, w, dtype, stream, **place))
             stream += 1
         outputs = [term.output for term in parts]
         _back_propagate(capture, record, outputs, gradients)
-        total += count
-    return total
+    return count
 
 
 def set_empirical_gradients(
@@ -237,11 +242,10 @@ def set_empirical_gradients(
     Returns:
         The number N of loss terms.
     """
-    total = tf.zeros([], dtype)
-    for record, parts in zip(records, terms):
-        weights, count = _balanced(parts, dtype)
+    weights, count = _weigh(terms, dtype)
+    for record, parts, of_outputs in zip(records, terms, weights):
         if _is_reusable(capture.model, parts):
-            factor = _divisor(parts[0], weights[0], count) / loss_scale
+            factor = _divisor(parts[0], of_outputs[0], count) / loss_scale
             for use in record.uses:
                 if use.gradient is not None:
                     g = tf.cast(use.gradient, dtype)
@@ -249,12 +253,11 @@ def set_empirical_gradients(
         else:
             gradients = [
                 _empirical_gradient(term, w, dtype)
-                for term, w in zip(parts, weights)
+                for term, w in zip(parts, of_outputs)
             ]
             outputs = [term.output for term in parts]
             _back_propagate(capture, record, outputs, gradients)
-        total += count
-    return total
+    return count
 
 
 def _is_reusable(model: keras.Model, terms: Sequence[OutputTerms]) -> bool:
@@ -266,10 +269,12 @@ def _is_reusable(model: keras.Model, terms: Sequence[OutputTerms]) -> bool:
 
 
 def _divisor(term: OutputTerms, w: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Returns D, such that the data loss is (1 / D) sum_n w_n l_n."""
+    """Returns D, such that D L of the step is sum_n w_n l_n."""
     if term.reduction in _MEANS:
         return count
-    if term.reduction != "mean_with_sample_weight":
+    if term.call is None:
         return tf.ones_like(count)
-    loss_weight = term.call.loss_weight if term.call is not None else None
+    if term.reduction != "mean_with_sample_weight":  # A sum.
+        return tf.math.divide_no_nan(count, term.weights(count.dtype)[1])
+    loss_weight = term.call.loss_weight
     return tf.reduce_sum(w) / (1.0 if loss_weight is None else loss_weight)
