@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from trainers.models import LANGUAGE_MODELS, MODELS
 
 import tfkfac
 from tfkfac import registry
@@ -16,7 +17,6 @@ from trainers.layers import (
 )
 from trainers.models.resnet_cifar import resnet_cifar
 from trainers.models.transformer import transformer
-from trainers.models.zoo import LANGUAGE_MODELS, MODELS
 
 RNG = np.random.default_rng(0)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

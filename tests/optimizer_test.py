@@ -60,6 +60,13 @@ def flat(model):
         ({"likelihood": "categorical"}, "likelihood.*tfkfac.Likelihood"),
         ({"model": "model"}, "keras.Model"),
         ({"clipnorms": 1.0}, "clipnorms"),
+        ({"norm_curvature": "dense"}, "norm_curvature='dense'.*unitwise"),
+        ({"norm_damping": 0.0}, "norm_damping"),
+        ({"max_factor_size": 0}, "max_factor_size"),
+        (
+            {"tied": "balanced", "gradient_accumulation_steps": 2},
+            "tied='balanced'",
+        ),
     ],
 )
 def test_bad_arguments_are_named(settings, message):

@@ -127,6 +127,11 @@ class KFAC(keras.optimizers.Optimizer):
                 raise ValueError(
                     f"KFAC({key}={value!r}): must be one of {_CHOICES[key]}."
                 )
+        if tied == "balanced" and self.gradient_accumulation_steps:
+            raise ValueError(
+                "KFAC(tied='balanced') balances within a batch and cannot be "
+                "summed over gradient_accumulation_steps: use tied='pooled'."
+            )
         if max_factor_size is not None and max_factor_size < 1:
             raise ValueError(
                 f"KFAC(max_factor_size={max_factor_size}): must be positive or "

@@ -14,13 +14,12 @@ import numpy as np
 from absl import app, flags
 
 import tfkfac
-from trainers import data
-from trainers.models import zoo
+from trainers import data, models
 
 _STEPS = flags.DEFINE_integer("steps", 2000, "Of each run.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Examples in a step.")
 _POLICY = flags.DEFINE_string("policy", "mixed_float16", "Of dtypes.")
-_MODEL = flags.DEFINE_enum("model", "resnet8", list(zoo.MODELS), "To train.")
+_MODEL = flags.DEFINE_enum("model", "resnet8", list(models.MODELS), "To train.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.03, "At the start.")
 _RATE = 1 / 50
 _DAMAGE = (np.nan, np.inf, -1e6)
@@ -42,7 +41,7 @@ def run(faults: bool) -> tuple[float, float, dict]:
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(_POLICY.value)
     digits = data.load("digits")
-    model = zoo.MODELS[_MODEL.value](digits.image_shape, digits.classes)
+    model = models.MODELS[_MODEL.value](digits.image_shape, digits.classes)
     schedule = keras.optimizers.schedules.CosineDecay(
         _LEARNING_RATE.value, _STEPS.value
     )
