@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from trainers.models import LANGUAGE_MODELS, MODELS
 
 import tfkfac
 from tfkfac import registry
@@ -15,6 +14,7 @@ from trainers.layers import (
     MaskLike,
     SinusoidalPositions,
 )
+from trainers.models import LANGUAGE_MODELS, MODELS
 from trainers.models.resnet_cifar import resnet_cifar
 from trainers.models.transformer import transformer
 

@@ -56,6 +56,8 @@ def _current_graph():
 
 def _is_within(graph, outer) -> bool:
     """Whether `graph` is `outer` or a branch of it."""
+    if outer is None:
+        return graph is None
     while graph is not None and graph is not outer:
         graph = getattr(graph, "outer_graph", None)
     return graph is outer
@@ -72,7 +74,8 @@ class Capture:
         model: The model.
         wants: Returns the type of block that records the calls of a layer,
             None for layers that are not recorded.
-        before: Called on entering a recorded call.
+        before: Called on entering a call to be recorded; returns whether to
+            record it.
         keep_gradients: Whether to keep the gradients of the training loss with
             respect to the pre-activations, as the tape of the training step
             computes them.
@@ -82,7 +85,7 @@ class Capture:
         self,
         model: keras.Model,
         wants: Callable[[keras.layers.Layer], type[CurvatureBlock] | None],
-        before: Callable[[], None],
+        before: Callable[[], bool],
         keep_gradients: bool,
     ):
         self.model = model
@@ -100,12 +103,33 @@ class Capture:
 
         @functools.wraps(original)
         def call(*args, **kwargs):
-            if not self._is_recorded(kwargs):
+            if not (self._is_recorded(kwargs) and self.before()):
                 return original(*args, **kwargs)
             return self._record(args, kwargs)
 
+        self._watch_train_step()
         model.__dict__["call"] = tf.autograph.experimental.do_not_convert(call)
         model.__dict__[_ATTRIBUTE] = self
+
+    def _watch_train_step(self):
+        """Notes when Keras' own training step runs, which is known."""
+        model = self.model
+        self.in_train_step = False
+        stock = keras.Model
+        if (
+            type(model).train_step is not stock.train_step
+            or type(model).compute_loss is not stock.compute_loss
+        ):
+            return
+
+        def train_step(data):
+            self.in_train_step = True
+            try:
+                return stock.train_step(model, data)
+            finally:
+                self.in_train_step = False
+
+        model.__dict__["train_step"] = train_step
 
     @staticmethod
     def of(model: keras.Model) -> "Capture | None":
@@ -126,7 +150,6 @@ class Capture:
         return training is not False and self._recording is None
 
     def _record(self, args, kwargs):
-        self.before()
         record = Record(_current_graph())
         record.state = [
             (v, tf.identity(v.value))
@@ -153,20 +176,27 @@ class Capture:
         for layer in self.model._flatten_layers():
             block_type = self.wants(layer)
             if block_type is not None:
-                layers.append(layer)
+                layers.append((layer, layer.__dict__.get("call")))
                 layer.__dict__["call"] = self._layer_call(
                     layer, layer.call, block_type
                 )
         try:
             yield
         finally:
-            for layer in layers:
+            for layer, own_call in layers:
                 layer.__dict__.pop("call", None)
+                if own_call is not None:
+                    layer.__dict__["call"] = own_call
 
     def _layer_call(self, layer, original, block_type):
         @functools.wraps(original)
         def call(inputs, *args, **kwargs):
             record = self._recording
+            if record is None:  # Called again by a backward pass.
+                return original(inputs, *args, **kwargs)
+            if isinstance(inputs, tf.SparseTensor):
+                self.unusable[id(layer)] = "its inputs are sparse"
+                return original(inputs, *args, **kwargs)
             if _current_graph() is not record.graph:
                 self.unusable[id(layer)] = (
                     "called inside a while loop, a tf.function of its own or a "

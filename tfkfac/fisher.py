@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfkfac import likelihoods
+from tfkfac.blocks.base import keras_mask
 from tfkfac.capture import Capture, LossCall, Record
 
 _MEANS = ("mean", "sum_over_batch_size")
@@ -43,11 +44,15 @@ class OutputTerms:
         loss weight; N is the number of terms that are not masked.
         """
         if self.call is None:
-            count = tf.reduce_prod(tf.shape(self.output)[:-1])
-            return tf.ones([count], dtype), tf.cast(count, dtype)
+            shape = tf.shape(self.output)[:-1]
+            w = tf.ones(shape, dtype)
+            mask = keras_mask(self.output)
+            if mask is not None:
+                w = tf.broadcast_to(_align(tf.cast(mask, dtype), w), shape)
+            return tf.reshape(w, [-1]), tf.reduce_sum(w)
         values = self.unreduced(self.output)
         w = tf.ones(tf.shape(values), dtype)
-        masks = [getattr(x, "_keras_mask", None) for x in (self.output, values)]
+        masks = [keras_mask(x) for x in (self.output, values)]
         for mask in masks:
             if mask is not None:
                 w *= _align(tf.cast(mask, dtype), values)
@@ -115,6 +120,8 @@ def resolve(
 def _compiled_loss(model: keras.Model) -> keras.losses.Loss | None:
     """Returns the one compiled loss of a model whose step is the user's."""
     loss = getattr(model, "loss", None)
+    if isinstance(loss, (list, tuple)) and len(loss) == 1:
+        loss = loss[0]
     if loss is None or isinstance(loss, (list, tuple, dict)):
         return None
     loss = keras.losses.get(loss)
@@ -172,7 +179,7 @@ def _sampled_gradient(term, w, dtype, stream, micro_step, micro_steps, **key):
 def _empirical_gradient(term, w, dtype):
     """Returns d(sum_n w_n l_n) / d output, for the compiled loss."""
     outputs = tf.cast(term.output, dtype)
-    if (mask := getattr(term.output, "_keras_mask", None)) is not None:
+    if (mask := keras_mask(term.output)) is not None:
         keras.src.backend.set_keras_mask(outputs, mask)
     with tf.GradientTape() as tape:
         tape.watch(outputs)
@@ -244,7 +251,7 @@ def set_empirical_gradients(
     """
     weights, count = _weigh(terms, dtype)
     for record, parts, of_outputs in zip(records, terms, weights):
-        if _is_reusable(capture.model, parts):
+        if _is_reusable(capture, records, parts):
             factor = _divisor(parts[0], of_outputs[0], count) / loss_scale
             for use in record.uses:
                 if use.gradient is not None:
@@ -260,12 +267,32 @@ def set_empirical_gradients(
     return count
 
 
-def _is_reusable(model: keras.Model, terms: Sequence[OutputTerms]) -> bool:
-    """Whether dL/ds of the step is that of one data loss, up to a number."""
-    if terms[0].call is None:
-        return True
-    extra = any(layer._losses for layer in model._flatten_layers())
-    return len(terms) == 1 and not extra
+def _is_reusable(
+    capture: Capture,
+    records: Sequence[Record],
+    terms: Sequence[OutputTerms],
+) -> bool:
+    """Whether dL/ds of the step is that of one data loss, up to a number.
+
+    It is known of Keras' own training step. Of a step whose loss is computed
+    in another way than by the compiled loss it is taken for granted: that loss
+    is not known.
+
+    Raises:
+        ValueError: It is known not to be so of such a step.
+    """
+    extra = any(layer._losses for layer in capture.model._flatten_layers())
+    if terms[0].call is not None:
+        alone = len(records) == len(terms) == 1
+        return capture.in_train_step and alone and not extra
+    if extra:
+        raise ValueError(
+            f"{capture.model.name!r} has activity regularizers or added "
+            "losses, and fisher='empirical' cannot tell them from the data "
+            "loss of a training step of your own: compute the loss with "
+            "`model.compute_loss(x, y, y_pred)`, or use fisher='sampled'."
+        )
+    return True
 
 
 def _divisor(term: OutputTerms, w: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

@@ -8,16 +8,19 @@ def second_moment(
     *,
     append_one: bool,
     count: tf.Tensor,
+    product_dtype: tf.DType,
     dtype: tf.DType,
     diagonal: bool = False,
 ) -> tf.Tensor:
     """Returns the sum over the rows of x x^T.
 
     Args:
-        rows: [groups, rows, dim], in the type that the product is to run in.
+        rows: [groups, rows, dim].
         append_one: Whether each x ends in a 1 that `rows` does not hold.
         count: The number of those ones: the number of rows that are not zero
             by masking.
+        product_dtype: The type that the product runs in. For half precision
+            the rows are scaled such that no sum overflows.
         dtype: The type of the result.
         diagonal: Whether only the diagonal is wanted.
 
@@ -31,11 +34,19 @@ def second_moment(
             return squares
         one = tf.fill([groups, 1], tf.cast(count, dtype))
         return tf.concat([squares, one], axis=1)
-    if groups == 1:
-        S = tf.matmul(rows[0], rows[0], transpose_a=True)[tf.newaxis]
+    scale = tf.ones([], dtype)
+    if product_dtype.size == 2:
+        largest = tf.reduce_max(tf.abs(tf.cast(rows, dtype)))
+        scale = largest * tf.sqrt(tf.cast(tf.shape(rows)[1], dtype))
+        scale = tf.where(scale > 0, scale, 1)
+        x = tf.cast(tf.cast(rows, dtype) / scale, product_dtype)
     else:
-        S = tf.matmul(rows, rows, transpose_a=True)
-    S = tf.cast(S, dtype)
+        x = tf.cast(rows, product_dtype)
+    if groups == 1:
+        S = tf.matmul(x[0], x[0], transpose_a=True)[tf.newaxis]
+    else:
+        S = tf.matmul(x, x, transpose_a=True)
+    S = tf.cast(S, dtype) * tf.square(scale)
     if not append_one:
         return S
     s = tf.reduce_sum(tf.cast(rows, dtype), axis=1)[:, :, tf.newaxis]

@@ -35,11 +35,21 @@ class Link:
         self.capture = Capture(
             model,
             wants=self._wants,
-            before=self.register,
+            before=self._before_recording,
             keep_gradients=optimizer.fisher == "empirical",
         )
         if model.built:
             self.register()
+
+    def _before_recording(self) -> bool:
+        """Registers; returns whether a call is one of this optimizer's."""
+        if not self.model.trainable_variables:
+            return False
+        other = unwrapped(getattr(self.model, "optimizer", None))
+        if other not in (None, self.optimizer) and other.built:
+            return False
+        self.register()
+        return True
 
     def _wants(self, layer):
         if any(layer is x.layer for x in self.registration.blocks):
@@ -93,7 +103,13 @@ class Link:
 
     def require_fitting_state(self) -> None:
         """Raises ValueError where loaded curvature is of another model."""
-        left = self.optimizer.curvature.waiting()
+        # Layers may be frozen now: what is theirs may wait.
+        layers = tuple(x + "/" for x in registry.named_layers(self.model))
+        left = [
+            name
+            for name in self.optimizer.curvature.waiting()
+            if not name.startswith(layers)
+        ]
         if left and self.preconditioner is not None:
             raise ValueError(
                 f"The saved optimizer has curvature for {left}, which "
@@ -131,6 +147,13 @@ class Link:
         for block in self.registration.blocks:
             block.may_print = may_print
         return Step(self, records)
+
+
+def unwrapped(optimizer):
+    """Returns the optimizer within a `LossScaleOptimizer`, or itself."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
 
 
 class Step:

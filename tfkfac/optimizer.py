@@ -10,9 +10,15 @@ from absl import logging
 
 from tfkfac import inverters, report
 from tfkfac.likelihoods import Likelihood
-from tfkfac.link import Link
+from tfkfac.link import Link, unwrapped
 from tfkfac.preconditioner import Curvature, state_dtype
-from tfkfac.schedules import Hyperparameter, Period, is_number, serialize
+from tfkfac.schedules import (
+    Hyperparameter,
+    Period,
+    is_number,
+    positive_integer,
+    serialize,
+)
 from tfkfac.update import Update
 
 _CHOICES = {
@@ -132,22 +138,14 @@ class KFAC(keras.optimizers.Optimizer):
                 "KFAC(tied='balanced') balances within a batch and cannot be "
                 "summed over gradient_accumulation_steps: use tied='pooled'."
             )
-        if max_factor_size is not None and max_factor_size < 1:
-            raise ValueError(
-                f"KFAC(max_factor_size={max_factor_size}): must be positive or "
-                "None."
-            )
-        if max_skipped_steps < 0 or max_skipped_steps != int(max_skipped_steps):
-            raise ValueError(
-                f"KFAC(max_skipped_steps={max_skipped_steps}): must be an "
-                "integer, 0 or more."
-            )
+        if max_factor_size is not None:
+            positive_integer("max_factor_size", max_factor_size, "or None")
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise ValueError(
                 f"KFAC(likelihood={likelihood!r}): must be a tfkfac.Likelihood,"
                 " such as tfkfac.Categorical()."
             )
-        if isinstance(skip, str):
+        if isinstance(skip, str) or skip is None:
             raise ValueError(
                 f"KFAC(skip={skip!r}): must be a list of layer names."
             )
@@ -158,8 +156,10 @@ class KFAC(keras.optimizers.Optimizer):
         self._inverter_argument = inverter
         self.likelihood = likelihood
         self.skip = tuple(skip)
-        self.max_skipped_steps = int(max_skipped_steps)
-        self.seed = int(seed)
+        self.max_skipped_steps = positive_integer(
+            "max_skipped_steps", max_skipped_steps, least=0
+        )
+        self.seed = positive_integer("seed", seed, least=0)
         self._set_hyperparameters(
             damping, momentum, factor_decay, kl_clip, norm_damping
         )
@@ -341,6 +341,8 @@ class KFAC(keras.optimizers.Optimizer):
     def summary(self, print_fn: Callable[[str], None] = print) -> None:
         """Prints which block each layer has, and what takes U = V."""
         link = self.require_link()
+        if link.model.built:
+            link.register()
         if link.registration is None:
             raise RuntimeError(
                 f"{link.model.name!r} is not built: call it on a batch, or "
@@ -498,9 +500,9 @@ def attach(model: keras.Model) -> None:
             model, or the saved curvature does not fit.
         TypeError: The optimizer is no `KFAC`.
     """
-    optimizer = getattr(model, "optimizer", None)
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"attach: {model!r} is not a keras.Model.")
+    optimizer = unwrapped(getattr(model, "optimizer", None))
     if optimizer is None:
         raise ValueError(
             f"{model.name!r} is not compiled: call model.compile(optimizer="

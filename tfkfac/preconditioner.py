@@ -20,7 +20,8 @@ class Curvature(tf.Module):
     def __init__(self):
         super().__init__(name="curvature")
         # Plain attributes: a container that TensorFlow tracks is no list.
-        self.__dict__.update(_names=[], _waiting={})
+        # fresh: whether there is a variable that was not loaded.
+        self.__dict__.update(_names=[], _waiting={}, fresh=False)
 
     def add(self, name: str, initial: tf.Tensor) -> tf.Variable:
         """Returns the variable of that name, made if it is not there.
@@ -33,6 +34,8 @@ class Curvature(tf.Module):
         if variable is None or tuple(variable.shape) != shape:
             variable = tf.Variable(initial, trainable=False, name="curvature")
             setattr(self, name, variable)
+            if name not in self._waiting:
+                self.__dict__["fresh"] = True
             if name not in self._names:
                 self._names.append(name)
         if name in self._waiting:
@@ -121,6 +124,9 @@ class Preconditioner:
                 zero = tf.zeros([len(block.factors)], dtype)
                 self._divisors.append(add_state("divisors", zero))
         curvature.keep(names)
+        if curvature.fresh:
+            self.refresh_needed.assign(True)
+            curvature.__dict__["fresh"] = False
 
     def update_factors(
         self, uses: Sequence[Use], count: tf.Tensor, decay: tf.Tensor

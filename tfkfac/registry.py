@@ -137,6 +137,7 @@ def register_model(
             "Set `trainable = True` on the layers to train."
         )
     free = {id(v) for v in trainable}
+    unusable = {**_out_of_reach(layers.values()), **unusable}
     reasons, found = {}, []
     for path, layer in layers.items():
         own = [v for v in layer._trainable_variables if id(v) in free]
@@ -158,6 +159,19 @@ def register_model(
         for v in fallback
     ]
     return Registration(found, fallback, why)
+
+
+def _out_of_reach(layers) -> dict[int, str]:
+    """Returns, by the id of a layer, why its calls cannot be recorded."""
+    found = {}
+    for layer in layers:
+        if getattr(layer, "_remat_mode", None):
+            for inner in layer._flatten_layers():
+                found[id(inner)] = "called inside a rematerialized scope"
+        if isinstance(layer, keras.layers.RNN):
+            for inner in layer._flatten_layers(include_self=False):
+                found[id(inner)] = "called in the loop of a recurrent layer"
+    return found
 
 
 def _make_blocks(layer, path, free, options):

@@ -1,6 +1,7 @@
 """Hyperparameters as functions of the update count."""
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def serialize(name: str, value: Any) -> Any:
@@ -27,25 +28,35 @@ def serialize(name: str, value: Any) -> Any:
             else type(value)
         )
     )  # fmt: skip
-    is_schedule = isinstance(
-        value, keras.optimizers.schedules.LearningRateSchedule
-    )
-    if not is_schedule and registered is None:
+    builtin = type(value).__module__.split(".")[0] == "keras"
+    if not builtin and registered is None:
         raise ValueError(
             f"KFAC({name}={value!r}) cannot be serialized: decorate it with "
             "keras.saving.register_keras_serializable, or pass a number or a "
             "keras.optimizers.schedules.LearningRateSchedule."
         )
-    if not _is_function(value) and not hasattr(value, "get_config"):
+    try:
+        return keras.saving.serialize_keras_object(value)
+    except (NotImplementedError, TypeError, AttributeError) as error:
         raise ValueError(
             f"KFAC({name}={value!r}) cannot be serialized: its class needs "
             "get_config and from_config."
-        )
-    return keras.saving.serialize_keras_object(value)
+        ) from error
 
 
 def _is_function(value: Any) -> bool:
     return callable(value) and hasattr(value, "__qualname__")
+
+
+def positive_integer(name: str, value: Any, more: str = "", least: int = 1):
+    """Returns `value` as an int; raises ValueError that names it."""
+    whole = is_number(value) and math.isfinite(value) and value == int(value)
+    if not whole or value < least:
+        kind = "a positive integer" if least == 1 else "an integer, 0 or more"
+        raise ValueError(
+            f"KFAC({name}={value!r}): must be {kind}{more and ' ' + more}."
+        )
+    return int(value)
 
 
 class Hyperparameter:
@@ -152,18 +163,16 @@ class Period:
                 dtype="int64",
                 name=f"last_{name}",
             )
-        elif not is_number(value) or value != int(value) or value < 1:
-            raise ValueError(
-                f"KFAC({name}={value!r}): must be a positive integer or a "
-                "schedule."
-            )
+        else:
+            self._value = positive_integer(name, value, "or a schedule")
 
     def due(self, update: tf.Tensor) -> tf.Tensor:
         """Returns a boolean scalar."""
         if self._last is None:
             return tf.equal(update % int(self._value), 0)
         last = self._last.value
-        period = tf.cast(self._value(update), tf.int64)
+        period = tf.cast(self._value(update), tf.float64)
+        period = tf.cast(tf.math.ceil(period), tf.int64)
         return tf.logical_or(last < 0, update >= last + tf.maximum(period, 1))
 
     def done(self, update: tf.Tensor) -> None:

@@ -70,12 +70,15 @@ class CurvatureBlock(abc.ABC):
         factors: Its factors, set by the constructor.
         parts: The parts of the layer's uses that it is of.
         damping: The name of the damping that it takes.
+        activation_is_last: Whether the layer's call ends in its `activation`,
+            so that s is what it gives without. Else s is what it returns.
         path: The name of its state, unique within a model; set when the
             model is registered.
     """
 
     parts: Sequence[str] = ("",)
     damping = "damping"
+    activation_is_last = False
 
     def __init__(self, layer: keras.layers.Layer):
         self.layer = layer
@@ -126,7 +129,7 @@ class CurvatureBlock(abc.ABC):
             What the call returns.
         """
         activation = layer.__dict__.get("activation")
-        if activation is None:
+        if activation is None or not cls.activation_is_last:
             s = call(inputs, *args, **options)
             return keep(Use(layer, inputs, keras_mask(inputs), s))
         layer.__dict__["activation"] = keras.activations.linear

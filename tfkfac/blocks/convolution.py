@@ -18,6 +18,8 @@ class ConvolutionBlock(KroneckerBlock):
     has its own factors.
     """
 
+    activation_is_last = True
+
     def __init__(self, layer):
         *window, c_in, c_out = layer.kernel.shape
         super().__init__(
@@ -49,6 +51,9 @@ class ConvolutionBlock(KroneckerBlock):
             layer.dilation_rate,
         )
         return patches.group_rows(x, self.groups)
+
+    def mask_rows(self, inputs, mask):
+        return None  # Keras' convolutions do not look at masks.
 
     def output_rows(self, outputs):
         g = self._channels_last(outputs)

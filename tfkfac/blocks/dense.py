@@ -19,6 +19,8 @@ def unsupported_variant(layer) -> str | None:
 class DenseBlock(KroneckerBlock):
     """`keras.layers.Dense`: rows are all positions before the last axis."""
 
+    activation_is_last = True
+
     def __init__(self, layer):
         d_in, d_out = layer.kernel.shape
         bias = layer.bias
@@ -43,6 +45,8 @@ class EinsumDenseBlock(KroneckerBlock):
     layer does. A bias that does not cover the remaining axes is left to the
     fallback.
     """
+
+    activation_is_last = True
 
     def __init__(self, layer):
         self._parse(layer)
@@ -110,6 +114,15 @@ class EinsumDenseBlock(KroneckerBlock):
             first = x.shape.rank - len(last) - len(summed)
             x = tf.reduce_sum(x, axis=[*range(first, first + len(summed))])
         return tf.reshape(x, [1, -1, math.prod(sizes)])
+
+    def mask_rows(self, inputs, mask):
+        elided = inputs.shape.rank - len(self._input_axes)
+        names = [None] * elided + list(self._input_axes)
+        if self._ellipsis == 1:
+            names = list(self._input_axes)
+        if set(names[: mask.shape.rank]) & {*self._contracted, *self._summed}:
+            return None
+        return super().mask_rows(inputs, mask)
 
     def input_rows(self, inputs):
         return self._rows(

@@ -36,7 +36,7 @@ class EmbeddingBlock(FactoredBlock):
     def _lookup_moments(self, use, product_dtype, dtype):
         """Returns the counts of the tokens and the moment of g."""
         ids = tf.reshape(tf.cast(use.inputs, tf.int32), [-1])
-        g = tf.reshape(tf.cast(use.gradient, product_dtype), [1, -1, self.d])
+        g = tf.reshape(tf.cast(use.gradient, dtype), [1, -1, self.d])
         mask = use.mask
         if mask is None:
             mask = self.layer.compute_mask(use.inputs)
@@ -49,14 +49,15 @@ class EmbeddingBlock(FactoredBlock):
         counts = tf.math.unsorted_segment_sum(mask, ids, self.vocabulary)
         return [
             Moment(counts[tf.newaxis], rows),
-            Moment(self._output_moment(g, rows, dtype), rows),
+            Moment(self._output_moment(g, rows, product_dtype, dtype), rows),
         ]
 
-    def _output_moment(self, rows, count, dtype):
+    def _output_moment(self, rows, count, product_dtype, dtype):
         return linalg.second_moment(
             rows,
             append_one=False,
             count=count,
+            product_dtype=product_dtype,
             dtype=dtype,
             diagonal=self.factors[1].diagonal,
         )
@@ -125,7 +126,7 @@ class TiedEmbeddingBlock(EmbeddingBlock):
     def _projection_moments(self, use, product_dtype, dtype):
         """Returns the squares of the logits' gradients and the moment of h."""
         g = tf.reshape(tf.cast(use.gradient, dtype), [-1, self.vocabulary])
-        h = tf.reshape(tf.cast(use.inputs, product_dtype), [1, -1, self.d])
+        h = tf.reshape(tf.cast(use.inputs, dtype), [1, -1, self.d])
         rows = tf.cast(tf.shape(g)[0], dtype)
         if use.mask is not None:
             mask = tf.reshape(tf.cast(use.mask, dtype), [-1, 1])
@@ -134,7 +135,7 @@ class TiedEmbeddingBlock(EmbeddingBlock):
         squares = tf.reduce_sum(tf.square(g), axis=0)
         return [
             Moment(squares[tf.newaxis], rows),
-            Moment(self._output_moment(h, rows, dtype), rows),
+            Moment(self._output_moment(h, rows, product_dtype, dtype), rows),
         ]
 
     def moments(self, uses, product_dtype, dtype):

@@ -46,8 +46,11 @@ class KroneckerBlock(FactoredBlock):
     def output_rows(self, outputs: tf.Tensor) -> tf.Tensor:
         """Returns the rows of something shaped as s, [groups, rows, d_out]."""
 
-    def mask_rows(self, inputs: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        """Returns 1 for rows that count and 0 for masked ones, [rows, 1]."""
+    def mask_rows(self, inputs: tf.Tensor, mask: tf.Tensor) -> tf.Tensor | None:
+        """Returns 1 for rows that count and 0 for masked ones, [rows, 1].
+
+        None where the mask is not one of rows.
+        """
         mask = tf.cast(mask, inputs.dtype)
         ones = [1] * (inputs.shape.rank - mask.shape.rank)
         mask = tf.reshape(mask, tf.concat([tf.shape(mask), ones], axis=0))
@@ -80,12 +83,13 @@ class KroneckerBlock(FactoredBlock):
         return [Moment.sum(of_factor) for of_factor in zip(*parts)]
 
     def _moments_of(self, use: Use, product_dtype, dtype) -> Sequence[Moment]:
-        a = self.input_rows(tf.cast(use.inputs, product_dtype))
-        g = self.output_rows(tf.cast(use.gradient, product_dtype))
-        if use.mask is None:
+        a, g = self.input_rows(use.inputs), self.output_rows(use.gradient)
+        mask = None
+        if use.mask is not None:
+            mask = self.mask_rows(use.inputs, use.mask)
+        if mask is None:
             count = tf.cast(tf.shape(g)[1], dtype)
         else:
-            mask = self.mask_rows(use.inputs, use.mask)
             a, g = a * tf.cast(mask, a.dtype), g * tf.cast(mask, g.dtype)
             count = tf.reduce_sum(tf.cast(mask, dtype))
         found = []
@@ -96,6 +100,7 @@ class KroneckerBlock(FactoredBlock):
                 rows,
                 append_one=append_one,
                 count=count,
+                product_dtype=product_dtype,
                 dtype=dtype,
                 diagonal=factor.diagonal,
             )
