@@ -59,6 +59,38 @@ def relative_error(x, expected):
     return error / np.linalg.norm(expected) if error else 0.0
 
 
+def element_error(x, expected):
+    """max |x - expected| / max |expected|; 0 where both are 0."""
+    assert x.shape == expected.shape
+    error = np.abs(x - expected).max()
+    return error / np.abs(expected).max() if error else 0.0
+
+
+def matrices(values, is_norm):
+    """Saved values [groups, dim, dim], or [groups, dim] if diagonal.
+
+    Those of a norm layer become one matrix, of all scales before all shifts;
+    its groups, if any, are the channels.
+    """
+    if values.ndim == 2:
+        values = values[:, :, np.newaxis] * np.eye(values.shape[1])
+    if not is_norm:
+        return values
+    channels, n, _ = values.shape
+    F = np.einsum("cij,cd->icjd", values, np.eye(channels))
+    return F.reshape(1, n * channels, n * channels)
+
+
+def refreshed(state, name, is_norm):
+    """What an inverter saved of a factor: its inverse, or Q diag(d) Q^T."""
+    if f"{name}/inverse" in state:
+        return matrices(state[f"{name}/inverse"], is_norm)
+    d, Q = state[f"{name}/eigenvalues"], state.get(f"{name}/eigenvectors")
+    if Q is not None:
+        d = np.einsum("gik,gk,gjk->gij", Q, d, Q)
+    return matrices(d, is_norm)
+
+
 class Projection:
     """The second use of a tied embedding, as one of a case's layers."""
 
@@ -101,7 +133,11 @@ class Case:
     output_ridge: float = 0.0
 
     def run(self):
-        """Trains both; returns the relative error of the change of each W."""
+        """Trains both; returns the relative errors of what came of it.
+
+        They are those of the change of each W, and of the factors and inverses
+        after the last update.
+        """
         model = self._model()
         self._mirror(model)
         before = [W.copy() for W in self._weights()]
@@ -123,7 +159,10 @@ class Case:
             for W in stage.weights()
         ]
         trios = zip(trained, self._weights(), before)
-        return [relative_error(new - old, W - old) for new, W, old in trios]
+        errors = [relative_error(new - old, W - old) for new, W, old in trios]
+        errors += self._curvature_errors(model.optimizer.curvature.state())
+        assert not np.isnan(errors).any()  # which `max` may pass over
+        return errors
 
     def condition(self):
         """The largest condition number of a damped factor."""
@@ -146,7 +185,7 @@ class Case:
 
     def _mirror(self, model):
         """Makes the mirror net; a layer that comes twice is one stage."""
-        stages, known, self.shapes = [], {}, {}
+        stages, known, self.shapes, self.blocks = [], {}, {}, {}
         shape = self.x.shape
         for use in self.layers:
             layer = use.embedding if isinstance(use, Projection) else use
@@ -154,9 +193,41 @@ class Case:
                 known[layer] = self._stages(layer, shape)
                 if layer.trainable_variables:
                     self.shapes[layer] = shape
+                    self._name_blocks(layer, known[layer])
             stages += known[layer]
             shape = use.compute_output_shape(shape)
         self.net, self.K = reference_layers.Net(stages), shape[-1]
+
+    def _name_blocks(self, layer, stages):
+        """Notes the stages with weights by the path of their state."""
+        stages = [s for s in stages if isinstance(s, reference_layers.Layer)]
+        parts = ["/depthwise", "/pointwise"] if len(stages) == 2 else [""]
+        for stage, part in zip(stages, parts, strict=True):
+            self.blocks[layer.name + part] = stage
+
+    def _curvature_errors(self, state):
+        """The errors of the factors and, at the last refresh, the inverses."""
+        errors = {}
+        for path, stage in self.blocks.items():
+            sides = ["input_factor", "output_factor"]
+            for i, side in enumerate(["factor"] if stage.is_norm else sides):
+                name = f"{path}/{side}"
+                factor = state[f"{name}/moment"] / state[f"{name}/weight"]
+                found = [
+                    *matrices(factor, stage.is_norm),
+                    *refreshed(state, name, stage.is_norm),
+                ]
+                groups = self.kfac.factors[stage]
+                expected = [f.M[i] / f.c for f in groups]
+                if self.kfac.inverter == "eigen":
+                    expected += [f.pair[i] for f in groups]
+                else:
+                    expected += [f.inverses[i] for f in groups]
+                pairs = zip(found, expected, strict=True)
+                errors[name] = [element_error(*pair) for pair in pairs]
+        factors = {x[: -len("/moment")] for x in state if x.endswith("/moment")}
+        assert factors == set(errors)
+        return list(itertools.chain(*errors.values()))
 
     def _stages(self, layer, shape):
         names = ("norm_curvature", "tied")

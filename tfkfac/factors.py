@@ -64,6 +64,12 @@ class Factor(abc.ABC):
         self.moment.assign(tf.where(usable, moment, self.moment))
         self.weight.assign(tf.where(usable, weight, self.weight))
 
+    def restart(self, condition: tf.Tensor) -> None:
+        """Forgets the average, where `condition` holds."""
+        for variable in (self.moment, self.weight):
+            zero = tf.zeros([], variable.dtype)
+            variable.assign(tf.where(condition, zero, variable))
+
     def value(self) -> tf.Tensor:
         """Returns M_k / c_k; zero before the first update."""
         return tf.math.divide_no_nan(self.moment.value(), self.weight)

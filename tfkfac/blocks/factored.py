@@ -16,8 +16,8 @@ class FactoredBlock(CurvatureBlock):
 
     A failed inversion (factors that are not finite or not positive definite)
     is tried again in float64 and with ten times the damping. Where that fails
-    too the last good inverse stays, and after `MAX_FAILURES` in a row U = V,
-    until an inversion succeeds.
+    too the last good inverse stays and the factors start anew, and after
+    `MAX_FAILURES` in a row U = V, until an inversion succeeds.
 
     Attributes:
         may_print: Whether the step is known to run without XLA, which cannot
@@ -82,8 +82,10 @@ class FactoredBlock(CurvatureBlock):
             tf.logical_and(known, tf.logical_not(usable)), tf.int64
         )
         in_a_row, total = tf.unstack(self.failures)
-        in_a_row = failed * (in_a_row + 1)
+        in_a_row = tf.where(known, failed * (in_a_row + 1), in_a_row)
         self.failures.assign([in_a_row, total + failed])
+        for factor in self.factors:
+            factor.restart(tf.equal(failed, 1))
         enough = in_a_row >= MAX_FAILURES
         start = self._inverter.start(self.factors, self._dtype).values()
         for variable, first, second, plain in zip(
@@ -92,7 +94,7 @@ class FactoredBlock(CurvatureBlock):
             kept = tf.where(enough, plain, variable)
             value = tf.where(good, first, tf.where(usable, second, kept))
             variable.assign(tf.where(known, value, variable))
-        self._warn(tf.equal(in_a_row, MAX_FAILURES))
+        self._warn(tf.equal(failed * in_a_row, MAX_FAILURES))
 
     def _warn(self, condition):
         """Says once that the block gave up."""
