@@ -161,3 +161,13 @@ def test_float64_state(float64):
     for key, value in kfac.curvature.state().items():
         assert value.dtype in (np.float64, np.int64, bool), key
     assert tf.as_dtype(kfac.momenta[0].dtype) == tf.float64
+
+
+def test_the_loss_scale_survives_bad_batches(policy):
+    """Without a floor it would be halved until all gradients vanish."""
+    policy("mixed_float16")
+    model, _ = make(4.0)
+    bad = np.full_like(X, np.nan)
+    for _ in range(5):
+        model.train_on_batch(bad, Y)
+    assert float(model.optimizer.dynamic_scale) == 1.0

@@ -86,7 +86,11 @@ class Link:
         self.require_fitting_state()
 
     def _watch_loss_scale(self) -> None:
-        """Undoes the forward pass of a step that the loss scale skips."""
+        """Undoes the forward pass of a step that the loss scale skips.
+
+        The scale stays at 1 or more: batches with NaN, which no scale mends,
+        would take it down until all gradients vanish.
+        """
         outer = getattr(self.model, "optimizer", None)
         if not isinstance(outer, keras.optimizers.LossScaleOptimizer):
             return
@@ -97,6 +101,8 @@ class Link:
 
         def handle_and_undo():
             handle()
+            scale = outer.dynamic_scale
+            scale.assign(tf.maximum(scale.value, 1.0))
             self.capture.undo_forward_pass()
 
         outer.__dict__[name] = handle_and_undo

@@ -45,7 +45,7 @@ def run(faults: bool) -> tuple[float, float, dict]:
     schedule = keras.optimizers.schedules.CosineDecay(
         _LEARNING_RATE.value, _STEPS.value
     )
-    optimizer = tfkfac.KFAC(
+    kfac = optimizer = tfkfac.KFAC(
         schedule,
         damping=0.03,
         kl_clip=0.003,
@@ -53,6 +53,11 @@ def run(faults: bool) -> tuple[float, float, dict]:
         inverse_update_period=10,
         model=model,
     )
+    if _POLICY.value == "mixed_float16":
+        # The scale halves at every NaN batch: let it grow back in between.
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            optimizer, dynamic_growth_steps=25
+        )
     model.compile(
         optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -67,10 +72,10 @@ def run(faults: bool) -> tuple[float, float, dict]:
             x[rng.integers(len(x))] = np.nan
             counts["NaN batches"] += 1
         if faults and rng.random() < _RATE:
-            damage(optimizer, rng)
+            damage(kfac, rng)
             counts["damaged factors"] += 1
         model.train_on_batch(x, y)
-    counts["failed inversions"] = sum(optimizer.failed_inversions.values())
+    counts["failed inversions"] = sum(kfac.failed_inversions.values())
     loss, accuracy = model.evaluate(digits.test(360), verbose=0)
     return loss, accuracy, counts
 
