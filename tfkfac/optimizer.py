@@ -8,29 +8,16 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import inverters, report
-from tfkfac.likelihoods import Likelihood
+from tfkfac import inverters, report, settings
 from tfkfac.link import Link, unwrapped
 from tfkfac.preconditioner import Curvature, state_dtype
 from tfkfac.schedules import (
-    Hyperparameter,
     Period,
     is_number,
     positive_integer,
     serialize,
 )
 from tfkfac.update import Update
-
-_CHOICES = {
-    "fisher": ("sampled", "empirical"),
-    "factor_dtype": ("float32", "float16", "bfloat16"),
-    # Each of these has more choices by design; what is not listed is refused.
-    "norm_curvature": ("diagonal", "unitwise", "full"),
-    "tied": ("pooled", "balanced"),
-    "refresh": ("periodic",),
-    "communication_dtype": ("float32",),
-    "strategy": ("owner", "replicated"),
-}
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
@@ -128,27 +115,13 @@ class KFAC(keras.optimizers.Optimizer):
             "communication_dtype": communication_dtype,
             "strategy": strategy,
         }
-        for key, value in self._choices.items():
-            if value not in _CHOICES[key]:
-                raise ValueError(
-                    f"KFAC({key}={value!r}): must be one of {_CHOICES[key]}."
-                )
-        if tied == "balanced" and self.gradient_accumulation_steps:
-            raise ValueError(
-                "KFAC(tied='balanced') balances within a batch and cannot be "
-                "summed over gradient_accumulation_steps: use tied='pooled'."
-            )
-        if max_factor_size is not None:
-            positive_integer("max_factor_size", max_factor_size, "or None")
-        if likelihood is not None and not isinstance(likelihood, Likelihood):
-            raise ValueError(
-                f"KFAC(likelihood={likelihood!r}): must be a tfkfac.Likelihood,"
-                " such as tfkfac.Categorical()."
-            )
-        if isinstance(skip, str) or skip is None:
-            raise ValueError(
-                f"KFAC(skip={skip!r}): must be a list of layer names."
-            )
+        settings.check(
+            self._choices,
+            likelihood=likelihood,
+            skip=skip,
+            max_factor_size=max_factor_size,
+            accumulates=bool(self.gradient_accumulation_steps),
+        )
         self.fisher, self.factor_dtype = fisher, factor_dtype
         self.block_options = {"norm_curvature": norm_curvature, "tied": tied}
         self.max_factor_size = max_factor_size
@@ -160,8 +133,13 @@ class KFAC(keras.optimizers.Optimizer):
             "max_skipped_steps", max_skipped_steps, least=0
         )
         self.seed = positive_integer("seed", seed, least=0)
-        self._set_hyperparameters(
-            damping, momentum, factor_decay, kl_clip, norm_damping
+        self.hyperparameters = settings.hyperparameters(
+            self.add_variable,
+            damping=damping,
+            momentum=momentum,
+            factor_decay=factor_decay,
+            kl_clip=kl_clip,
+            norm_damping=norm_damping,
         )
         self.periods = {
             key: Period(key, value, add_variable=self.add_variable)
@@ -180,34 +158,6 @@ class KFAC(keras.optimizers.Optimizer):
         self._link = None
         if model is not None:
             self._attach(model)
-
-    def _set_hyperparameters(
-        self, damping, momentum, factor_decay, kl_clip, norm_damping
-    ):
-        def make(name, value, minimum, exclusive=False):
-            return Hyperparameter(
-                name,
-                value,
-                minimum=minimum,
-                exclusive=exclusive,
-                add_variable=self.add_variable,
-            )
-
-        if isinstance(factor_decay, (int, float)) and factor_decay >= 1:
-            raise ValueError(
-                f"KFAC(factor_decay={factor_decay}): must be less than 1."
-            )
-        self.hyperparameters = {
-            "damping": make("damping", damping, 0.0, exclusive=True),
-            "momentum": make("momentum", momentum, 0.0),
-            "factor_decay": make("factor_decay", factor_decay, 0.0),
-        }
-        for name, value in (
-            ("kl_clip", kl_clip),
-            ("norm_damping", norm_damping),
-        ):
-            if value is not None:
-                self.hyperparameters[name] = make(name, value, 0.0, True)
 
     def _add_counter(self, name: str) -> keras.Variable:
         return self.add_variable(

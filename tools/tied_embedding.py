@@ -85,9 +85,15 @@ def compare() -> None:
     """Prints the best loss of each kind over its settings."""
     text = tokens(_VOCABULARY.value)
     kfac = [
-        {"learning_rate": rate, "damping": damping, "kl_clip": 0.01}
-        for rate in (0.03, 0.1, 0.3)
-        for damping in (1e-3, 1e-2)
+        {
+            "learning_rate": 0.1,
+            "damping": damping,
+            "kl_clip": kl_clip,
+            "momentum": momentum,
+        }
+        for damping in (0.01, 0.1)
+        for kl_clip in (0.001, 0.01)
+        for momentum in (0.5, 0.9)
     ]
     kinds = {
         "adam": [

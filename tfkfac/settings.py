@@ -1,0 +1,87 @@
+"""The settings of `KFAC`: what is allowed, and what becomes of numbers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tfkfac.likelihoods import Likelihood
+from tfkfac.schedules import Hyperparameter, is_number, positive_integer
+
+CHOICES = {
+    "fisher": ("sampled", "empirical"),
+    "factor_dtype": ("float32", "float16", "bfloat16"),
+    "norm_curvature": ("diagonal", "unitwise", "full"),
+    "tied": ("pooled", "balanced"),
+    "strategy": ("owner", "replicated"),
+    # There will be more of these.
+    "refresh": ("periodic",),
+    "communication_dtype": ("float32",),
+}
+
+
+def check(
+    choices: dict[str, str],
+    *,
+    likelihood: Any,
+    skip: Sequence[str],
+    max_factor_size: int | None,
+    accumulates: bool,
+) -> None:
+    """Raises ValueError, which names it, where an argument is not allowed.
+
+    Args:
+        choices: The arguments of `CHOICES` by name.
+        likelihood, skip, max_factor_size: As of `KFAC`.
+        accumulates: Whether gradients are summed over micro-steps.
+    """
+    for key, value in choices.items():
+        if value not in CHOICES[key]:
+            raise ValueError(
+                f"KFAC({key}={value!r}): must be one of {CHOICES[key]}."
+            )
+    if choices["tied"] == "balanced" and accumulates:
+        raise ValueError(
+            "KFAC(tied='balanced') balances within a batch and cannot be "
+            "summed over gradient_accumulation_steps: use tied='pooled'."
+        )
+    if max_factor_size is not None:
+        positive_integer("max_factor_size", max_factor_size, "or None")
+    if likelihood is not None and not isinstance(likelihood, Likelihood):
+        raise ValueError(
+            f"KFAC(likelihood={likelihood!r}): must be a tfkfac.Likelihood, "
+            "such as tfkfac.Categorical()."
+        )
+    if isinstance(skip, str) or skip is None:
+        raise ValueError(f"KFAC(skip={skip!r}): must be a list of layer names.")
+
+
+def hyperparameters(
+    add_variable: Callable,
+    *,
+    damping,
+    momentum,
+    factor_decay,
+    kl_clip,
+    norm_damping,
+) -> dict[str, Hyperparameter]:
+    """Returns those that are given, by name; raises ValueError as `check`."""
+    if is_number(factor_decay) and factor_decay >= 1:
+        raise ValueError(
+            f"KFAC(factor_decay={factor_decay}): must be less than 1."
+        )
+    positive = {
+        "damping": damping,
+        "kl_clip": kl_clip,
+        "norm_damping": norm_damping,
+    }
+    not_negative = {"momentum": momentum, "factor_decay": factor_decay}
+    return {
+        name: Hyperparameter(
+            name,
+            value,
+            minimum=0.0,
+            exclusive=name in positive,
+            add_variable=add_variable,
+        )
+        for name, value in {**positive, **not_negative}.items()
+        if value is not None or name not in ("kl_clip", "norm_damping")
+    }
