@@ -136,20 +136,21 @@ def _weigh(
     """Returns the weights w of each output of each call of the model, and N.
 
     N is the number of loss terms of the largest output, summed over the calls.
-    The weights make (1 / N) sum_n w_n l_n the sum of the losses' means: where
-    there are several outputs or calls, means over fewer than N terms count for
-    more.
+    Outputs with fewer terms are weighted up, so that within a call the sum over
+    all terms, divided by their number, is the sum of the outputs' means.
     """
-    weighted = [[t.weights(dtype) for t in parts] for parts in terms]
-    counts = [tf.reduce_max([n for _, n in parts]) for parts in weighted]
-    N = tf.add_n(counts)
-    scaled = []
-    for parts, pairs in zip(terms, weighted):
-        alone = len(terms) == len(parts) == 1 or parts[0].call is None
-        scaled.append(
-            [w if alone else w * tf.math.divide_no_nan(N, n) for w, n in pairs]
-        )
-    return scaled, N
+    weights, counts = [], []
+    for parts in terms:
+        pairs = [t.weights(dtype) for t in parts]
+        count = tf.reduce_max([n for _, n in pairs])
+        counts.append(count)
+        if len(pairs) == 1:
+            weights.append([pairs[0][0]])
+        else:
+            weights.append(
+                [w * tf.math.divide_no_nan(count, n) for w, n in pairs]
+            )
+    return weights, tf.add_n(counts)
 
 
 def _sampled_gradient(term, w, dtype, stream, micro_step, micro_steps, **key):
@@ -302,6 +303,6 @@ def _divisor(term: OutputTerms, w: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     if term.call is None:
         return tf.ones_like(count)
     if term.reduction != "mean_with_sample_weight":  # A sum.
-        return tf.math.divide_no_nan(count, term.weights(count.dtype)[1])
+        return tf.ones_like(count)
     loss_weight = term.call.loss_weight
     return tf.reduce_sum(w) / (1.0 if loss_weight is None else loss_weight)
