@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfkfac import linalg
-
 
 class Factor(abc.ABC):
     """The debiased running average of a second moment X.
@@ -73,10 +71,6 @@ class Factor(abc.ABC):
     def value(self) -> tf.Tensor:
         """Returns M_k / c_k; zero before the first update."""
         return tf.math.divide_no_nan(self.moment.value(), self.weight)
-
-    def mean_diagonal(self) -> tf.Tensor:
-        """Returns tr F / dim F, [groups]."""
-        return linalg.mean_diagonal(self.value(), diagonal=self.diagonal)
 
     @abc.abstractmethod
     def accumulate(self, total: tf.Tensor, started: tf.Tensor) -> None:

@@ -300,9 +300,7 @@ def _divisor(term: OutputTerms, w: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     """Returns D, such that D L of the step is sum_n w_n l_n."""
     if term.reduction in _MEANS:
         return count
-    if term.call is None:
-        return tf.ones_like(count)
     if term.reduction != "mean_with_sample_weight":  # A sum.
         return tf.ones_like(count)
-    loss_weight = term.call.loss_weight
+    loss_weight = None if term.call is None else term.call.loss_weight
     return tf.reduce_sum(w) / (1.0 if loss_weight is None else loss_weight)

@@ -190,21 +190,9 @@ class Preconditioner:
     def finish(self, decay: tf.Tensor) -> None:
         """Takes the sums over the micro-steps into the factors."""
         for block, divisors in zip(self.blocks, self._divisors):
-            counts = tf.unstack(divisors)
-            for factor, count in zip(block.factors, counts):
-                total = factor.take_sum()
-                tf.cond(
-                    count > 0,
-                    lambda f=factor, s=total, n=count: self._finish_one(
-                        f, s, n, decay
-                    ),
-                    lambda: tf.constant(False),
-                )
+            for factor, count in zip(block.factors, tf.unstack(divisors)):
+                self._take(factor, factor.take_sum(), count, decay)
             divisors.assign(tf.zeros_like(divisors))
-
-    def _finish_one(self, factor, total, count, decay):
-        self._take(factor, total, count, decay)
-        return tf.constant(True)
 
     def discard(self) -> None:
         """Forgets the sums over the micro-steps."""

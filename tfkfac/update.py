@@ -57,10 +57,8 @@ class Update:
 
         One micro-step that is not finite costs the whole update.
         """
-        optimizer, steps = (
-            self.optimizer,
-            self.optimizer.gradient_accumulation_steps,
-        )
+        optimizer = self.optimizer
+        steps = optimizer.gradient_accumulation_steps
         micro = optimizer.micro_step
         first = tf.equal(micro, 0)
         sound = tf.logical_or(first, optimizer.window_is_finite.value)
@@ -94,7 +92,7 @@ class Update:
             return tf.cond(
                 sound,
                 lambda: self._update(
-                    [g / steps for g in grads], self._finish_factors
+                    [g / steps for g in grads], self.preconditioner.finish
                 ),
                 lambda: self._skip(discard),
             )
@@ -103,9 +101,6 @@ class Update:
             tf.cond(self._factors_due(), self._discard_factors, _false)
 
         tf.cond(tf.equal(micro, steps - 1), finish, _false)
-
-    def _finish_factors(self, decay):
-        self.preconditioner.finish(decay)
 
     def _discard_factors(self):
         self.preconditioner.discard()
