@@ -72,8 +72,11 @@ def test_micro_steps_equal_the_joint_batch(settings):
     np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
 
 
-def test_unequal_numbers_of_unmasked_tokens():
-    """The factors are those of the joint batch, counts and all."""
+@pytest.mark.parametrize(
+    ("fisher", "tied"), [("sampled", "pooled"), ("empirical", "balanced")]
+)
+def test_unequal_numbers_of_unmasked_tokens(fisher, tied):
+    """Weights and factors are those of the joint batch, counts and all."""
     tokens = RNG.integers(1, 9, (BATCH, 6))
     tokens[:4, 1:] = 0  # The first micro-step has few tokens.
 
@@ -85,17 +88,35 @@ def test_unequal_numbers_of_unmasked_tokens():
         x = keras.layers.Dense(5, activation="tanh", name="dense")(tied(inputs))
         return keras.Model(inputs, tied(x, reverse=True))
 
-    states = []
+    states, weights = [], []
     for micro_steps in (None, MICRO):
-        model, optimizer = compiled(micro_steps, language_model)
+        model, optimizer = compiled(
+            micro_steps, language_model, fisher=fisher, tied=tied
+        )
         batch = BATCH // (micro_steps or 1)
         model.fit(tokens, tokens, batch_size=batch, shuffle=False, verbose=0)
         states.append(optimizer.curvature.state())
+        weights.append(flat(model))
+    np.testing.assert_allclose(*weights, rtol=1e-5, atol=1e-6)
     for name, value in states[0].items():
         if name.endswith(("/moment", "/weight")):
             np.testing.assert_allclose(
                 value, states[1][name], rtol=1e-5, atol=1e-7, err_msg=name
             )
+
+
+def test_micro_steps_of_different_sizes():
+    """The sampled targets follow the examples of the joint batch."""
+    results = []
+    for sizes in ([14], [4, 4, 4, 2]):
+        model, _ = compiled(MICRO if len(sizes) > 1 else None, kl_clip=None)
+        start = 0
+        for size in sizes * 2:
+            part = slice(start, start + size)
+            model.train_on_batch(X[part], Y[part])
+            start += size
+        results.append(flat(model))
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
 
 
 def test_one_bad_micro_step_costs_the_whole_update():

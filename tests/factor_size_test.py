@@ -1,5 +1,6 @@
 """`max_factor_size`, against K-FAC in float64 NumPy."""
 
+import numpy as np
 import pytest
 from keras import layers
 from oracle import ONE_UPDATE, single
@@ -67,3 +68,20 @@ def test_float32():
     case.options |= {"damping": 1.0}
     assert max(case.run()) < 1e-5
     assert case.condition() <= 100
+
+
+def test_unitwise_blocks_of_normalization():
+    """Of 2 x 2 blocks, 1 leaves the diagonal."""
+    found = []
+    for options in (
+        {"norm_curvature": "unitwise", "max_factor_size": 1},
+        {"norm_curvature": "diagonal", "max_factor_size": 1},
+    ):
+        norm = layers.LayerNormalization()
+        case = single(norm, (5,), batch=4)
+        model = case._model()
+        case.keras_options = ONE_UPDATE | options
+        case._compile(model)
+        model.train_on_batch(case.x, case.y)
+        found.append(np.concatenate([norm.gamma, norm.beta]))
+    np.testing.assert_array_equal(*found)

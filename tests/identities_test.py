@@ -50,6 +50,7 @@ def test_one_step_solves_least_squares(float64):
         1.0,
         damping=1e-24,
         momentum=0.0,
+        kl_clip=None,
         likelihood=ExpectedGaussian(),
         model=model,
     )

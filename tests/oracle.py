@@ -16,6 +16,7 @@ ONE_UPDATE = {
     "learning_rate": 0.1,
     "damping": 0.1,
     "momentum": 0.0,
+    "kl_clip": None,
     "inverse_update_period": 1,
 }
 
@@ -246,6 +247,8 @@ class Case:
                 self.likelihood, self.samples, **self.likelihood_options
             )
         options |= self.options | self.keras_options
+        # Without the defaults' clip, which would hide a wrong scale.
+        options = {"momentum": 0.9, "kl_clip": None, **options}
         optimizer = tfkfac.KFAC(**options)
         if self.no_decay:
             optimizer.exclude_from_weight_decay(var_names=self.no_decay)

@@ -100,6 +100,7 @@ def test_outputs_with_loss_weights(fisher):
             fisher=fisher,
             likelihood=Given(),
             inverter="eigen",
+            kl_clip=None,
             model=model,
         )
         model.compile(optimizer, [LOSS, LOSS], loss_weights=weights)

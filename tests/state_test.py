@@ -14,7 +14,7 @@ Y = RNG.integers(0, 3, STEPS * BATCH)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def make(**settings):
+def make(attached=True, **settings):
     model = keras.Sequential(
         [
             keras.Input((6,)),
@@ -34,7 +34,7 @@ def make(**settings):
         inverse_update_period=4,
         kl_clip=0.01,
         use_ema=True,
-        model=model,
+        model=model if attached else None,
         **settings,
     )
     model.compile(optimizer, LOSS)
@@ -67,7 +67,9 @@ def uninterrupted(request):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 7])
-@pytest.mark.parametrize("way", ["keras", "weights", "checkpoint", "deferred"])
+@pytest.mark.parametrize(
+    "way", ["keras", "weights", "checkpoint", "deferred", "unattached"]
+)
 def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, way, stop):
     """At any point of a period, bit for bit."""
     inverter, expected = uninterrupted
@@ -88,7 +90,7 @@ def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, way, stop):
         saved = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
         path = saved.write(path)
         keras.utils.clear_session(free_memory=False)
-        restored = make(inverter=inverter)
+        restored = make(inverter=inverter, attached=way != "unattached")
         if way == "checkpoint":
             restored.optimizer.build(restored.trainable_variables)
         status = tf.train.Checkpoint(
@@ -96,6 +98,8 @@ def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, way, stop):
         ).read(path)
         restored.optimizer.build(restored.trainable_variables)
         status.assert_existing_objects_matched()
+        if way == "unattached":
+            tfkfac.attach(restored)
     train(restored, range(stop, STEPS))
     same(everything(restored), expected)
 

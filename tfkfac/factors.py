@@ -56,9 +56,9 @@ class Factor(abc.ABC):
         """
         usable = tf.reduce_all(tf.math.is_finite(X))
         sound = tf.reduce_all(tf.math.is_finite(self.moment))
-        kept = tf.where(sound, decay, 0)
-        moment = kept * tf.where(sound, self.moment, 0) + (1 - decay) * X
-        weight = kept * self.weight + (1 - decay)
+        sound = tf.logical_and(sound, tf.math.is_finite(self.weight))
+        moment = decay * tf.where(sound, self.moment, 0) + (1 - decay) * X
+        weight = decay * tf.where(sound, self.weight, 0) + (1 - decay)
         self.moment.assign(tf.where(usable, moment, self.moment))
         self.weight.assign(tf.where(usable, weight, self.weight))
 
@@ -67,6 +67,10 @@ class Factor(abc.ABC):
         for variable in (self.moment, self.weight):
             zero = tf.zeros([], variable.dtype)
             variable.assign(tf.where(condition, zero, variable))
+
+    def known(self) -> tf.Tensor:
+        """Returns whether there was an update."""
+        return tf.not_equal(self.weight.value(), 0)
 
     def value(self) -> tf.Tensor:
         """Returns M_k / c_k; zero before the first update."""
@@ -105,10 +109,12 @@ class DenseFactor(Factor):
     """
 
     def accumulate(self, total, started):
-        lower = total - tf.linalg.band_part(total, 0, -1)
+        diagonal = tf.linalg.diag_part(total)
+        # Selected, not subtracted: infinities must not reach the average.
+        lower = tf.linalg.band_part(total, -1, 0)
+        lower = tf.linalg.set_diag(lower, tf.zeros_like(diagonal))
         upper = tf.linalg.band_part(self.moment, 0, -1)
         self.moment.assign(lower + tf.where(started, self.moment, upper))
-        diagonal = tf.linalg.diag_part(total)
         self.pending.assign(diagonal + tf.where(started, self.pending, 0))
 
     def take_sum(self):

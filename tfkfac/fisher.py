@@ -153,20 +153,16 @@ def _weigh(
     return weights, tf.add_n(counts)
 
 
-def _sampled_gradient(term, w, dtype, stream, micro_step, micro_steps, **key):
+def _sampled_gradient(term, w, dtype, stream, examples_before, **key):
     """Returns d(sum_n sqrt(c w_n) NLL_n) / d output, for sampled targets."""
     outputs = tf.reshape(tf.cast(term.output, dtype), [tf.size(w), -1])
     likelihood = term.likelihood
-    # Numbers for the whole batch of the update, of which this is a part.
+    # The terms of the joint batch of the update come in the order of examples.
+    per_example = tf.size(w) // tf.maximum(tf.shape(term.output)[0], 1)
+    begin = tf.cast(examples_before, tf.int32) * per_example
     numbers = likelihoods.uniforms(
-        micro_steps * tf.size(w),
-        likelihood.draws(outputs),
-        stream=stream,
-        **key,
-    )
-    if micro_steps > 1:
-        begin = tf.cast(micro_step, tf.int32) * tf.size(w)
-        numbers = tf.slice(numbers, [begin, 0], [tf.size(w), -1])
+        begin + tf.size(w), likelihood.draws(outputs), stream=stream, **key
+    )[begin:]
     targets = tf.stop_gradient(likelihood.sample(outputs, numbers))
     c = likelihood.loss_scale(outputs)
     with tf.GradientTape() as tape:
@@ -216,8 +212,8 @@ def set_sampled_gradients(
         records: The recorded calls of the model.
         terms: The loss terms of the outputs of each.
         dtype: The type of the gradients at the outputs.
-        **place: `seed`, `update`, `micro_step` and `micro_steps`: where the
-            targets are among all the random numbers.
+        **place: `seed`, `update` and `examples_before`: where the targets are
+            among all the random numbers.
 
     Returns:
         The number N of loss terms.
@@ -294,6 +290,21 @@ def _is_reusable(
             "`model.compute_loss(x, y, y_pred)`, or use fisher='sampled'."
         )
     return True
+
+
+def divisor(
+    terms: Sequence[Sequence[OutputTerms]], dtype: tf.DType
+) -> tf.Tensor:
+    """Returns D, such that D times dL of the step is a sum over loss terms.
+
+    With several outputs, or calls of the model, it is the number of loss terms
+    of the largest.
+    """
+    weights, count = _weigh(terms, dtype)
+    if len(terms) == len(terms[0]) == 1:
+        return _divisor(terms[0][0], weights[0][0], count)
+    means = any(t.reduction in _MEANS for parts in terms for t in parts)
+    return count if means else tf.ones_like(count)
 
 
 def _divisor(term: OutputTerms, w: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

@@ -125,6 +125,7 @@ class CholeskyInverter(Inverter):
         inverses = []
         for flag, matrix, shift in zip(diagonal, matrices, shifts):
             if flag:
+                matrix = linalg.nonnegative(matrix)
                 inverses.append(1 / (matrix + shift[:, tf.newaxis]))
             else:
                 inverses.append(linalg.damped_inverse(matrix, shift))
@@ -160,9 +161,11 @@ class EigenInverter(Inverter):
         values = []
         for flag, matrix in zip(diagonal, matrices):
             if flag:
-                values.append(matrix)
+                values.append(linalg.nonnegative(matrix))
             else:
-                values.extend(linalg.eigendecomposition(matrix))
+                # What factored damping with pi = 1 makes up for.
+                tolerance = tf.sqrt(damping)
+                values.extend(linalg.eigendecomposition(matrix, tolerance))
         return values
 
     def precondition(self, V, state, damping):

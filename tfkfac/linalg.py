@@ -63,6 +63,11 @@ def mean_diagonal(matrix: tf.Tensor, *, diagonal: bool) -> tf.Tensor:
     return tf.reduce_mean(values, axis=-1)
 
 
+def nonnegative(diagonal: tf.Tensor) -> tf.Tensor:
+    """Returns the diagonal of a semi-definite matrix; NaN for what is < 0."""
+    return tf.where(diagonal >= 0, diagonal, float("nan"))
+
+
 def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
     """Returns (M + damping I)^-1.
 
@@ -79,18 +84,22 @@ def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
     return (inverse + tf.linalg.matrix_transpose(inverse)) / 2
 
 
-def eigendecomposition(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def eigendecomposition(
+    matrix: tf.Tensor, tolerance: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns (d, Q) with M = Q diag(d) Q^T, d >= 0.
 
     d is [groups, n], Q and M are [groups, n, n]. d is NaN where M is not
-    finite (the decomposition itself would raise) or has negative eigenvalues
-    beyond rounding.
+    finite (the decomposition itself would raise) or has eigenvalues below
+    -tolerance and beyond rounding; others below 0 become 0.
     """
     finite = tf.reduce_all(tf.math.is_finite(matrix))
     identity = tf.eye(
         matrix.shape[-1], batch_shape=matrix.shape[:1], dtype=matrix.dtype
     )
     d, Q = tf.linalg.eigh(tf.where(finite, matrix, identity))
-    semidefinite = tf.reduce_min(d) >= -1e-3 * tf.reduce_max(tf.abs(d))
+    rounding = 1e-3 * tf.reduce_max(tf.abs(d), axis=-1, keepdims=True)
+    least = tf.reduce_min(d, axis=-1, keepdims=True)
+    semidefinite = least >= -tf.maximum(tolerance, rounding)
     good = tf.logical_and(finite, semidefinite)
     return tf.where(good, tf.maximum(d, 0), float("nan")), Q

@@ -38,6 +38,7 @@ class Link:
             before=self._before_recording,
             keep_gradients=optimizer.fisher == "empirical",
         )
+        optimizer.curvature.after_load = self.require_fitting_state
         if model.built:
             self.register()
 
@@ -178,18 +179,28 @@ class Step:
             for record in records
         ]
 
+    def examples(self) -> tf.Tensor:
+        """Returns the number of examples, an int64 scalar."""
+        output = self._records[0].outputs[0]
+        return tf.shape(output, out_type=tf.int64)[0]
+
+    def divisor(self, dtype: tf.DType) -> tf.Tensor:
+        """Returns D, such that D V is a sum over the loss terms, N if a mean."""
+        return fisher.divisor(self._terms, dtype)
+
     def statistics(
         self,
+        variables,
         update: tf.Tensor,
-        micro_step: tf.Tensor | int = 0,
-        micro_steps: int = 1,
+        examples_before: tf.Tensor | int = 0,
     ) -> tuple[list[Use], tf.Tensor]:
         """Computes the gradients of the statistics' loss.
 
         Args:
+            variables: Those that have gradients.
             update: t, the key of the sampled targets.
-            micro_step: Which part of the batch of the update this is.
-            micro_steps: The number of parts.
+            examples_before: The number of examples of the joint batch of the
+                update that come before those of this step.
 
         Returns:
             (all uses of layers with their gradients, the number N of terms).
@@ -205,8 +216,7 @@ class Step:
                 dtype=dtype,
                 seed=self._settings.seed,
                 update=update,
-                micro_step=micro_step,
-                micro_steps=micro_steps,
+                examples_before=examples_before,
             )
         else:
             count = fisher.set_empirical_gradients(
@@ -217,20 +227,22 @@ class Step:
                 loss_scale=tf.cast(self._loss_scale(), dtype),
             )
         uses = [use for record in self._records for use in record.uses]
-        self._note_unreached(uses)
+        self._note_unreached(uses, variables)
         return uses, count
 
-    def _note_unreached(self, uses) -> None:
+    def _note_unreached(self, uses, variables) -> None:
         """Leaves blocks to the fallback whose gradients are out of reach.
 
-        The layer was called, but the gradient of its output is not on the way
-        of the loss: the forward pass that counts was another one, as with
+        The layer was called and its variables have gradients, but its output
+        has none: the forward pass that counts was another one, as with
         rematerialization.
         """
+        given = {id(v) for v in variables}
         reached = {id(u.layer) for u in uses if u.gradient is not None}
         unusable = self._link.capture.unusable
         for block in self._link.registration.blocks:
             called = any(block.is_of(use) for use in uses)
+            called = called and id(block.variables[0]) in given
             key = id(block.layer)
             if called and key not in reached and key not in unusable:
                 unusable[key] = (

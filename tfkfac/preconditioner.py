@@ -2,83 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from tfkfac.blocks import CurvatureBlock, Use
 from tfkfac.blocks.factored import all_finite
+from tfkfac.curvature import Curvature
 from tfkfac.inverters import Inverter
-
-
-class Curvature(tf.Module):
-    """The curvature state by name: factors, inverses, and whether they fit.
-
-    A trackable, for `tf.train.Checkpoint`. Values that are loaded before there
-    is a model wait here until `add` asks for them.
-    """
-
-    def __init__(self):
-        super().__init__(name="curvature")
-        # Plain attributes: a container that TensorFlow tracks is no list.
-        # fresh: whether there is a variable that was not loaded.
-        self.__dict__.update(_names=[], _waiting={}, fresh=False)
-
-    def add(self, name: str, initial: tf.Tensor) -> tf.Variable:
-        """Returns the variable of that name, made if it is not there.
-
-        Raises:
-            ValueError: A loaded value of that name has another shape.
-        """
-        variable = getattr(self, name, None)
-        shape = tuple(initial.shape)
-        if variable is None or tuple(variable.shape) != shape:
-            variable = tf.Variable(initial, trainable=False, name="curvature")
-            setattr(self, name, variable)
-            if name not in self._waiting:
-                self.__dict__["fresh"] = True
-            if name not in self._names:
-                self._names.append(name)
-        if name in self._waiting:
-            value = np.asarray(self._waiting.pop(name))
-            if value.shape != shape:
-                raise ValueError(
-                    f"Saved curvature {name!r} has shape {value.shape}, and "
-                    f"this model needs {shape}: it was saved with "
-                    "another model, inverter or setting of KFAC."
-                )
-            variable.assign(value)
-        return variable
-
-    def keep(self, names: Sequence[str]) -> None:
-        """Forgets the variables whose names are not among `names`."""
-        for name in set(self._names) - set(names):
-            delattr(self, name)
-            self._names.remove(name)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Returns all values by name."""
-        values = {name: getattr(self, name).numpy() for name in self._names}
-        return {**values, **self._waiting}
-
-    def load(self, values: Mapping[str, np.ndarray]) -> None:
-        """Takes values by name; those not asked for yet wait."""
-        self._waiting.update(values)
-        for name in list(self._names):
-            if name in self._waiting:
-                self.add(name, getattr(self, name))
-
-    def waiting(self) -> list[str]:
-        """Returns the names of loaded values that no variable took."""
-        return sorted(self._waiting)
-
-    def nbytes(self, prefix: str = "") -> int:
-        """Returns the size in bytes of the state whose names start so."""
-        variables = [
-            getattr(self, name)
-            for name in self._names
-            if name.startswith(prefix)
-        ]
-        return sum(v.shape.num_elements() * v.dtype.size for v in variables)
 
 
 class Preconditioner:
@@ -121,12 +50,12 @@ class Preconditioner:
             dtype = state_dtype(block.variables[0])
             block.build(inverter, add_state, dtype, accumulates)
             if accumulates:
-                zero = tf.zeros([len(block.factors)], dtype)
+                zero = tf.zeros([len(block.sums)], dtype)
                 self._divisors.append(add_state("divisors", zero))
         curvature.keep(names)
         if curvature.fresh:
             self.refresh_needed.assign(True)
-            curvature.__dict__["fresh"] = False
+            curvature.fresh = False
 
     def update_factors(
         self, uses: Sequence[Use], count: tf.Tensor, decay: tf.Tensor
@@ -142,9 +71,9 @@ class Preconditioner:
             decay: rho.
         """
         for block, moments in self._moments(uses):
-            for factor, moment in zip(block.factors, moments):
-                divisor = count if factor.rows_are_terms else moment.rows
-                self._take(factor, moment.total, divisor, decay)
+            totals = [moment.total for moment in moments]
+            divisors = self._divisors_of(block, moments, count)
+            self._take(block, totals, divisors, decay)
 
     def _moments(self, uses):
         """Yields (block, its moments) for the blocks that were used."""
@@ -162,44 +91,50 @@ class Preconditioner:
                 product_dtype = dtype
             yield block, block.moments(own, product_dtype, dtype)
 
-    def _take(self, factor, total, divisor, decay):
-        dtype = total.dtype
-        # Without rows or terms X is NaN, which the factor leaves out.
-        X = total / tf.cast(divisor, dtype)
-        factor.update(X, tf.cast(decay, dtype))
+    @staticmethod
+    def _divisors_of(block, moments, count):
+        """Returns N or R of each sum of a block."""
+        return [
+            tf.cast(count if s.rows_are_terms else m.rows, m.total.dtype)
+            for s, m in zip(block.sums, moments)
+        ]
 
-    def accumulate(self, uses: Sequence[Use], count: tf.Tensor) -> None:
+    @staticmethod
+    def _take(block, totals, divisors, decay):
+        # Without rows or terms X is NaN, which the factor leaves out.
+        means = [total / divisor for total, divisor in zip(totals, divisors)]
+        for factor, X in zip(block.factors, block.combine(means, divisors)):
+            factor.update(X, tf.cast(decay, X.dtype))
+
+    def accumulate(
+        self, uses: Sequence[Use], count: tf.Tensor, started: tf.Tensor
+    ) -> None:
         """Adds the statistics of a micro-step.
 
         Args:
             uses: All calls of layers, with their gradients.
             count: N of the micro-step.
+            started: Whether there are statistics to add them to.
         """
         divisors = dict(zip(self.blocks, self._divisors))
         for block, moments in self._moments(uses):
             divisor = divisors[block]
-            counts = [
-                tf.cast(count if f.rows_are_terms else m.rows, divisor.dtype)
-                for f, m in zip(block.factors, moments)
-            ]
-            started = tf.unstack(divisor > 0)
-            divisor.assign_add(tf.stack(counts))
-            for factor, moment, more in zip(block.factors, moments, started):
-                factor.accumulate(moment.total, more)
+            counts = self._divisors_of(block, moments, count)
+            for factor, moment in zip(block.sums, moments):
+                factor.accumulate(moment.total, started)
+            divisor.assign(tf.where(started, divisor, 0) + tf.stack(counts))
 
     def finish(self, decay: tf.Tensor) -> None:
         """Takes the sums over the micro-steps into the factors."""
         for block, divisors in zip(self.blocks, self._divisors):
-            for factor, count in zip(block.factors, tf.unstack(divisors)):
-                self._take(factor, factor.take_sum(), count, decay)
-            divisors.assign(tf.zeros_like(divisors))
+            totals = [factor.take_sum() for factor in block.sums]
+            self._take(block, totals, tf.unstack(divisors), decay)
 
     def discard(self) -> None:
         """Forgets the sums over the micro-steps."""
-        for block, divisors in zip(self.blocks, self._divisors):
-            for factor in block.factors:
+        for block in self.blocks:
+            for factor in block.sums:
                 factor.take_sum()
-            divisors.assign(tf.zeros_like(divisors))
 
     def refresh(self, dampings: Mapping[str, tf.Tensor]) -> None:
         """Inverts all blocks, each with its damping by name."""

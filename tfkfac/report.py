@@ -3,7 +3,7 @@
 import keras
 from absl import logging
 
-from tfkfac.preconditioner import Curvature
+from tfkfac.curvature import Curvature
 from tfkfac.registry import Registration
 
 

@@ -24,25 +24,18 @@ def check(
     likelihood: Any,
     skip: Sequence[str],
     max_factor_size: int | None,
-    accumulates: bool,
 ) -> None:
     """Raises ValueError, which names it, where an argument is not allowed.
 
     Args:
         choices: The arguments of `CHOICES` by name.
         likelihood, skip, max_factor_size: As of `KFAC`.
-        accumulates: Whether gradients are summed over micro-steps.
     """
     for key, value in choices.items():
         if value not in CHOICES[key]:
             raise ValueError(
                 f"KFAC({key}={value!r}): must be one of {CHOICES[key]}."
             )
-    if choices["tied"] == "balanced" and accumulates:
-        raise ValueError(
-            "KFAC(tied='balanced') balances within a batch and cannot be "
-            "summed over gradient_accumulation_steps: use tied='pooled'."
-        )
     if max_factor_size is not None:
         positive_integer("max_factor_size", max_factor_size, "or None")
     if likelihood is not None and not isinstance(likelihood, Likelihood):

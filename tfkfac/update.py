@@ -55,30 +55,27 @@ class Update:
     def _run_micro_step(self, finite):
         """Adds to V and to the statistics; updates at the last micro-step.
 
-        One micro-step that is not finite costs the whole update.
+        V is the sum of D V over the micro-steps over that of D: the gradient of
+        the joint batch. One micro-step that is not finite costs the whole
+        update.
         """
         optimizer = self.optimizer
-        steps = optimizer.gradient_accumulation_steps
         micro = optimizer.micro_step
         first = tf.equal(micro, 0)
+        seen = optimizer.window_examples.value
+        examples = tf.where(first, tf.zeros_like(seen), seen)
         sound = tf.logical_or(first, optimizer.window_is_finite.value)
         sound = tf.logical_and(sound, finite)
         optimizer.window_is_finite.assign(sound)
-        sums = [
-            optimizer._accumulated_gradients[optimizer._get_variable_index(v)]
-            for v in self.variables
-        ]
 
         def accumulate():
-            for total, g in zip(sums, self.grads):
-                g = tf.cast(g, total.dtype)
-                total.assign(tf.where(first, tf.zeros_like(g), total) + g)
+            self._add_gradients(first)
             tf.cond(self._factors_due(), take_statistics, _false)
             return _true()
 
         def take_statistics():
-            uses, count = self.step.statistics(self.t, micro, steps)
-            self.preconditioner.accumulate(uses, count)
+            uses, count = self._statistics(examples)
+            self.preconditioner.accumulate(uses, count, tf.logical_not(first))
             return _true()
 
         def undo():
@@ -86,21 +83,43 @@ class Update:
             return _false()
 
         tf.cond(sound, accumulate, undo)
+        optimizer.window_examples.assign(examples + self.step.examples())
 
         def finish():
-            grads = [tf.cast(s, g.dtype) for s, g in zip(sums, self.grads)]
+            D = optimizer.window_divisor.value
+            grads = [
+                tf.cast(total, g.dtype) / tf.cast(D, g.dtype)
+                for total, g in zip(self._gradient_sums(), self.grads)
+            ]
             return tf.cond(
                 sound,
-                lambda: self._update(
-                    [g / steps for g in grads], self.preconditioner.finish
-                ),
+                lambda: self._update(grads, self.preconditioner.finish),
                 lambda: self._skip(discard),
             )
 
         def discard():
             tf.cond(self._factors_due(), self._discard_factors, _false)
 
-        tf.cond(tf.equal(micro, steps - 1), finish, _false)
+        last = tf.equal(micro, optimizer.gradient_accumulation_steps - 1)
+        tf.cond(last, finish, _false)
+
+    def _gradient_sums(self):
+        optimizer = self.optimizer
+        return [
+            optimizer._accumulated_gradients[optimizer._get_variable_index(v)]
+            for v in self.variables
+        ]
+
+    def _add_gradients(self, first):
+        """Adds D V and D to their sums over the micro-steps."""
+        total = self.optimizer.window_divisor
+        # Without loss terms, V of the regularizers alone counts by a trace.
+        D = tf.maximum(self.step.divisor(tf.as_dtype(total.dtype)), 1e-12)
+        more = tf.logical_not(first)
+        total.assign(tf.where(more, total.value, 0) + D)
+        for variable, g in zip(self._gradient_sums(), self.grads):
+            g = tf.cast(g * tf.cast(D, g.dtype), variable.dtype)
+            variable.assign(tf.where(more, variable.value, 0) + g)
 
     def _discard_factors(self):
         self.preconditioner.discard()
@@ -138,8 +157,11 @@ class Update:
         return tf.logical_or(due, forced)
 
     def _update_factors(self, decay):
-        uses, count = self.step.statistics(self.t)
+        uses, count = self._statistics()
         self.preconditioner.update_factors(uses, count, decay)
+
+    def _statistics(self, examples_before=0):
+        return self.step.statistics(self.variables, self.t, examples_before)
 
     def _update_curvature(self, update_factors):
         """Does what is due of factor updates and inversions."""

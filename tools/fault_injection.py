@@ -31,7 +31,7 @@ def damage(optimizer: tfkfac.KFAC, rng: np.random.Generator) -> None:
     """Spoils one element of one factor."""
     curvature = optimizer.curvature
     names = [n for n in curvature.state() if n.endswith("/moment")]
-    variable = getattr(curvature, str(rng.choice(names)))
+    variable = curvature[str(rng.choice(names))]
     values = variable.numpy()
     values.flat[rng.integers(values.size)] = rng.choice(_DAMAGE)
     variable.assign(values)

@@ -164,17 +164,34 @@ class CurvatureBlock(abc.ABC):
             accumulates: Whether statistics are summed over micro-steps.
         """
 
+    @property
+    def sums(self) -> list[Factor]:
+        """What `moments` returns, in the same order: the factors, or more."""
+        return self.factors
+
     @abc.abstractmethod
     def moments(
         self, uses: Sequence[Use], product_dtype: tf.DType, dtype: tf.DType
     ) -> list[Moment]:
-        """Returns the moment of each factor over all rows of all uses.
+        """Returns the moments over all rows of all uses, one of each sum.
 
         Args:
             uses: Calls of the layer, with their gradients.
             product_dtype: The type in which products run.
             dtype: The type of the result.
         """
+
+    def combine(
+        self, means: Sequence[tf.Tensor], divisors: Sequence[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """Returns X of each factor for the means of the moments.
+
+        Args:
+            means: The moments divided by N or R; NaN where that is 0.
+            divisors: N or R of each.
+        """
+        del divisors
+        return list(means)
 
     @abc.abstractmethod
     def invert(self, damping: tf.Tensor) -> list[tf.Tensor]:

@@ -36,6 +36,10 @@ class EmbeddingBlock(FactoredBlock):
     def _lookup_moments(self, use, product_dtype, dtype):
         """Returns the counts of the tokens and the moment of g."""
         ids = tf.reshape(tf.cast(use.inputs, tf.int32), [-1])
+        # As the lookup takes them: negative ids from the end, and under XLA,
+        # where ids that are too large raise nothing, those as the last.
+        ids = tf.where(ids < 0, ids + self.vocabulary, ids)
+        ids = tf.clip_by_value(ids, 0, self.vocabulary - 1)
         g = tf.reshape(tf.cast(use.gradient, dtype), [1, -1, self.d])
         mask = use.mask
         if mask is None:
@@ -93,6 +97,7 @@ class TiedEmbeddingBlock(EmbeddingBlock):
     def __init__(self, layer, *, balanced: bool):
         super().__init__(layer)
         self.balanced = balanced
+        self._projection_sums = self._make_projection_sums()
 
     @classmethod
     def unsupported(cls, layer):
@@ -138,6 +143,34 @@ class TiedEmbeddingBlock(EmbeddingBlock):
             Moment(self._output_moment(h, rows, product_dtype, dtype), rows),
         ]
 
+    @property
+    def sums(self):
+        return [*self.factors, *self._projection_sums]
+
+    def limit_factors(self, size):
+        super().limit_factors(size)
+        self._projection_sums = self._make_projection_sums()
+
+    def _make_projection_sums(self):
+        """Returns what else `balanced` sums: A2 and G2."""
+        if not self.balanced:
+            return []
+        input_factor, output_factor = self.factors
+        return [
+            DiagonalFactor(
+                "projection_input", 1, self.vocabulary, rows_are_terms=False
+            ),
+            type(output_factor)(
+                "projection_output", 1, self.d, rows_are_terms=True
+            ),
+        ]
+
+    def build(self, inverter, add_state, dtype, accumulates):
+        super().build(inverter, add_state, dtype, accumulates)
+        if accumulates:
+            for factor in self._projection_sums:
+                factor.build(add_state, dtype, accumulates)
+
     def moments(self, uses, product_dtype, dtype):
         lookups, projections = [], []
         for use in uses:
@@ -147,36 +180,37 @@ class TiedEmbeddingBlock(EmbeddingBlock):
                 )
             else:
                 lookups.append(self._lookup_moments(use, product_dtype, dtype))
-        if self.balanced and lookups and projections:
-            return self._balance(lookups, projections)
-        parts = lookups + projections
-        return [Moment.sum(of_factor) for of_factor in zip(*parts)]
-
-    def _balance(self, lookups, projections):
-        """Returns the partial traces, to be divided by N and by R.
-
-        With lookups A1 = counts / N, G1 = sum g g^T / R_in, and projections
-        A2 = sum g_logit^2 / R_out, G2 = sum h h^T / N.
-        """
-        (a1, g1), (a2, g2) = (
-            [Moment.sum(of_factor) for of_factor in zip(*parts)]
+        if not self.balanced:
+            parts = lookups + projections
+            return [Moment.sum(of_factor) for of_factor in zip(*parts)]
+        zero = tf.zeros([], dtype)
+        none = [Moment(tf.zeros(f.shape, dtype), zero) for f in self.factors]
+        return [
+            Moment.sum(of_factor)
             for parts in (lookups, projections)
+            for of_factor in zip(*(parts or [none]))
+        ]
+
+    def combine(self, means, divisors):
+        """Returns the partial traces, for `balanced`.
+
+        Of the lookups A1 = counts / N and G1 = sum g g^T / R_in, of the
+        projections A2 = sum g_logit^2 / R_out and G2 = sum h h^T / N.
+        """
+        if not self.balanced:
+            return list(means)
+        # Without rows a mean is zero; without terms all is NaN.
+        A1, G1, A2, G2 = (
+            tf.where(divisor > 0, mean, 0) if i in (1, 2) else mean
+            for i, (mean, divisor) in enumerate(zip(means, divisors))
         )
 
-        def trace(total):
-            if total.shape.rank == 3:
-                return tf.linalg.trace(total)[0]
-            return tf.reduce_sum(total)
+        def trace(mean):
+            if mean.shape.rank == 3:
+                return tf.linalg.trace(mean)[0]
+            return tf.reduce_sum(mean)
 
-        tr_g1 = tf.math.divide_no_nan(trace(g1.total), g1.rows)
-        tr_a2 = tf.math.divide_no_nan(trace(a2.total), a2.rows)
-        # N times A: both terms carry one division by N.
-        A = tr_g1 * a1.total + trace(g2.total) * tf.math.divide_no_nan(
-            a2.total, a2.rows
-        )
-        G = trace(a1.total) * tf.math.divide_no_nan(g1.total, g1.rows) + (
-            tr_a2 * g2.total
-        )
-        tr_F = trace(a1.total) * tr_g1 + tr_a2 * trace(g2.total)
-        one = tf.ones_like(g1.rows)
-        return [Moment(A, one), Moment(tf.math.divide_no_nan(G, tr_F), one)]
+        A = trace(G1) * A1 + trace(G2) * A2
+        G = trace(A1) * G1 + trace(A2) * G2
+        tr_F = trace(A1) * trace(G1) + trace(A2) * trace(G2)
+        return [A, tf.math.divide_no_nan(G, tr_F)]

@@ -67,8 +67,11 @@ class FactoredBlock(CurvatureBlock):
     def invert(self, damping):
         return self._invert(self._dtype, damping)
 
+    def _known(self):
+        return tf.reduce_all([factor.known() for factor in self.factors])
+
     def accept(self, values):
-        known = self.factors[0].weight > 0
+        known = self._known()
         for variable, value in zip(self._inverses, values):
             variable.assign(tf.where(known, value, variable))
         self.failures.assign(self.failures * tf.constant([0, 1], tf.int64))
@@ -76,7 +79,7 @@ class FactoredBlock(CurvatureBlock):
     def recover(self, values, damping):
         good = all_finite(values)
         again = self._invert(tf.float64, 10 * damping)
-        known = self.factors[0].weight > 0
+        known = self._known()
         usable = tf.logical_or(good, all_finite(again))
         failed = tf.cast(
             tf.logical_and(known, tf.logical_not(usable)), tf.int64
@@ -86,13 +89,8 @@ class FactoredBlock(CurvatureBlock):
         self.failures.assign([in_a_row, total + failed])
         for factor in self.factors:
             factor.restart(tf.equal(failed, 1))
-        enough = in_a_row >= MAX_FAILURES
-        start = self._inverter.start(self.factors, self._dtype).values()
-        for variable, first, second, plain in zip(
-            self._inverses, values, again, start
-        ):
-            kept = tf.where(enough, plain, variable)
-            value = tf.where(good, first, tf.where(usable, second, kept))
+        for variable, first, second in zip(self._inverses, values, again):
+            value = tf.where(good, first, tf.where(usable, second, variable))
             variable.assign(tf.where(known, value, variable))
         self._warn(tf.equal(failed * in_a_row, MAX_FAILURES))
 
@@ -115,8 +113,9 @@ class FactoredBlock(CurvatureBlock):
         V = self.to_matrix(gradients)
         state = [variable.value() for variable in self._inverses]
         U = self._inverter.precondition(V, state, damping)
-        finite = tf.reduce_all(tf.math.is_finite(U))
-        return self.from_matrix(tf.where(finite, U, V))
+        usable = tf.reduce_all(tf.math.is_finite(U))
+        usable = tf.logical_and(usable, self.failures[0] < MAX_FAILURES)
+        return self.from_matrix(tf.where(usable, U, V))
 
 
 def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:

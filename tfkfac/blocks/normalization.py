@@ -31,6 +31,10 @@ class ScaleShiftBlock(FactoredBlock):
         self._used = [v is not None and v.trainable for v in both]
         self.variables = [v for v, used in zip(both, self._used) if used]
         self.channels = math.prod(self.variables[0].shape)
+        self._keep(curvature)
+
+    def _keep(self, curvature: str) -> None:
+        """Sets how much of F is kept."""
         self.curvature = curvature
         n = len(self.variables)
         if curvature == "unitwise":
@@ -41,6 +45,10 @@ class ScaleShiftBlock(FactoredBlock):
             kind = DiagonalFactor if curvature == "diagonal" else DenseFactor
             factor = kind("factor", 1, n * self.channels, rows_are_terms=True)
         self.factors = [factor]
+
+    def limit_factors(self, size):
+        if self.factors[0].dim > size:
+            self._keep("diagonal")
 
     @classmethod
     def for_layer(cls, layer, options):
