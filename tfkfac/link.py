@@ -185,7 +185,7 @@ class Step:
         return tf.shape(output, out_type=tf.int64)[0]
 
     def divisor(self, dtype: tf.DType) -> tf.Tensor:
-        """Returns D, such that D V is a sum over the loss terms, N if a mean."""
+        """Returns D, such that D V is a sum over loss terms; N for a mean."""
         return fisher.divisor(self._terms, dtype)
 
     def statistics(

@@ -7,6 +7,10 @@ same batches; a problem's score of a setting is its rank by the mean loss of the
 last fifth of the steps, from 0 for the best to 1 for the worst. The printed
 list is ordered by the mean of a setting's scores, with the worst one beside
 it: a default should be good everywhere rather than the best somewhere.
+
+Measured on 2 cores in 13 minutes: the best mean, 0.05, and the best worst,
+0.08, have learning rate 0.1, damping 0.001, KL clip 0.001 and momentum 0.5; the
+learning rates 0.3 and 0.03 with the same rest follow.
 """
 
 import dataclasses

@@ -9,11 +9,11 @@ documentation text and prints the loss of the last tenth of the steps for Adam,
 for K-FAC with both ways of adding the two uses of the embedding, and for K-FAC
 on the embedding alone, the rest taking the plain gradient.
 
-Measured with --cost on 2 busy cores: Adam 128.0 MiB of state and 529 ms per
-step, K-FAC (factors in every step, inversions in every tenth) 66.3 MiB and
-1,440 ms. With --steps=150, one seed, the best of 6 settings of Adam and of 8 of
-each kind of K-FAC: Adam 4.545, K-FAC pooled 4.115, balanced 4.117, on the
-embedding alone 4.342.
+Measured with --cost on 2 cores: Adam 128.0 MiB of state and 215 ms per step,
+K-FAC (factors in every step, inversions in every tenth) 66.3 MiB and 435 ms.
+With --steps=150, one seed, the best of 6 settings of Adam and of 8 of each kind
+of K-FAC: Adam 4.545, K-FAC pooled 4.115, balanced 4.117, on the embedding alone
+4.342.
 """
 
 import io
