@@ -15,6 +15,7 @@ if _keras.backend.backend() != "tensorflow":
     )
 
 from tfkfac.blocks import CurvatureBlock, KroneckerBlock, ScaleShiftBlock
+from tfkfac.communicator import init
 from tfkfac.inverters import CholeskyInverter, EigenInverter, Inverter
 from tfkfac.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from tfkfac.optimizer import KFAC, attach
@@ -35,5 +36,6 @@ __all__ = [
     "Likelihood",
     "ScaleShiftBlock",
     "attach",
+    "init",
     "register",
 ]

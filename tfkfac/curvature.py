@@ -17,11 +17,15 @@ class Curvature(tf.train.experimental.PythonState):
     Attributes:
         fresh: Whether there is a variable that was not loaded.
         after_load: Called after values were loaded.
+        to_save: Returns what a checkpoint holds; by default `state`.
+        loaded: All values that were loaded, until the ranks have shared them.
     """
 
     def __init__(self):
         self.fresh = False
         self.after_load: Callable[[], None] = lambda: None
+        self.to_save: Callable[[], dict[str, np.ndarray]] = self.state
+        self.loaded: Mapping[str, np.ndarray] | None = None
         self._variables: dict[str, tf.Variable] = {}
         self._waiting: dict[str, np.ndarray] = {}
 
@@ -63,12 +67,13 @@ class Curvature(tf.train.experimental.PythonState):
         return list(self._variables.values())
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns all values by name."""
+        """Returns all values of this rank by name."""
         values = {name: v.numpy() for name, v in self._variables.items()}
         return {**values, **self._waiting}
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         """Takes values by name; those not asked for yet wait."""
+        self.loaded = values
         self._waiting.update(values)
         for name, variable in self._variables.items():
             if name in self._waiting:
@@ -78,13 +83,19 @@ class Curvature(tf.train.experimental.PythonState):
     def serialize(self) -> bytes:
         """As `tf.train.experimental.PythonState`."""
         file = io.BytesIO()
-        np.savez(file, **self.state())
+        np.savez(file, **self.to_save())
         return file.getvalue()
 
     def deserialize(self, string_value: bytes) -> None:
         """As `tf.train.experimental.PythonState`."""
         with np.load(io.BytesIO(string_value)) as values:
             self.load(dict(values))
+
+    def forget_waiting(self, prefixes: tuple[str, ...]) -> None:
+        """Forgets loaded values that no variable took whose names start so."""
+        for name in self.waiting():
+            if name.startswith(prefixes):
+                del self._waiting[name]
 
     def waiting(self) -> list[str]:
         """Returns the names of loaded values that no variable took."""

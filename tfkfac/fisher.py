@@ -293,18 +293,27 @@ def _is_reusable(
 
 
 def divisor(
-    terms: Sequence[Sequence[OutputTerms]], dtype: tf.DType
+    terms: Sequence[Sequence[OutputTerms]], dtype: tf.DType, ranks: int
 ) -> tf.Tensor:
-    """Returns D, such that D times dL of the step is a sum over loss terms.
+    """Returns the weight D of the gradient of a step in that of a joint batch.
 
-    With several outputs, or calls of the model, it is the number of loss terms
-    of the largest.
+    The gradient over several ranks is the sum of D V over that of D: with D the
+    number of loss terms, the mean over all terms. With several outputs, or
+    calls of the model, it is that of the largest. Of losses that are sums the
+    ranks' gradients are added.
     """
     weights, count = _weigh(terms, dtype)
+    if not is_mean(terms):
+        return tf.ones_like(count) / ranks
     if len(terms) == len(terms[0]) == 1:
         return _divisor(terms[0][0], weights[0][0], count)
-    means = any(t.reduction in _MEANS for parts in terms for t in parts)
-    return count if means else tf.ones_like(count)
+    return count
+
+
+def is_mean(terms: Sequence[Sequence[OutputTerms]]) -> bool:
+    """Whether the loss is a mean over its terms, rather than a sum."""
+    reductions = [t.reduction for parts in terms for t in parts]
+    return any(r in (*_MEANS, "mean_with_sample_weight") for r in reductions)
 
 
 def _divisor(term: OutputTerms, w: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

@@ -103,3 +103,44 @@ def eigendecomposition(
     semidefinite = least >= -tf.maximum(tolerance, rounding)
     good = tf.logical_and(finite, semidefinite)
     return tf.where(good, tf.maximum(d, 0), float("nan")), Q
+
+
+def pack_symmetric(matrix: tf.Tensor) -> tf.Tensor:
+    """Returns the upper triangles, [groups, n (n + 1) / 2].
+
+    The triangle is folded: its row i and the one as far from the end share a
+    row of the result, so that no indices are needed.
+
+    Args:
+        matrix: [groups, n, n], symmetric.
+    """
+    n = matrix.shape[-1]
+    even = 1 - n % 2
+    half = (n + 1) // 2
+    above = tf.pad(matrix[:, :half], [[0, 0], [0, 0], [even, 0]])
+    turned = matrix[:, ::-1, ::-1][:, : half - 1 + even]
+    below = tf.pad(turned, [[0, 0], [1 - even, 0], [0, even]])
+    # Columns of row i from i + even on are of row i, those before of the other.
+    upper = tf.linalg.band_part(above, 0, -1)
+    lower = tf.linalg.band_part(below, -1, 0)
+    zeros = tf.zeros([matrix.shape[0], half], matrix.dtype)
+    if even:
+        upper = tf.linalg.set_diag(upper, zeros)
+    else:
+        lower = tf.linalg.set_diag(lower, zeros)
+    packed = upper + lower
+    return tf.reshape(packed, [matrix.shape[0], n * (n + 1) // 2])
+
+
+def unpack_symmetric(packed: tf.Tensor, n: int) -> tf.Tensor:
+    """Undoes `pack_symmetric`; returns [groups, n, n]."""
+    groups = packed.shape[0]
+    even = 1 - n % 2
+    half = (n + 1) // 2
+    rows = tf.reshape(packed, [groups, half, n + even])
+    turned = rows[:, 1 - even :, :n]
+    upper = tf.concat([rows[:, :, even:], turned[:, ::-1, ::-1]], axis=1)
+    # Below the diagonal lies what belongs to other rows.
+    upper = tf.linalg.band_part(upper, 0, -1)
+    strictly = tf.linalg.set_diag(upper, tf.zeros([groups, n], packed.dtype))
+    return upper + tf.linalg.matrix_transpose(strictly)

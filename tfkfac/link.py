@@ -1,13 +1,25 @@
 """The link between an optimizer and a model: what a step of data does."""
 
+import itertools
+
 import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import fisher, registry, report
+from tfkfac import (
+    assignment,
+    communicator,
+    fisher,
+    initial_state,
+    registry,
+    report,
+)
 from tfkfac.blocks import Use
 from tfkfac.capture import Capture
+from tfkfac.exchange import Exchange
 from tfkfac.preconditioner import Preconditioner, state_dtype
+
+_links = itertools.count()
 
 
 class Link:
@@ -32,6 +44,13 @@ class Link:
         self.registration = None
         self.preconditioner = None
         self._registered_for = None
+        self.communicator = communicator.current()
+        self._name = f"tfkfac.{next(_links)}"
+        self._shared = self.communicator.size == 1
+        self._gathered = None
+        if self.communicator.size > 1:
+            optimizer.curvature.to_save = self._state_to_save
+            self._watch_compilation()
         self.capture = Capture(
             model,
             wants=self._wants,
@@ -50,7 +69,68 @@ class Link:
         if other not in (None, self.optimizer) and other.built:
             return False
         self.register()
+        if not self._shared:
+            self._share_initial_state()
         return True
+
+    def _share_initial_state(self):
+        """Gives all ranks the state of rank 0, before the first step."""
+        optimizer, curvature = self.optimizer, self.optimizer.curvature
+        outer = getattr(self.model, "optimizer", None)
+        if unwrapped(outer) is not optimizer:
+            outer = optimizer
+        initial_state.broadcast(self.model, outer, self.communicator)
+        initial_state.broadcast_curvature(curvature, self.communicator)
+        needed = self.preconditioner.refresh_needed
+        with tf.init_scope():
+            found = self.communicator.gather_objects(bool(needed.numpy()))
+            needed.assign(any(found))
+        self._shared = True
+
+    def gather_curvature(self) -> None:
+        """Brings the curvature of all ranks to rank 0."""
+        if self.communicator.size == 1 or self.preconditioner is None:
+            return
+        owns = self.preconditioner.exchange.owns
+        paths = [b.path + "/" for b in self.registration.blocks if owns(b)]
+        state = self.optimizer.curvature.state()
+        if self.communicator.rank > 0:
+            paths = tuple(paths)
+            state = {k: v for k, v in state.items() if k.startswith(paths)}
+        gathered = {}
+        for of_rank in self.communicator.gather_objects(state):
+            gathered.update(of_rank)
+        if self.communicator.rank == 0:
+            self._gathered = int(self.optimizer.iterations), gathered
+
+    def _state_to_save(self):
+        if self._gathered is None or (
+            self._gathered[0] != int(self.optimizer.iterations)
+        ):
+            raise RuntimeError(
+                f"The curvature lies on {self.communicator.size} ranks: call "
+                "optimizer.gather_curvature() on every rank before rank 0 "
+                "saves, or use tfkfac.callbacks.ModelCheckpoint."
+            )
+        return self._gathered[1]
+
+    def _watch_compilation(self):
+        """Keeps XLA away from the collectives, which it cannot compile."""
+        model, original = self.model, self.model.make_train_function
+
+        def make_train_function(force=False):
+            if model.jit_compile:
+                if model.get_compile_config()["jit_compile"] is True:
+                    raise ValueError(
+                        f"{model.name!r} was compiled with jit_compile=True, "
+                        f"and this is one of {self.communicator.size} "
+                        "processes: XLA cannot compile Horovod's collectives. "
+                        "Compile it with jit_compile=False."
+                    )
+                model.jit_compile = False
+            return original(force)
+
+        model.__dict__["make_train_function"] = make_train_function
 
     def _wants(self, layer):
         if any(layer is x.layer for x in self.registration.blocks):
@@ -74,17 +154,52 @@ class Link:
             self.registration = registry.register_model(
                 self.model, optimizer.skip, unusable, optimizer.block_options
             )
+            if optimizer.max_factor_size is not None:
+                for block in self.registration.blocks:
+                    block.limit_factors(optimizer.max_factor_size)
             self.preconditioner = Preconditioner(
                 self.registration.blocks,
+                self._exchange(),
                 optimizer.inverter,
                 optimizer.curvature,
                 optimizer.factor_dtype,
-                optimizer.max_factor_size,
                 accumulates=bool(optimizer.gradient_accumulation_steps),
             )
+            if self.communicator.size > 1:
+                layers = registry.named_layers(self.model)
+                optimizer.curvature.forget_waiting(
+                    tuple(name + "/" for name in layers)
+                )
         self._registered_for = wanted
         report.log(self.model, self.registration, optimizer.curvature)
         self.require_fitting_state()
+
+    def _exchange(self) -> Exchange:
+        """Returns who owns what."""
+        optimizer, size = self.optimizer, self.communicator.size
+        registration = self.registration
+        blocks, alone = registration.blocks, registration.fallback
+        groups = [b.variables for b in blocks] + [[v] for v in alone]
+        items = [
+            assignment.factored_item(
+                [(f.groups, f.dim, f.diagonal) for f in block.factors],
+                sum(v.value.shape.num_elements() for v in block.variables),
+            )
+            for block in blocks
+        ] + [
+            assignment.Item(gradient=v.value.shape.num_elements())
+            for v in alone
+        ]
+        owners = assignment.assign(items, size)
+        return Exchange(
+            self.communicator,
+            optimizer.group_size(size),
+            blocks,
+            owners[: len(blocks)],
+            {id(v): o for vs, o in zip(groups, owners) for v in vs},
+            self._name,
+            half=optimizer.communication_dtype == "float16",
+        )
 
     def _watch_loss_scale(self) -> None:
         """Undoes the forward pass of a step that the loss scale skips.
@@ -107,6 +222,17 @@ class Link:
             self.capture.undo_forward_pass()
 
         outer.__dict__[name] = handle_and_undo
+        check = outer.check_finite
+
+        def check_on_all_ranks(grads):
+            failed = tf.cast(tf.logical_not(check(grads)), tf.float32)
+            failed = self.communicator.all_reduce(
+                failed[tf.newaxis], self._name + ".loss_scale"
+            )
+            return tf.equal(failed[0], 0)
+
+        if self.communicator.size > 1:
+            outer.__dict__["check_finite"] = check_on_all_ranks
 
     def require_fitting_state(self) -> None:
         """Raises ValueError where loaded curvature is of another model."""
@@ -186,7 +312,8 @@ class Step:
 
     def divisor(self, dtype: tf.DType) -> tf.Tensor:
         """Returns D, such that D V is a sum over loss terms; N for a mean."""
-        return fisher.divisor(self._terms, dtype)
+        ranks = self._link.communicator.size
+        return fisher.divisor(self._terms, dtype, ranks)
 
     def statistics(
         self,

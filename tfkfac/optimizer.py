@@ -1,7 +1,6 @@
 """The optimizer: K-FAC as a Keras `Optimizer`."""
 
 import inspect
-import os
 from collections.abc import Callable, Sequence
 
 import keras
@@ -66,8 +65,13 @@ class KFAC(keras.optimizers.Optimizer):
             et al. 2019, A.1) or "balanced", the partial traces of the sum.
         factor_dtype: The type of the factor products; the averages and
             inverses are float32 or wider.
-        communication_dtype: Must be "float32" in this version.
-        strategy: Where factors and inverses lie; alike on one process.
+        communication_dtype: The type that the factors' statistics travel in
+            between ranks; "float16" halves their bytes.
+        strategy: How many ranks hold the inverses of a block, and precondition
+            its gradient: "owner", one (Osawa et al. 2019, the least memory);
+            "replicated", all (the least communication in steps without a
+            refresh); or the size of groups of ranks between. No matter on one
+            process.
         likelihood: A `tfkfac.Likelihood`; None takes that of the compiled loss.
         skip: Names or paths of layers to leave to the plain gradient.
         max_factor_size: Factors with longer sides keep their diagonal alone.
@@ -100,7 +104,7 @@ class KFAC(keras.optimizers.Optimizer):
         tied: str = "pooled",
         factor_dtype: str = "float32",
         communication_dtype: str = "float32",
-        strategy: str = "owner",
+        strategy: str | int = "owner",
         likelihood=None,
         skip: Sequence[str] = (),
         max_factor_size: int | None = None,
@@ -118,15 +122,17 @@ class KFAC(keras.optimizers.Optimizer):
             "tied": tied,
             "factor_dtype": factor_dtype,
             "communication_dtype": communication_dtype,
-            "strategy": strategy,
         }
         settings.check(
             self._choices,
+            strategy=strategy,
             likelihood=likelihood,
             skip=skip,
             max_factor_size=max_factor_size,
         )
         self.fisher, self.factor_dtype = fisher, factor_dtype
+        self.strategy = strategy
+        self.communication_dtype = communication_dtype
         self.block_options = {"norm_curvature": norm_curvature, "tied": tied}
         self.max_factor_size = max_factor_size
         self.inverter = inverters.get(inverter)
@@ -260,12 +266,6 @@ class KFAC(keras.optimizers.Optimizer):
             raise TypeError(
                 f"KFAC(model=...) must be a keras.Model, not {model!r}."
             )
-        if int(os.environ.get("HOROVOD_SIZE", "1")) > 1:
-            raise RuntimeError(
-                "KFAC runs on one process in this version, and this is one of "
-                f"{os.environ['HOROVOD_SIZE']}: the gradients would not be "
-                "averaged. Run the program without horovodrun."
-            )
         link = self._link
         if link is not None and link.model is not model:
             raise ValueError(
@@ -375,6 +375,23 @@ class KFAC(keras.optimizers.Optimizer):
             self._trainable_variables_indices = {}
             self.built = False
 
+    def group_size(self, ranks: int) -> int:
+        """Returns how many of `ranks` ranks hold the inverses of a block."""
+        return settings.group_size(self.strategy, ranks)
+
+    def settings_of_ranks(self) -> dict:
+        """Returns settings that must be the same on all ranks."""
+        return {
+            **self._choices,
+            "strategy": self.strategy,
+            "skip": self.skip,
+            "max_factor_size": self.max_factor_size,
+            "inverter": type(self.inverter).__name__,
+            "seed": self.seed,
+            "kl_clip": "kl_clip" in self.hyperparameters,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+        }
+
     def _check_strategy(self):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         if replicas > 1:
@@ -388,9 +405,18 @@ class KFAC(keras.optimizers.Optimizer):
 
     # State.
 
+    def gather_curvature(self) -> None:
+        """Brings the curvature of all ranks to rank 0, which can then save it.
+
+        To be called on every rank after the last update before rank 0 saves.
+        The callbacks `tfkfac.callbacks.ModelCheckpoint` and `BackupAndRestore`
+        do; on one process it does nothing.
+        """
+        self.require_link().gather_curvature()
+
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        for name, value in self.curvature.state().items():
+        for name, value in self.curvature.to_save().items():
             store["curvature:" + name.replace("/", "|")] = value
 
     def load_own_variables(self, store):
@@ -414,6 +440,7 @@ class KFAC(keras.optimizers.Optimizer):
         config.update({k: p.config() for k, p in self.hyperparameters.items()})
         config.update({k: p.config() for k, p in self.periods.items()})
         config.update(
+            strategy=self.strategy,
             inverter=serialize("inverter", self._inverter_argument),
             likelihood=serialize("likelihood", self.likelihood),
             skip=list(self.skip),

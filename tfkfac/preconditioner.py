@@ -7,6 +7,7 @@ import tensorflow as tf
 from tfkfac.blocks import CurvatureBlock, Use
 from tfkfac.blocks.factored import all_finite
 from tfkfac.curvature import Curvature
+from tfkfac.exchange import Exchange
 from tfkfac.inverters import Inverter
 
 
@@ -15,30 +16,30 @@ class Preconditioner:
 
     Args:
         blocks: The blocks.
+        exchange: Which of them are this rank's, and how it gets the rest.
         inverter: How they are inverted.
         curvature: Where their state lies.
         factor_dtype: The type of the factor products; float32 stands for the
             variable's own where that is wider.
-        max_factor_size: Factors with longer sides keep their diagonal alone.
         accumulates: Whether statistics are summed over micro-steps.
     """
 
     def __init__(
         self,
         blocks: Sequence[CurvatureBlock],
+        exchange: Exchange,
         inverter: Inverter,
         curvature: Curvature,
         factor_dtype: str,
-        max_factor_size: int | None = None,
         accumulates: bool = False,
     ):
         self.blocks = list(blocks)
-        if max_factor_size is not None:
-            for block in self.blocks:
-                block.limit_factors(max_factor_size)
+        self.exchange = exchange
         self._factor_dtype = tf.as_dtype(factor_dtype)
-        # By block, N or R of each factor's sum over micro-steps.
-        self._divisors = []
+        # By block, N or R of each sum over micro-steps.
+        self._divisors: dict[CurvatureBlock, tf.Variable] = {}
+        # By block, what U takes, for those that this rank preconditions.
+        self._inverses: dict[CurvatureBlock, list[tf.Variable]] = {}
         names = ["refresh_needed"]
         self.refresh_needed = curvature.add("refresh_needed", tf.constant(True))
         for block in self.blocks:
@@ -48,10 +49,15 @@ class Preconditioner:
                 return curvature.add(names[-1], initial)
 
             dtype = state_dtype(block.variables[0])
-            block.build(inverter, add_state, dtype, accumulates)
-            if accumulates:
-                zero = tf.zeros([len(block.sums)], dtype)
-                self._divisors.append(add_state("divisors", zero))
+            if exchange.owns(block):
+                block.build_factors(add_state, dtype, accumulates)
+                if accumulates:
+                    zero = tf.zeros([len(block.sums)], dtype)
+                    self._divisors[block] = add_state("divisors", zero)
+            if exchange.holds(exchange.block_owners[block]):
+                self._inverses[block] = block.build_inverses(
+                    inverter, add_state, dtype
+                )
         curvature.keep(names)
         if curvature.fresh:
             self.refresh_needed.assign(True)
@@ -70,10 +76,20 @@ class Preconditioner:
             count: N.
             decay: rho.
         """
-        for block, moments in self._moments(uses):
-            totals = [moment.total for moment in moments]
-            divisors = self._divisors_of(block, moments, count)
+        moments, count = self._reduced_moments(uses, count)
+        for block, of_block in moments.items():
+            totals = [moment.total for moment in of_block]
+            divisors = self._divisors_of(block, of_block, count)
             self._take(block, totals, divisors, decay)
+
+    def _reduced_moments(self, uses, count):
+        """Returns (moments of this rank's blocks over all ranks, N)."""
+        moments = {}
+        for block, found in self._moments(uses):
+            for total, moment in zip(block.sums, found):
+                moment.total = tf.ensure_shape(moment.total, total.shape)
+            moments[block] = found
+        return self.exchange.reduce_moments(moments, count)
 
     def _moments(self, uses):
         """Yields (block, its moments) for the blocks that were used."""
@@ -116,30 +132,30 @@ class Preconditioner:
             count: N of the micro-step.
             started: Whether there are statistics to add them to.
         """
-        divisors = dict(zip(self.blocks, self._divisors))
-        for block, moments in self._moments(uses):
-            divisor = divisors[block]
-            counts = self._divisors_of(block, moments, count)
-            for factor, moment in zip(block.sums, moments):
+        moments, count = self._reduced_moments(uses, count)
+        for block, of_block in moments.items():
+            divisor = self._divisors[block]
+            counts = self._divisors_of(block, of_block, count)
+            for factor, moment in zip(block.sums, of_block):
                 factor.accumulate(moment.total, started)
             divisor.assign(tf.where(started, divisor, 0) + tf.stack(counts))
 
     def finish(self, decay: tf.Tensor) -> None:
         """Takes the sums over the micro-steps into the factors."""
-        for block, divisors in zip(self.blocks, self._divisors):
+        for block, divisors in self._divisors.items():
             totals = [factor.take_sum() for factor in block.sums]
             self._take(block, totals, tf.unstack(divisors), decay)
 
     def discard(self) -> None:
         """Forgets the sums over the micro-steps."""
-        for block in self.blocks:
+        for block in self._divisors:
             for factor in block.sums:
                 factor.take_sum()
 
     def refresh(self, dampings: Mapping[str, tf.Tensor]) -> None:
-        """Inverts all blocks, each with its damping by name."""
+        """Inverts the blocks, each with its damping by name."""
         work = []
-        for block in self.blocks:
+        for block in filter(self.exchange.owns, self.blocks):
             dtype = state_dtype(block.variables[0])
             damping = tf.cast(dampings[block.damping], dtype)
             work.append((block, block.invert(damping), damping))
@@ -157,6 +173,7 @@ class Preconditioner:
 
         if work:
             tf.cond(tf.reduce_all(tf.stack(good)), accept, recover)
+        self.exchange.share_inverses(self._inverses)
         self.refresh_needed.assign(False)
 
     def precondition(
@@ -164,13 +181,13 @@ class Preconditioner:
         gradients: Mapping[int, tf.Tensor],
         dampings: Mapping[str, tf.Tensor],
     ) -> dict[int, tf.Tensor]:
-        """Returns U for V, both by the id of the variable.
+        """Returns U for V, both by the id of the variable, for what is held.
 
         A variable that no block claims keeps its gradient; so does a block
         that lacks the gradient of one of its variables.
         """
         result = dict(gradients)
-        for block in self.blocks:
+        for block in self._inverses:
             keys = [id(v) for v in block.variables]
             if all(key in gradients for key in keys):
                 dtype = state_dtype(block.variables[0])

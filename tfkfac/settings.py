@@ -11,16 +11,16 @@ CHOICES = {
     "factor_dtype": ("float32", "float16", "bfloat16"),
     "norm_curvature": ("diagonal", "unitwise", "full"),
     "tied": ("pooled", "balanced"),
-    "strategy": ("owner", "replicated"),
+    "communication_dtype": ("float32", "float16"),  # Horovod has no bfloat16.
     # There will be more of these.
     "refresh": ("periodic",),
-    "communication_dtype": ("float32",),
 }
 
 
 def check(
     choices: dict[str, str],
     *,
+    strategy: str | int,
     likelihood: Any,
     skip: Sequence[str],
     max_factor_size: int | None,
@@ -29,13 +29,16 @@ def check(
 
     Args:
         choices: The arguments of `CHOICES` by name.
-        likelihood, skip, max_factor_size: As of `KFAC`.
+        strategy, likelihood, skip, max_factor_size: As of `KFAC`.
     """
     for key, value in choices.items():
         if value not in CHOICES[key]:
             raise ValueError(
                 f"KFAC({key}={value!r}): must be one of {CHOICES[key]}."
             )
+    if strategy not in ("owner", "replicated"):
+        kind = "or 'owner' or 'replicated'"
+        positive_integer("strategy", strategy, kind)
     if max_factor_size is not None:
         positive_integer("max_factor_size", max_factor_size, "or None")
     if likelihood is not None and not isinstance(likelihood, Likelihood):
@@ -45,6 +48,23 @@ def check(
         )
     if isinstance(skip, str) or skip is None:
         raise ValueError(f"KFAC(skip={skip!r}): must be a list of layer names.")
+
+
+def group_size(strategy: str | int, ranks: int) -> int:
+    """Returns how many ranks hold the inverses of a block.
+
+    Raises:
+        ValueError: It does not divide the number of ranks.
+    """
+    if ranks == 1:
+        return 1
+    size = {"owner": 1, "replicated": ranks}.get(strategy, strategy)
+    if ranks % size:
+        raise ValueError(
+            f"KFAC(strategy={strategy}): groups of {size} ranks do not divide "
+            f"{ranks} ranks; give a divisor of {ranks}."
+        )
+    return size
 
 
 def hyperparameters(

@@ -15,6 +15,12 @@ def _false():
     return tf.constant(False)
 
 
+def _dot(a, b):
+    """Returns the sum of the products, in float64."""
+    terms = [tf.cast(tf.reduce_sum(a[k] * b[k]), tf.float64) for k in a]
+    return tf.add_n(terms or [tf.zeros([], tf.float64)])
+
+
 class Update:
     """One call of `KFAC.apply`: a weight update, or a micro-step towards one.
 
@@ -30,6 +36,7 @@ class Update:
         self.undo_forward_pass = link.capture.undo_forward_pass
         self.step = link.take_step()
         self.preconditioner = link.preconditioner
+        self.exchange = self.preconditioner.exchange
         self.variables = variables
         self.grads = [
             tf.cast(tf.convert_to_tensor(g), state_dtype(v))
@@ -44,10 +51,34 @@ class Update:
         if self.optimizer.gradient_accumulation_steps:
             self._run_micro_step(finite)
             return
+        examples_before = 0
+        if self.exchange.size == 1:
+            V = {id(v): g for v, g in zip(self.variables, self.grads)}
+        else:
+            D = self._divisor()
+            sums = [g * tf.cast(D, g.dtype) for g in self.grads]
+            V, finite, examples_before = self._reduce(sums, D, finite)
+
+        def update_factors(decay):
+            uses, count = self._statistics(examples_before)
+            self.preconditioner.update_factors(uses, count, decay)
+
         tf.cond(
             finite,
-            lambda: self._update(self.grads, self._update_factors),
+            lambda: self._update(V, update_factors),
             lambda: self._skip(self.undo_forward_pass),
+        )
+
+    def _divisor(self):
+        dtypes = [g.dtype for g in self.grads]
+        dtype = tf.float64 if tf.float64 in dtypes else tf.float32
+        return self.step.divisor(dtype)
+
+    def _reduce(self, sums, divisor, finite):
+        """Returns (V over all ranks, whether finite, examples before)."""
+        sums = {id(v): g for v, g in zip(self.variables, sums)}
+        return self.exchange.reduce_gradients(
+            sums, divisor, finite, self.step.examples()
         )
 
     # Accumulation over micro-steps.
@@ -70,11 +101,13 @@ class Update:
 
         def accumulate():
             self._add_gradients(first)
-            tf.cond(self._factors_due(), take_statistics, _false)
             return _true()
 
         def take_statistics():
-            uses, count = self._statistics(examples)
+            # Also of what is not sound: other ranks wait for their share.
+            before, number = self.exchange.count_examples(self.step.examples())
+            optimizer.window_examples.assign(examples + number)
+            uses, count = self._statistics(examples + before)
             self.preconditioner.accumulate(uses, count, tf.logical_not(first))
             return _true()
 
@@ -83,17 +116,18 @@ class Update:
             return _false()
 
         tf.cond(sound, accumulate, undo)
-        optimizer.window_examples.assign(examples + self.step.examples())
+        tf.cond(self._factors_due(), take_statistics, _false)
 
         def finish():
-            D = optimizer.window_divisor.value
-            grads = [
-                tf.cast(total, g.dtype) / tf.cast(D, g.dtype)
+            sums = [
+                tf.cast(total, g.dtype)
                 for total, g in zip(self._gradient_sums(), self.grads)
             ]
+            D = optimizer.window_divisor.value
+            V, all_sound, _ = self._reduce(sums, D, sound)
             return tf.cond(
-                sound,
-                lambda: self._update(grads, self.preconditioner.finish),
+                all_sound,
+                lambda: self._update(V, self.preconditioner.finish),
                 lambda: self._skip(discard),
             )
 
@@ -114,7 +148,7 @@ class Update:
         """Adds D V and D to their sums over the micro-steps."""
         total = self.optimizer.window_divisor
         # Without loss terms, V of the regularizers alone counts by a trace.
-        D = tf.maximum(self.step.divisor(tf.as_dtype(total.dtype)), 1e-12)
+        D = tf.cast(tf.maximum(self._divisor(), 1e-12), total.dtype)
         more = tf.logical_not(first)
         total.assign(tf.where(more, total.value, 0) + D)
         for variable, g in zip(self._gradient_sums(), self.grads):
@@ -129,19 +163,37 @@ class Update:
 
     def _update(self, V, update_factors):
         optimizer = self.optimizer
-        V = optimizer._clip_gradients(V)
+        V = self._clip(V)
         self._update_curvature(update_factors)
-        V = {id(v): g for v, g in zip(self.variables, V)}
         U = self.preconditioner.precondition(V, self._dampings())
+        sums = tf.stack([_dot(U, V), _dot(V, V)])
+        shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
+        U, sums = self.exchange.gather_updates(U, sums, shapes)
+        dot, square = tf.unstack(sums)
+        scale = self._global_clip(square)
         eta = tf.cast(optimizer.learning_rate, tf.float64)
-        eta_nu = eta * self._kl_scale(V, U, eta)
+        step = eta * scale * self._kl_scale(scale * scale * dot, eta)
         mu = optimizer.at_update("momentum", tf.float64)
         for v in self.variables:
-            self._move(v, U[id(v)], eta_nu, mu, eta)
+            self._move(v, U[id(v)], step, mu, eta)
         if optimizer.use_ema:
             self._average_weights()
         optimizer.skips_in_a_row.assign(0)
         return _true()
+
+    def _clip(self, V):
+        """Keras' clipping of each gradient."""
+        if self.optimizer.global_clipnorm is not None:
+            return V
+        return dict(zip(V, self.optimizer._clip_gradients(list(V.values()))))
+
+    def _global_clip(self, square):
+        """Returns what `global_clipnorm` multiplies V, and so U, by."""
+        bound = self.optimizer.global_clipnorm
+        if bound is None:
+            return tf.ones([], tf.float64)
+        bound = tf.constant(bound, tf.float64)
+        return bound / tf.maximum(tf.sqrt(square), bound)
 
     def _dampings(self):
         """Returns the damping of each kind of block by its name."""
@@ -156,11 +208,7 @@ class Update:
         due = self.optimizer.periods["factor_update_period"].due(self.t)
         return tf.logical_or(due, forced)
 
-    def _update_factors(self, decay):
-        uses, count = self._statistics()
-        self.preconditioner.update_factors(uses, count, decay)
-
-    def _statistics(self, examples_before=0):
+    def _statistics(self, examples_before):
         return self.step.statistics(self.variables, self.t, examples_before)
 
     def _update_curvature(self, update_factors):
@@ -182,15 +230,12 @@ class Update:
         tf.cond(self._factors_due(), factors, _false)
         tf.cond(tf.logical_or(inverses_due, forced), inverses, _false)
 
-    def _kl_scale(self, V, U, eta):
+    def _kl_scale(self, dot, eta):
         """Returns nu = min(1, sqrt(kl_clip / (eta^2 sum <U, V>)))."""
         if "kl_clip" not in self.optimizer.hyperparameters:
             return tf.ones([], tf.float64)
-        total = tf.add_n(
-            [tf.cast(tf.reduce_sum(U[k] * V[k]), tf.float64) for k in V]
-        )
         bound = self.optimizer.at_update("kl_clip", tf.float64)
-        square = tf.square(eta) * total
+        square = tf.square(eta) * dot
         usable = square > 0
         nu = tf.sqrt(bound / tf.where(usable, square, 1))
         return tf.where(usable, tf.minimum(nu, 1), 1)

@@ -148,20 +148,27 @@ class CurvatureBlock(abc.ABC):
         del size
 
     @abc.abstractmethod
-    def build(
-        self,
-        inverter: Inverter,
-        add_state: Callable,
-        dtype: tf.DType,
-        accumulates: bool,
+    def build_factors(
+        self, add_state: Callable, dtype: tf.DType, accumulates: bool
     ) -> None:
-        """Makes the state.
+        """Makes the state of the factors, on the rank that owns the block.
+
+        Args:
+            add_state: `add_state(name, initial value) -> tf.Variable`.
+            dtype: Its type.
+            accumulates: Whether statistics are summed over micro-steps.
+        """
+
+    @abc.abstractmethod
+    def build_inverses(
+        self, inverter: Inverter, add_state: Callable, dtype: tf.DType
+    ) -> list[tf.Variable]:
+        """Makes and returns the state of the inverses, all that U takes.
 
         Args:
             inverter: How the block is inverted, where it lets one do so.
             add_state: `add_state(name, initial value) -> tf.Variable`.
             dtype: Its type.
-            accumulates: Whether statistics are summed over micro-steps.
         """
 
     @property

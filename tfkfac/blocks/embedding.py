@@ -165,8 +165,8 @@ class TiedEmbeddingBlock(EmbeddingBlock):
             ),
         ]
 
-    def build(self, inverter, add_state, dtype, accumulates):
-        super().build(inverter, add_state, dtype, accumulates)
+    def build_factors(self, add_state, dtype, accumulates):
+        super().build_factors(add_state, dtype, accumulates)
         if accumulates:
             for factor in self._projection_sums:
                 factor.build(add_state, dtype, accumulates)

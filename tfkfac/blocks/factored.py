@@ -45,15 +45,18 @@ class FactoredBlock(CurvatureBlock):
                     rows_are_terms=factor.rows_are_terms,
                 )
 
-    def build(self, inverter, add_state, dtype, accumulates):
+    def build_factors(self, add_state, dtype, accumulates):
         for factor in self.factors:
             factor.build(add_state, dtype, accumulates)
+
+    def build_inverses(self, inverter, add_state, dtype):
         self._inverter = inverter
         self._dtype = dtype
         start = inverter.start(self.factors, dtype)
         self._inverses = [add_state(name, v) for name, v in start.items()]
         # How many inversions failed: in a row, and in all.
         self.failures = add_state("failures", tf.zeros([2], tf.int64))
+        return [*self._inverses, self.failures]
 
     def _invert(self, dtype: tf.DType, damping: tf.Tensor) -> list[tf.Tensor]:
         """Returns the inverses as computed in `dtype`, NaN where that fails."""

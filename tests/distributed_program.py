@@ -1,0 +1,165 @@
+"""Trains small models on a global batch; one of several ranks, or alone.
+
+    horovodrun -np 2 python tests/distributed_program.py results
+
+writes results/<rank>.npz: the weights that each case comes to.
+"""
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+
+import keras
+import numpy as np
+
+import tfkfac
+
+STEPS, BATCH = 20, 12  # Divided by 1, 2, 3 and 4 ranks.
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(STEPS, BATCH, 5, 5, 2)).astype("float32")
+CLASSES = RNG.integers(0, 3, (STEPS, BATCH))
+TOKENS = RNG.integers(1, 9, (STEPS, BATCH, 6))
+LENGTHS = RNG.integers(1, 7, (STEPS, BATCH, 1))
+TOKENS[np.arange(6) >= LENGTHS] = 0
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Scale(keras.layers.Layer):
+    """Without a curvature block."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return x * self.scale
+
+
+def image_model():
+    return keras.Sequential(
+        [
+            keras.Input((5, 5, 2)),
+            keras.layers.Conv2D(3, 3, activation="tanh", name="conv"),
+            keras.layers.LayerNormalization(name="norm"),
+            Scale(name="scale"),
+            keras.layers.DepthwiseConv2D(2, name="depthwise"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, kernel_regularizer="l2", name="logits"),
+        ]
+    )
+
+
+def token_model():
+    inputs = keras.Input((6,), dtype="int32")
+    tied = keras.layers.ReversibleEmbedding(9, 5, mask_zero=True, name="tied")
+    x = keras.layers.Dense(5, activation="tanh", name="dense")(tied(inputs))
+    return keras.Model(inputs, tied(x, reverse=True))
+
+
+MODELS = {
+    "images": (image_model, IMAGES, CLASSES),
+    "tokens": (token_model, TOKENS, TOKENS),
+}
+# name: (model, options of KFAC, options of compile, micro-steps)
+CASES = {
+    "images": ("images", {}, {}, 1),
+    "eager": ("images", {}, {"run_eagerly": True}, 1),
+    "several a call": ("images", {}, {"steps_per_execution": 5}, 1),
+    "micro-steps": ("images", {}, {}, 3),
+    "eigen": (
+        "images",
+        {"inverter": "eigen", "global_clipnorm": 0.5, "fisher": "empirical"},
+        {},
+        1,
+    ),
+    "tokens": ("tokens", {}, {}, 1),
+    "tokens balanced": (
+        "tokens",
+        {"tied": "balanced", "fisher": "empirical", "clipnorm": 0.3},
+        {},
+        1,
+    ),
+    "tokens in micro-steps": ("tokens", {"tied": "balanced"}, {}, 3),
+}
+for _name in ("images", "tokens", "micro-steps"):
+    _model, _options, _compile, _micro = CASES[_name]
+    for _strategy in ("replicated", 2):
+        CASES[f"{_name}, strategy {_strategy}"] = (
+            _model,
+            _options | {"strategy": _strategy},
+            _compile,
+            _micro,
+        )
+CASES["half"] = ("tokens", {"communication_dtype": "float16"}, {}, 1)
+
+
+def compiled(build, options, compile_options, micro_steps):
+    keras.utils.clear_session(free_memory=False)
+    model = build()
+    rank = tfkfac.communicator.current().rank
+    for i, v in enumerate(model.trainable_variables):
+        rng = np.random.default_rng(100 * rank + i)  # Rank 0's will count.
+        v.assign(rng.normal(size=v.shape) / 3)
+    optimizer = tfkfac.KFAC(
+        0.05,
+        **{
+            "damping": 0.1,
+            "momentum": 0.9,
+            "kl_clip": 0.01,
+            "factor_update_period": 2,
+            "inverse_update_period": 3,
+            "gradient_accumulation_steps": (
+                micro_steps if micro_steps > 1 else None
+            ),
+            **options,
+        },
+        model=model,
+    )
+    model.compile(optimizer, LOSS, **compile_options)
+    return model
+
+
+def local_batches(x, y, micro_steps, rank, size):
+    """This rank's parts of the micro-batches, [steps * micro-steps]."""
+    part = BATCH // micro_steps
+    starts = [part * rank // size, part * (rank + 1) // size]
+    for a, b in zip(x, y):
+        for m in range(micro_steps):
+            own = slice(m * part + starts[0], m * part + starts[1])
+            yield a[own], b[own]
+
+
+def train(case, rank, size):
+    name, options, compile_options, micro_steps = CASES[case]
+    build, x, y = MODELS[name]
+    model = compiled(build, options, compile_options, micro_steps)
+    batches = list(local_batches(x, y, micro_steps, rank, size))
+    if compile_options.get("steps_per_execution"):
+        x, y = (np.concatenate(values) for values in zip(*batches))
+        model.fit(x, y, batch_size=len(batches[0][0]), shuffle=False, verbose=0)
+    else:
+        for batch in batches:
+            model.train_on_batch(*batch)
+    return model
+
+
+def main(folder, *cases):
+    communicator = tfkfac.init()
+    rank, size = communicator.rank, communicator.size
+    results = {}
+    for case in cases or CASES:
+        strategy = CASES[case][1].get("strategy")
+        if isinstance(strategy, int) and size % strategy:
+            continue
+        model = train(case, rank, size)
+        weights = [w.ravel() for w in model.get_weights()]
+        results[case] = np.concatenate(weights)
+    pathlib.Path(folder).mkdir(exist_ok=True)
+    np.savez(f"{folder}/{rank}.npz", **results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,51 @@
+"""Several ranks on a global batch against one process on the same batch."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+TESTS = pathlib.Path(__file__).resolve().parent
+
+
+def launch(ranks, program, *arguments, timeout=300, check=True):
+    """Runs a program of this folder on several ranks; returns its result."""
+    command = [sys.executable, str(TESTS / program), *map(str, arguments)]
+    if ranks > 1:
+        horovodrun = pathlib.Path(sys.executable).parent / "horovodrun"
+        command = [str(horovodrun), "-np", str(ranks), *command]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout
+    )
+    output = run.stdout + run.stderr
+    assert not check or run.returncode == 0, output[-4000:]
+    return run.returncode, output
+
+
+def load(folder, ranks):
+    """The weights of each case, a list with one for each rank."""
+    files = [np.load(folder / f"{rank}.npz") for rank in range(ranks)]
+    return {case: [f[case] for f in files] for case in files[0].files}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    launch(1, "distributed_program.py", folder)
+    return load(folder, 1)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_ranks_are_one_process_on_the_joint_batch(alone, ranks, tmp_path):
+    """After 20 updates; and the ranks have the same bits."""
+    launch(ranks, "distributed_program.py", tmp_path)
+    found = load(tmp_path, ranks)
+    assert len(found) >= 12
+    for case, (first, *others) in found.items():
+        expected = alone[case.split(",")[0]][0]
+        error = np.abs(first - expected).max() / np.abs(expected).max()
+        assert error < (1e-2 if case == "half" else 1e-4), (case, error)
+        for other in others:
+            np.testing.assert_array_equal(first, other, case)

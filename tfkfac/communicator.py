@@ -1,0 +1,216 @@
+"""Collectives between ranks; the one module that imports Horovod."""
+
+import abc
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+_LAUNCHERS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+class Communicator(abc.ABC):
+    """Collectives over ranks 0 to `size` - 1.
+
+    All ranks call the same ones in the same order. Tensors are float32 or
+    wider, or float16, of rank 1. A name stands for one collective of a step
+    and stays the same from step to step.
+
+    Attributes:
+        rank: Of this process.
+        size: The number of ranks.
+    """
+
+    rank = 0
+    size = 1
+
+    @abc.abstractmethod
+    def all_reduce(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        """Returns the sum over the ranks."""
+
+    @abc.abstractmethod
+    def all_to_all(
+        self, tensor: tf.Tensor, lengths: Sequence[int], name: str
+    ) -> tf.Tensor:
+        """Sends the k-th part of `tensor` to rank k.
+
+        Args:
+            tensor: [sum of `lengths`], the parts one after the other.
+            lengths: Those of the parts, the same on all ranks.
+
+        Returns:
+            [size, own length], what the ranks sent here.
+        """
+
+    @abc.abstractmethod
+    def all_gather(
+        self, tensor: tf.Tensor, lengths: Sequence[int], name: str
+    ) -> list[tf.Tensor]:
+        """Returns what each rank gave, of these lengths."""
+
+    @abc.abstractmethod
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Returns what each rank gave, eagerly: any picklable object."""
+
+    @abc.abstractmethod
+    def broadcast_object(self, value: Any) -> Any:
+        """Returns what rank 0 gave, eagerly: any picklable object."""
+
+    @abc.abstractmethod
+    def broadcast_variables(self, variables: Sequence[tf.Variable]) -> None:
+        """Assigns the values of rank 0, eagerly."""
+
+    @abc.abstractmethod
+    def split(self, members: Sequence[Sequence[int]]) -> "Communicator":
+        """Returns that of the one of several disjoint sets with this rank."""
+
+
+class LocalCommunicator(Communicator):
+    """One process."""
+
+    def all_reduce(self, tensor, name):
+        return tensor
+
+    def all_to_all(self, tensor, lengths, name):
+        return tensor[tf.newaxis]
+
+    def all_gather(self, tensor, lengths, name):
+        return [tensor]
+
+    def gather_objects(self, value):
+        return [value]
+
+    def broadcast_object(self, value):
+        return value
+
+    def broadcast_variables(self, variables):
+        pass
+
+    def split(self, members):
+        return self
+
+
+class HorovodCommunicator(Communicator):
+    """The ranks of a Horovod process set; by default all.
+
+    Args:
+        hvd: The module `horovod.tensorflow`, initialized.
+        process_set: One that holds this rank.
+    """
+
+    def __init__(self, hvd, process_set=None):
+        self._hvd = hvd
+        self._set = process_set or hvd.global_process_set
+        self.rank, self.size = self._set.rank(), self._set.size()
+
+    def _options(self, name):
+        # The scopes of branches have numbers that differ between ranks.
+        return {
+            "name": name,
+            "ignore_name_scope": True,
+            "process_set": self._set,
+        }
+
+    def all_reduce(self, tensor, name):
+        return self._hvd.allreduce(
+            tensor, op=self._hvd.Sum, **self._options(name)
+        )
+
+    def all_to_all(self, tensor, lengths, name):
+        received, _ = self._hvd.alltoall(
+            tensor,
+            splits=tf.constant(list(lengths), tf.int32),
+            **self._options(name),
+        )
+        return tf.reshape(received, [self.size, lengths[self.rank]])
+
+    def all_gather(self, tensor, lengths, name):
+        joined = self._hvd.allgather(tensor, **self._options(name))
+        return tf.split(tf.reshape(joined, [sum(lengths)]), list(lengths))
+
+    def gather_objects(self, value):
+        return self._hvd.allgather_object(value, process_set=self._set)
+
+    def broadcast_object(self, value):
+        root = self._set.ranks[0] if self._set.ranks else 0
+        return self._hvd.broadcast_object(
+            value, root_rank=root, process_set=self._set
+        )
+
+    def broadcast_variables(self, variables):
+        self._hvd.broadcast_variables(list(variables), root_rank=0)
+
+    def split(self, members):
+        own = None
+        for ranks in members:
+            if len(ranks) == self.size:
+                return self
+            found = _process_set(self._hvd, tuple(ranks))
+            if self.rank in ranks:
+                own = HorovodCommunicator(self._hvd, found)
+        return own
+
+
+_process_sets: dict = {}
+
+
+def _process_set(hvd, ranks: tuple[int, ...]):
+    """Returns the process set of these ranks, made once."""
+    if ranks not in _process_sets:
+        _process_sets[ranks] = hvd.add_process_set(list(ranks))
+    return _process_sets[ranks]
+
+
+def init() -> Communicator:
+    """Joins the processes that `horovodrun` has started.
+
+    To be called at the start of a program, before TensorFlow uses a GPU: each
+    process takes the GPU of its local rank. A rank that waits for another for
+    more than 60 s ends with an error (`HOROVOD_STALL_SHUTDOWN_TIME_SECONDS`).
+    Without `horovodrun` it does nothing.
+
+    Raises:
+        ImportError: There are several processes, and Horovod is not installed.
+    """
+    if not any(int(os.environ.get(name, 1)) > 1 for name in _LAUNCHERS):
+        return LocalCommunicator()
+    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", "20")
+    os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "60")
+    os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError as error:
+        raise ImportError(
+            "This is one of several processes, and Horovod is not installed "
+            "for this TensorFlow: python -m tools.build_horovod builds it."
+        ) from error
+    hvd.init()
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        own = gpus[hvd.local_rank() % len(gpus)]
+        tf.config.set_visible_devices(own, "GPU")
+        tf.config.experimental.set_memory_growth(own, True)
+    return current()
+
+
+def current() -> Communicator:
+    """Returns the communicator of this process.
+
+    Raises:
+        RuntimeError: This is one of several processes, and `init` was not
+            called.
+    """
+    hvd = sys.modules.get("horovod.tensorflow")
+    if hvd is not None and hvd.is_initialized():
+        if hvd.size() == 1:
+            return LocalCommunicator()
+        return HorovodCommunicator(hvd)
+    for name in _LAUNCHERS:
+        if int(os.environ.get(name, 1)) > 1:
+            raise RuntimeError(
+                f"This is one of {os.environ[name]} processes: call "
+                "tfkfac.init() at the start of the program."
+            )
+    return LocalCommunicator()
