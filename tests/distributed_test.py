@@ -49,3 +49,11 @@ def test_ranks_are_one_process_on_the_joint_batch(alone, ranks, tmp_path):
         assert error < (1e-2 if case == "half" else 1e-4), (case, error)
         for other in others:
             np.testing.assert_array_equal(first, other, case)
+
+
+def test_on_two_ranks(tmp_path):
+    """What `distributed_checks` says."""
+    _, output = launch(2, "distributed_checks.py", tmp_path)
+    program = (TESTS / "distributed_checks.py").read_text()
+    checks = program.count("def check_")
+    assert output.count(" passed") == 2 * checks > 0

@@ -159,7 +159,7 @@ def test_several_replicas_are_refused(monkeypatch):
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("HOROVOD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="without horovodrun"):
+    with pytest.raises(RuntimeError, match="call tfkfac.init"):
         compiled()
 
 

@@ -16,6 +16,7 @@ if _keras.backend.backend() != "tensorflow":
 
 from tfkfac.blocks import CurvatureBlock, KroneckerBlock, ScaleShiftBlock
 from tfkfac.communicator import init
+from tfkfac.distribute import distribute
 from tfkfac.inverters import CholeskyInverter, EigenInverter, Inverter
 from tfkfac.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from tfkfac.optimizer import KFAC, attach
@@ -36,6 +37,7 @@ __all__ = [
     "Likelihood",
     "ScaleShiftBlock",
     "attach",
+    "distribute",
     "init",
     "register",
 ]

@@ -1,8 +1,16 @@
-"""Callbacks for `fit`."""
+"""Callbacks for `fit`; on one process those for several do nothing."""
+
+import contextlib
+import json
+import os
+import pathlib
 
 import keras
+import numpy as np
 
+from tfkfac import communicator, initial_state
 from tfkfac.link import unwrapped
+from tfkfac.optimizer import KFAC
 
 
 class StopOnSkippedSteps(keras.callbacks.Callback):
@@ -26,3 +34,217 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
                 "gradients held NaN or infinity. Look for such values in the "
                 "data, or lower the learning rate or raise the damping."
             )
+
+
+class Distributed(keras.callbacks.Callback):
+    """What `fit` needs on several ranks; to be the first of the callbacks.
+
+    - All ranks start with the weights and the optimizer state of rank 0 (as
+      `hvd.callbacks.BroadcastGlobalVariablesCallback`).
+    - Ranks with different numbers of batches are told so at the start, where
+      Keras knows the number.
+    - Metrics are averaged over the ranks at the end of an epoch, before the
+      callbacks that follow read them (as `MetricAverageCallback`).
+    - Moving statistics of batch normalization are averaged before evaluation
+      and at the end of an epoch, before it is saved.
+    - The progress bar is that of rank 0.
+
+    Raises:
+        RuntimeError: The ranks have different models or numbers of batches.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._ranks = communicator.current()
+        self._started = self._ranks.size == 1
+
+    def set_params(self, params):
+        super().set_params(params)
+        if self._ranks.rank > 0:
+            params["verbose"] = 0  # Read by those that follow.
+
+    def on_train_begin(self, logs=None):
+        own = {k: self.params.get(k) for k in ("steps", "epochs")}
+        found = self._ranks.gather_objects(own)
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                raise RuntimeError(
+                    f"Rank {rank} has {other['steps']} batches for "
+                    f"{other['epochs']} epochs, and rank 0 has "
+                    f"{found[0]['steps']} for {found[0]['epochs']}: give all "
+                    "ranks the same number (drop_remainder, steps_per_epoch)."
+                )
+        self._start()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._start()  # A model that the first batch has built.
+
+    def _start(self):
+        if self._started or not self.model.built:
+            return
+        if not isinstance(unwrapped(self.model.optimizer), KFAC):
+            initial_state.broadcast(
+                self.model, self.model.optimizer, self._ranks
+            )
+        self._started = True
+
+    def on_test_begin(self, logs=None):
+        self._average_statistics()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._average_statistics()
+        if not logs or self._ranks.size == 1:
+            return
+        numbers = {k: v for k, v in logs.items() if np.ndim(v) == 0}
+        found = self._ranks.gather_objects(numbers)
+        for key in numbers:
+            values = [other[key] for other in found if key in other]
+            logs[key] = float(np.mean(values))
+
+    def _average_statistics(self):
+        if self._ranks.size == 1 or not self.model.built:
+            return
+        variables = [
+            v
+            for v in self.model.non_trainable_variables
+            if keras.backend.is_float_dtype(v.dtype)
+        ]
+        found = self._ranks.gather_objects([v.numpy() for v in variables])
+        for v, *values in zip(variables, *found):
+            v.assign(np.mean(values, axis=0))
+
+
+class LearningRateWarmup(keras.callbacks.Callback):
+    """Raises the learning rate over the first epochs to that of the optimizer.
+
+    From the N-th part, N the number of ranks, linearly in the batches, as
+    `hvd.callbacks.LearningRateWarmupCallback` (Goyal et al. 2017).
+
+    Args:
+        epochs: How long.
+        steps_per_epoch: The number of batches; None takes that of `fit`.
+
+    Raises:
+        ValueError: The optimizer's learning rate is a schedule, or the number
+            of batches is not known.
+    """
+
+    def __init__(self, epochs: float = 5, steps_per_epoch: int | None = None):
+        super().__init__()
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self._ranks = communicator.current().size
+
+    def on_train_begin(self, logs=None):
+        optimizer = self.model.optimizer
+        if not isinstance(unwrapped(optimizer)._learning_rate, keras.Variable):
+            raise ValueError(
+                "LearningRateWarmup needs a learning rate that is a number: a "
+                "schedule, such as CosineDecay(warmup_target=...), warms up "
+                "by itself."
+            )
+        self._steps = self.steps_per_epoch or self.params.get("steps")
+        if not self._steps:
+            raise ValueError(
+                "LearningRateWarmup: the number of batches of an epoch is not "
+                "known; give steps_per_epoch."
+            )
+        self._target = float(optimizer.learning_rate)
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        done = (self._epoch + batch / self._steps) / self.epochs
+        if self._epoch > self.epochs:
+            return
+        part = 1 / self._ranks + (1 - 1 / self._ranks) * min(done, 1)
+        self.model.optimizer.learning_rate = self._target * part
+
+
+class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
+    """Keras' `ModelCheckpoint`, written whole by rank 0 alone."""
+
+    def _save_model(self, epoch, batch, logs):
+        _gather(self.model)
+        if communicator.current().rank == 0:
+            with _whole_files(self.model):
+                super()._save_model(epoch, batch, logs)
+
+
+class BackupAndRestore(keras.callbacks.BackupAndRestore):
+    """Keras' `BackupAndRestore`, written whole by rank 0 alone.
+
+    All ranks restore from it: the folder must be one that all of them see.
+    """
+
+    def _load_model(self):
+        if os.path.exists(self._training_metadata_path):
+            metadata = json.loads(
+                pathlib.Path(self._training_metadata_path).read_text()
+            )
+            self._weights_path = os.path.join(
+                self.backup_dir, metadata["weights"]
+            )
+            super()._load_model()
+
+    def _save_model(self):
+        _gather(self.model)
+        if communicator.current().rank > 0:
+            return
+        folder = pathlib.Path(self.backup_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        metadata = {
+            "epoch": self._current_epoch,
+            "batch": self._last_batch_seen,
+        }
+        metadata["weights"] = "{epoch}-{batch}.weights.h5".format(**metadata)
+        with _whole_files(self.model):
+            self.model.save_weights(folder / metadata["weights"])
+        # From here on the new file counts, and the old ones can go.
+        path = pathlib.Path(self._training_metadata_path)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(metadata))
+        os.replace(part, path)
+        for old in folder.glob("*.weights.h5"):
+            if old.name != metadata["weights"]:
+                old.unlink()
+
+    def on_train_end(self, logs=None):
+        communicator.current().gather_objects(None)  # All have restored.
+        if communicator.current().rank == 0:
+            super().on_train_end(logs)
+
+
+def _gather(model) -> None:
+    optimizer = unwrapped(model.optimizer)
+    if isinstance(optimizer, KFAC):
+        optimizer.gather_curvature()
+
+
+@contextlib.contextmanager
+def _whole_files(model):
+    """Within it, what the model saves appears under its name when complete."""
+    names = ("save", "save_weights")
+    hidden = {n: model.__dict__[n] for n in names if n in model.__dict__}
+
+    def whole(save):
+        def save_whole(filepath, *args, **kwargs):
+            path = pathlib.Path(filepath)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name("part." + path.name)
+            try:
+                save(part, *args, **{**kwargs, "overwrite": True})
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+
+        return save_whole
+
+    model.__dict__.update({n: whole(getattr(model, n)) for n in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            model.__dict__.pop(name)
+        model.__dict__.update(hidden)

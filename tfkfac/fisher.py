@@ -293,18 +293,17 @@ def _is_reusable(
 
 
 def divisor(
-    terms: Sequence[Sequence[OutputTerms]], dtype: tf.DType, ranks: int
+    terms: Sequence[Sequence[OutputTerms]], dtype: tf.DType
 ) -> tf.Tensor:
     """Returns the weight D of the gradient of a step in that of a joint batch.
 
     The gradient over several ranks is the sum of D V over that of D: with D the
     number of loss terms, the mean over all terms. With several outputs, or
-    calls of the model, it is that of the largest. Of losses that are sums the
-    ranks' gradients are added.
+    calls of the model, it is that of the largest; where the loss is a sum, 1.
     """
     weights, count = _weigh(terms, dtype)
     if not is_mean(terms):
-        return tf.ones_like(count) / ranks
+        return tf.ones_like(count)
     if len(terms) == len(terms[0]) == 1:
         return _divisor(terms[0][0], weights[0][0], count)
     return count

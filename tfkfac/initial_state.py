@@ -39,12 +39,17 @@ def _seeds(model):
 
 def _require_same(model, optimizer, communicator):
     """Compares what must be equal, so that ranks do not wait for ever."""
+    variables = model.variables + optimizer.variables
     own = {
-        f"{i}. variable": (v.path, tuple(v.shape), str(v.dtype))
-        for i, v in enumerate(model.variables + optimizer.variables)
+        # Not the paths: those of a restored model are others.
+        f"{i}. variable, {'/'.join(v.path.split('/')[-2:])}": (
+            f"{v.dtype} {tuple(v.shape)}"
+        )
+        for i, v in enumerate(variables[: len(model.variables)])
     }
+    own["number of variables"] = len(variables)
     own["optimizer"] = type(optimizer).__name__
-    own["settings"] = getattr(optimizer, "settings_of_ranks", lambda: None)()
+    own["settings"] = getattr(optimizer, "settings_of_ranks", dict)()
     found = communicator.gather_objects(own)
     for rank, other in enumerate(found):
         for key in {**found[0], **other}:

@@ -310,10 +310,13 @@ class Step:
         output = self._records[0].outputs[0]
         return tf.shape(output, out_type=tf.int64)[0]
 
+    def loss_is_mean(self) -> bool:
+        """Whether the loss is a mean over its terms, rather than a sum."""
+        return fisher.is_mean(self._terms)
+
     def divisor(self, dtype: tf.DType) -> tf.Tensor:
         """Returns D, such that D V is a sum over loss terms; N for a mean."""
-        ranks = self._link.communicator.size
-        return fisher.divisor(self._terms, dtype, ranks)
+        return fisher.divisor(self._terms, dtype)
 
     def statistics(
         self,

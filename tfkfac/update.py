@@ -56,6 +56,7 @@ class Update:
             V = {id(v): g for v, g in zip(self.variables, self.grads)}
         else:
             D = self._divisor()
+            self._scale_sums()
             sums = [g * tf.cast(D, g.dtype) for g in self.grads]
             V, finite, examples_before = self._reduce(sums, D, finite)
 
@@ -73,6 +74,25 @@ class Update:
         dtypes = [g.dtype for g in self.grads]
         dtype = tf.float64 if tf.float64 in dtypes else tf.float32
         return self.step.divisor(dtype)
+
+    def _scale_sums(self):
+        """Makes V such that its mean over the ranks is that of a summed loss.
+
+        The gradient of a variable's regularizer R is in V on every rank, and
+        is to count once: n V - (n - 1) R.
+        """
+        ranks = self.exchange.size
+        if ranks == 1 or self.step.loss_is_mean():
+            return
+        self.grads = [ranks * g for g in self.grads]
+        for i, v in enumerate(self.variables):
+            if getattr(v, "regularizer", None) is not None:
+                w = v.value
+                with tf.GradientTape() as tape:
+                    tape.watch(w)
+                    penalty = v.regularizer(w)
+                g = tf.cast(tape.gradient(penalty, w), self.grads[i].dtype)
+                self.grads[i] -= (ranks - 1) * g
 
     def _reduce(self, sums, divisor, finite):
         """Returns (V over all ranks, whether finite, examples before)."""
@@ -146,6 +166,7 @@ class Update:
 
     def _add_gradients(self, first):
         """Adds D V and D to their sums over the micro-steps."""
+        self._scale_sums()
         total = self.optimizer.window_divisor
         # Without loss terms, V of the regularizers alone counts by a trace.
         D = tf.cast(tf.maximum(self._divisor(), 1e-12), total.dtype)

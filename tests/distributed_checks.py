@@ -1,0 +1,287 @@
+"""Checks on two ranks; run by `horovodrun -np 2`, and ends with an error.
+
+horovodrun -np 2 python tests/distributed_checks.py folder
+"""
+
+import contextlib
+import io
+import pathlib
+import sys
+
+import distributed_program as program
+import horovod.tensorflow as hvd
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfkfac
+from tfkfac import callbacks
+
+RANKS = tfkfac.init()
+RANK, SIZE = RANKS.rank, RANKS.size
+LOSS = program.LOSS
+X = np.random.default_rng(RANK).normal(size=(8, 6)).astype("float32")
+Y = np.random.default_rng(RANK).integers(0, 3, 8)
+
+
+def dense(units=5, **options):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(RANK)
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(units, activation="tanh", name="hidden"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(3, name="logits", **options),
+        ]
+    )
+
+
+def kfac(model, **options):
+    options = {"damping": 0.1, "inverse_update_period": 2, **options}
+    return tfkfac.KFAC(0.05, model=model, **options)
+
+
+def weights(model):
+    return np.concatenate([v.numpy().ravel() for v in model.trainable_weights])
+
+
+def equal_on_all_ranks(values):
+    return all(np.array_equal(values, v) for v in RANKS.gather_objects(values))
+
+
+@contextlib.contextmanager
+def raises(error, *words):
+    try:
+        yield
+    except error as caught:
+        for word in words:
+            assert word in str(caught), (word, str(caught))
+    else:
+        raise AssertionError(f"no {error.__name__}")
+
+
+def check_stock_horovod_leaves_ranks_different(folder):
+    """And `distribute` leaves them equal, to the mean of the gradients."""
+    results = []
+    for wrap in (hvd.DistributedOptimizer, tfkfac.distribute):
+        model = dense()
+        keras.utils.set_random_seed(0)
+        for i, v in enumerate(model.trainable_variables):
+            v.assign(np.random.default_rng(i).normal(size=v.shape))
+        before = weights(model)
+        with tf.GradientTape() as tape:
+            loss = LOSS(Y, model(X, training=True))
+        V = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        V = np.concatenate([g.numpy().ravel() for g in V])
+        model.compile(wrap(keras.optimizers.SGD(0.1)), LOSS)
+        model.train_on_batch(X, Y)
+        results.append(weights(model) - before)
+    mean = np.mean(RANKS.gather_objects(V), axis=0)
+    assert not equal_on_all_ranks(results[0])
+    assert equal_on_all_ranks(results[1])
+    np.testing.assert_allclose(results[1], -0.1 * mean, atol=1e-6)
+
+
+def check_distributed_optimizers(folder):
+    """With clipping, accumulation and loss scaling."""
+    policy = keras.config.dtype_policy()
+    for steps, half in ((None, False), (2, False), (None, True)):
+        if half:
+            keras.config.set_dtype_policy("mixed_float16")
+        optimizer = keras.optimizers.Adam(
+            0.01, global_clipnorm=0.5, gradient_accumulation_steps=steps
+        )
+        if half:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        model = dense()
+        model.compile(tfkfac.distribute(optimizer), LOSS)
+        model.fit(
+            X, Y, batch_size=4, epochs=2, verbose=0,
+            callbacks=[callbacks.Distributed()],
+        )  # fmt: skip
+        if half:  # Overflow on one rank.
+            before = weights(model)
+            model.train_on_batch(X * (np.inf if RANK else 1), Y)
+            np.testing.assert_array_equal(weights(model), before)
+        assert equal_on_all_ranks(weights(model))
+        keras.config.set_dtype_policy(policy)
+
+
+def check_nan_on_one_rank_is_skipped_by_all(folder):
+    for steps in (None, 2):
+        model = dense()
+        optimizer = kfac(model, gradient_accumulation_steps=steps)
+        model.compile(optimizer, LOSS)
+        bad = X * np.nan if RANK == 1 else X
+        for x in (X, X, bad, X, X, X):
+            model.train_on_batch(x, Y)
+        assert int(optimizer.skipped_steps) == 1
+        assert np.isfinite(np.concatenate(
+            [v.numpy().ravel() for v in model.variables]
+        )).all()  # fmt: skip
+        assert equal_on_all_ranks(weights(model))
+
+
+def check_loss_scale(folder):
+    """What is not finite on one rank: all skip, and scales stay equal."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    model = dense()
+    optimizer = kfac(model, fisher="empirical")
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer), LOSS)
+    for x in (X, X * (np.nan if RANK else 1), X, X):
+        model.train_on_batch(x, Y)
+    scale = float(model.optimizer.dynamic_scale.numpy())
+    assert scale < model.optimizer.initial_scale
+    assert equal_on_all_ranks(scale)
+    assert equal_on_all_ranks(weights(model))
+    keras.config.set_dtype_policy(policy)
+
+
+def check_sum_reduction(folder):
+    """Gradients are added; the regularizer counts once."""
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="sum"
+    )
+    every = RANKS.gather_objects((X, Y))
+    joint = [np.concatenate(values) for values in zip(*every)]
+    found = []
+    for x, y in ((X, Y), joint):
+        keras.utils.clear_session(free_memory=False)
+        model = keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(3, kernel_regularizer="l2", name="logits"),
+            ]
+        )
+        for i, v in enumerate(model.trainable_variables):
+            v.assign(np.random.default_rng(i).normal(size=v.shape))
+        if x is X:
+            model.compile(kfac(model, kl_clip=None, fisher="empirical"), loss)
+        else:
+            with alone():
+                optimizer = kfac(model, kl_clip=None, fisher="empirical")
+            model.compile(optimizer, loss)
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        found.append(weights(model))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
+
+
+@contextlib.contextmanager
+def alone():
+    """Within it, optimizers are attached as on one process."""
+    from tfkfac import communicator
+
+    current = communicator.current
+    communicator.current = communicator.LocalCommunicator
+    try:
+        yield
+    finally:
+        communicator.current = current
+
+
+def check_different_models(folder):
+    model = dense(units=5 + RANK)
+    model.compile(kfac(model), LOSS)
+    with raises(RuntimeError, "Rank 1", "hidden/kernel"):
+        model.train_on_batch(X, Y)
+    model = dense()
+    model.compile(kfac(model, seed=RANK), LOSS)
+    with raises(RuntimeError, "Rank 1", "'seed': 1"):
+        model.train_on_batch(X, Y)
+
+
+def check_different_numbers_of_batches(folder):
+    model = dense()
+    model.compile(kfac(model), LOSS)
+    with raises(RuntimeError, "Rank 1 has 1 batches", "rank 0 has 2"):
+        model.fit(
+            X, Y, batch_size=4 * (1 + RANK), verbose=0,
+            callbacks=[callbacks.Distributed()],
+        )  # fmt: skip
+
+
+def check_refusals(folder):
+    model = dense()
+    with raises(ValueError, "strategy=3", "divide"):
+        kfac(model, strategy=3)
+    model = dense()
+    with raises(ValueError, "communication_dtype='bfloat16'"):
+        kfac(model, communication_dtype="bfloat16")
+    model = dense()
+    model.compile(kfac(model), LOSS, jit_compile=True)
+    with raises(ValueError, "jit_compile=True", "XLA"):
+        model.fit(X, Y, verbose=0)
+
+
+def check_fit(folder):
+    """Metrics, statistics, progress and files are those of one run."""
+    model = dense()
+    model.compile(kfac(model), LOSS)
+    path = pathlib.Path(folder) / "best.keras"
+    seen = []
+    record = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(dict(logs))
+    )
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        model.fit(
+            X, Y, batch_size=4, epochs=2, validation_data=(X, Y),
+            callbacks=[
+                callbacks.Distributed(),
+                callbacks.LearningRateWarmup(epochs=1),
+                callbacks.ModelCheckpoint(path, monitor="val_loss"),
+                record,
+            ],
+        )  # fmt: skip
+    assert ("Epoch" in printed.getvalue()) == (RANK == 0)
+    assert equal_on_all_ranks(seen) and "val_loss" in seen[1]
+    state = [v.numpy() for v in model.non_trainable_variables[:2]]
+    assert equal_on_all_ranks(np.concatenate(state))
+    assert [p.name for p in pathlib.Path(folder).glob("*best*")] == [path.name]
+    assert abs(float(model.optimizer.learning_rate) - 0.05) < 1e-6
+    if RANK == 0:
+        restored = keras.models.load_model(path)
+        np.testing.assert_array_equal(weights(restored), weights(model))
+        saved = restored.optimizer.curvature.state()
+        assert "hidden/input_factor/moment" in saved
+        assert "logits/output_factor/inverse" in saved
+    RANKS.gather_objects(None)
+    model.train_on_batch(X, Y)
+    with raises(RuntimeError, "gather_curvature"):
+        model.save(pathlib.Path(folder) / f"{RANK}.keras")
+
+
+def check_restored_on_rank_0_alone(folder):
+    """The other ranks get the weights and the curvature from it."""
+    model = dense()
+    model.compile(kfac(model), LOSS)
+    for _ in range(3):
+        model.train_on_batch(X, Y)
+    model.optimizer.gather_curvature()
+    path = pathlib.Path(folder) / "rank0.keras"
+    if RANK == 0:
+        model.save(path)
+    RANKS.gather_objects(None)
+    if RANK == 0:
+        restored = keras.models.load_model(path)
+        tfkfac.attach(restored)
+    else:
+        restored = dense()
+        restored.compile(kfac(restored), LOSS)
+    for m in (model, restored):
+        for _ in range(2):
+            m.train_on_batch(X, Y)
+    np.testing.assert_array_equal(weights(model), weights(restored))
+
+
+def main(folder, only=""):
+    for name, check in list(globals().items()):
+        if name.startswith("check_") and (only or name) in name:
+            check(folder)
+            print(f"{name} passed", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
