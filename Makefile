@@ -12,8 +12,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .PHONY: quickstart test lint setup clean
 
 quickstart: setup
-	$(BIN)/python -m trainers.mnist --dataset=digits \
-		--compare=momentum,adam --model_dir=runs/quickstart --overwrite
+	$(BIN)/horovodrun -np 2 $(BIN)/python -m trainers.mnist --dataset=digits \
+		--compare=momentum,adam --model_dir=runs/quickstart --overwrite \
+		--verbose=2
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --durations=10

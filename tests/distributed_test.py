@@ -1,8 +1,10 @@
 """Several ranks on a global batch against one process on the same batch."""
 
 import pathlib
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -57,3 +59,27 @@ def test_on_two_ranks(tmp_path):
     program = (TESTS / "distributed_checks.py").read_text()
     checks = program.count("def check_")
     assert output.count(" passed") == 2 * checks > 0
+
+
+def test_a_killed_rank_ends_the_run_and_it_resumes(tmp_path):
+    """Bit for bit on as many ranks, to 1e-4 on one."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    launch(2, "distributed_training.py", whole)
+    begin = time.monotonic()
+    status, output = launch(
+        2, "distributed_training.py", killed, "die", check=False
+    )
+    assert status != 0 and time.monotonic() - begin < 90
+    assert "Horovod detected that one or more processes exited" in output
+    files = sorted(path.name for path in (killed / "backup").iterdir())
+    assert files == ["2-0.weights.h5", "training_metadata.json"]
+    shutil.copytree(killed, tmp_path / "one")
+    launch(2, "distributed_training.py", killed)
+    launch(1, "distributed_training.py", tmp_path / "one")
+    expected = load(whole, 2)["weights"]
+    for found, value in zip(load(killed, 2)["weights"], expected):
+        np.testing.assert_array_equal(found, value)
+    (found,) = load(tmp_path / "one", 1)["weights"]
+    np.testing.assert_allclose(found, expected[0], rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ if _keras.backend.backend() != "tensorflow":
         "Keras is imported."
     )
 
+from tfkfac import callbacks
 from tfkfac.blocks import CurvatureBlock, KroneckerBlock, ScaleShiftBlock
 from tfkfac.communicator import init
 from tfkfac.distribute import distribute
@@ -37,6 +38,7 @@ __all__ = [
     "Likelihood",
     "ScaleShiftBlock",
     "attach",
+    "callbacks",
     "distribute",
     "init",
     "register",

@@ -4,6 +4,7 @@ Pure Python, deterministic: every rank computes the same.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 
@@ -55,6 +56,17 @@ def factored_item(
         memory += 2 * size
         statistics += size if diagonal else groups * dim * (dim + 1) // 2
     return Item(inversion, preconditioning, memory, gradient, statistics)
+
+
+def model_items(blocks: Sequence, alone: Sequence) -> list[Item]:
+    """Returns the items of blocks, and of variables without one."""
+    return [
+        factored_item(
+            [(f.groups, f.dim, f.diagonal) for f in block.factors],
+            sum(math.prod(v.shape) for v in block.variables),
+        )
+        for block in blocks
+    ] + [Item(gradient=math.prod(v.shape)) for v in alone]
 
 
 def bounds(items: Sequence[Item], ranks: int) -> dict[str, float]:

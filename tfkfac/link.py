@@ -180,16 +180,7 @@ class Link:
         registration = self.registration
         blocks, alone = registration.blocks, registration.fallback
         groups = [b.variables for b in blocks] + [[v] for v in alone]
-        items = [
-            assignment.factored_item(
-                [(f.groups, f.dim, f.diagonal) for f in block.factors],
-                sum(v.value.shape.num_elements() for v in block.variables),
-            )
-            for block in blocks
-        ] + [
-            assignment.Item(gradient=v.value.shape.num_elements())
-            for v in alone
-        ]
+        items = assignment.model_items(blocks, alone)
         owners = assignment.assign(items, size)
         return Exchange(
             self.communicator,

@@ -5,6 +5,7 @@ Nothing here needs TensorFlow: bad input is refused before it is imported.
 
 import dataclasses
 import math
+import os
 import pathlib
 
 from absl import flags
@@ -103,7 +104,7 @@ def _define_run(trainer, define):
         "the same weights on the same batches; loss.png shows them all."
     )
     define(flags.DEFINE_list, "compare", [], text)
-    text = "Examples in a batch."
+    text = "Examples in a batch, on all ranks together."
     define(integer, "batch_size", trainer.batch_size, text, lower_bound=1)
     text = "Passes over the training data."
     define(integer, "epochs", trainer.epochs, text, lower_bound=1)
@@ -163,9 +164,11 @@ def check(trainer: Trainer, args: flags.FlagValues) -> Run:
             f"--batch_size={args.batch_size}: {found.name} has "
             f"{found.train_size:,} training examples; give at most that many"
         )
-    model_dir = output.make_model_dir(
-        args.model_dir, f"{args.dataset}_{args.optimizer}", args.overwrite
-    )
+    model_dir = pathlib.Path(os.devnull)
+    if int(os.environ.get("HOROVOD_RANK", "0")) == 0:  # Which writes for all.
+        model_dir = output.make_model_dir(
+            args.model_dir, f"{args.dataset}_{args.optimizer}", args.overwrite
+        )
     return Run(args, found, settings, model_dir)
 
 

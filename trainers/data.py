@@ -33,14 +33,28 @@ class ImageData:
     scale: float
     examples: Callable[[str], "tf.data.Dataset"]
 
-    def train(self, batch_size: int, seed: int) -> "tf.data.Dataset":
+    def train(
+        self, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> "tf.data.Dataset":
         """Returns one epoch of whole batches, shuffled anew each time.
 
         The n-th epoch drawn from it is a function of `seed`, TensorFlow's
         global seed and n.
+
+        Args:
+            batch_size: The number of examples on all ranks together.
+            seed: Of the order.
+            rank: Whose part of each batch it is.
+            ranks: In how many parts a batch comes.
         """
         examples = self.examples("train").shuffle(self.train_size, seed=seed)
-        return self._scaled(examples.batch(batch_size, drop_remainder=True))
+        batches = examples.batch(batch_size, drop_remainder=True)
+        if ranks > 1:
+            part = slice(
+                batch_size * rank // ranks, batch_size * (rank + 1) // ranks
+            )
+            batches = batches.map(lambda x, y: (x[part], y[part]))
+        return self._scaled(batches)
 
     def test(self, batch_size: int) -> "tf.data.Dataset":
         """Returns all test examples in batches."""

@@ -5,8 +5,11 @@ import pathlib
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+import tfkfac
+from tfkfac import communicator
 from trainers import optimizers, output, plot
 from trainers.command_line import Run
 from trainers.models import MODELS
@@ -14,6 +17,7 @@ from trainers.models import MODELS
 
 def main(run: Run) -> dict:
     """Trains, compares and writes the files; returns the summary."""
+    ranks = tfkfac.init()
     args, directory = run.args, run.model_dir
     result, losses, history = train(run, args.optimizer, directory / output.LOG)
     summary = {
@@ -25,13 +29,16 @@ def main(run: Run) -> dict:
         **result,
         "compare": [],
     }
-    output.write_json(directory / output.SUMMARY, summary)
+    if ranks.rank == 0:
+        output.write_json(directory / output.SUMMARY, summary)
     losses, histories = {args.optimizer: losses}, {args.optimizer: history}
     for name in args.compare:
         log = directory / f"log_{name}.csv"
         result, losses[name], histories[name] = train(run, name, log)
         summary["compare"].append(result)
-        output.write_json(directory / output.SUMMARY, summary)
+    if ranks.rank > 0:
+        return summary
+    output.write_json(directory / output.SUMMARY, summary)
     output.write_losses(directory / "loss.csv", losses)
     if args.compare:
         title = f"{args.model} on {args.dataset}, batches of {args.batch_size}"
@@ -57,13 +64,18 @@ def train(
     seconds = time.perf_counter() - start
     test = run.data.test(args.batch_size)
     test_loss, test_accuracy = model.evaluate(test, verbose=0)
-    if name == args.optimizer:
+    ranks = communicator.current()
+    if name == args.optimizer == "kfac":
+        model.optimizer.gather_curvature()
+    if name == args.optimizer and ranks.rank == 0:
         with output.whole(log.parent / "model.keras") as path:
             model.save(path)
-    print(
-        f"{name}: test accuracy {test_accuracy:.4f}, test loss {test_loss:.4f} "
-        f"after {len(losses)} steps in {seconds:.1f} s"
-    )
+    if ranks.rank == 0:
+        print(
+            f"{name}: test accuracy {test_accuracy:.4f}, "
+            f"test loss {test_loss:.4f} after {len(losses)} steps in "
+            f"{seconds:.1f} s on {ranks.size} rank{'s' * (ranks.size > 1)}"
+        )
     result = {
         "optimizer": name,
         "settings": run.settings[name],
@@ -95,18 +107,17 @@ def fit(
 ) -> tuple[dict, list[float]]:
     """Returns Keras' history and the training loss of each step."""
     args, data = run.args, run.data
+    ranks = communicator.current()
     step_losses = StepLosses()
-    callbacks = [
-        step_losses,
-        keras.callbacks.CSVLogger(log),
-        keras.callbacks.TerminateOnNaN(),
-    ]
-    if args.tensorboard:
+    callbacks = [tfkfac.callbacks.Distributed(), step_losses, StopOnNaN()]
+    if ranks.rank == 0:
+        callbacks.append(keras.callbacks.CSVLogger(log))
+    if args.tensorboard and ranks.rank == 0:
         folder = log.parent / "tensorboard" / name
         callbacks.append(keras.callbacks.TensorBoard(folder))
     try:
         history = model.fit(
-            data.train(args.batch_size, args.seed),
+            data.train(args.batch_size, args.seed, ranks.rank, ranks.size),
             epochs=args.epochs,
             validation_data=data.test(args.batch_size),
             shuffle=False,  # The data is shuffled; this silences a warning.
@@ -125,7 +136,27 @@ def fit(
             f"{name} diverged in step {len(step_losses.values)} with "
             f"{run.settings[name]}: lower --learning_rate{mend}"
         )
-    return history, step_losses.values
+    every = ranks.gather_objects(step_losses.values)
+    return history, np.mean(every, axis=0).tolist()
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends a run that has diverged, on all ranks at once.
+
+    On one process after the batch; on several at the end of the epoch, when
+    their losses have been averaged.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        if communicator.current().size == 1:
+            self._check(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check(logs)
+
+    def _check(self, logs):
+        if not math.isfinite(logs["loss"]):
+            self.model.stop_training = True
 
 
 class StepLosses(keras.callbacks.Callback):

@@ -8,7 +8,10 @@ import tfkfac
 def make(
     name: str, model: keras.Model, seed: int, settings: dict
 ) -> keras.optimizers.Optimizer:
-    """Returns the optimizer for `model`; `settings` are its arguments."""
+    """Returns the optimizer for `model`; `settings` are its arguments.
+
+    On several ranks it averages the gradients over them.
+    """
     if name == "kfac":
         return tfkfac.KFAC(**settings, seed=seed, model=model)
     makers = {
@@ -16,4 +19,4 @@ def make(
         "sgd": keras.optimizers.SGD,
         "adam": keras.optimizers.Adam,
     }
-    return makers[name](**settings)
+    return tfkfac.distribute(makers[name](**settings))
