@@ -9,15 +9,14 @@ from absl import logging
 from tfkfac import (
     assignment,
     communicator,
-    fisher,
     initial_state,
     registry,
     report,
 )
-from tfkfac.blocks import Use
 from tfkfac.capture import Capture
 from tfkfac.exchange import Exchange
-from tfkfac.preconditioner import Preconditioner, state_dtype
+from tfkfac.preconditioner import Preconditioner
+from tfkfac.step import Step, unwrapped
 
 _links = itertools.count()
 
@@ -252,7 +251,7 @@ class Link:
                     "attached to: make one optimizer for each model."
                 )
 
-    def take_step(self) -> "Step":
+    def take_step(self) -> Step:
         """Returns what the model's calls since the last step have recorded.
 
         Raises:
@@ -270,114 +269,6 @@ class Link:
         may_print = self.model.compiled and not self.model.jit_compile
         for block in self.registration.blocks:
             block.may_print = may_print
-        return Step(self, records)
-
-
-def unwrapped(optimizer):
-    """Returns the optimizer within a `LossScaleOptimizer`, or itself."""
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer.inner_optimizer
-    return optimizer
-
-
-class Step:
-    """The statistics of one step: recorded calls and what they lead to."""
-
-    def __init__(self, link: Link, records):
-        self._link, self._records = link, records
-        self._settings = link.optimizer
-        self._terms = [
-            fisher.resolve(
-                record,
-                link.model,
-                self._settings.likelihood,
-                sampled=self._settings.fisher == "sampled",
-            )
-            for record in records
-        ]
-
-    def examples(self) -> tf.Tensor:
-        """Returns the number of examples, an int64 scalar."""
-        output = self._records[0].outputs[0]
-        return tf.shape(output, out_type=tf.int64)[0]
-
-    def loss_is_mean(self) -> bool:
-        """Whether the loss is a mean over its terms, rather than a sum."""
-        return fisher.is_mean(self._terms)
-
-    def divisor(self, dtype: tf.DType) -> tf.Tensor:
-        """Returns D, such that D V is a sum over loss terms; N for a mean."""
-        return fisher.divisor(self._terms, dtype)
-
-    def statistics(
-        self,
-        variables,
-        update: tf.Tensor,
-        examples_before: tf.Tensor | int = 0,
-    ) -> tuple[list[Use], tf.Tensor]:
-        """Computes the gradients of the statistics' loss.
-
-        Args:
-            variables: Those that have gradients.
-            update: t, the key of the sampled targets.
-            examples_before: The number of examples of the joint batch of the
-                update that come before those of this step.
-
-        Returns:
-            (all uses of layers with their gradients, the number N of terms).
-        """
-        dtypes = [state_dtype(v) for v in self._link.model.trainable_variables]
-        dtype = tf.float64 if tf.float64 in dtypes else tf.float32
-        capture = self._link.capture
-        if self._settings.fisher == "sampled":
-            count = fisher.set_sampled_gradients(
-                capture,
-                self._records,
-                self._terms,
-                dtype=dtype,
-                seed=self._settings.seed,
-                update=update,
-                examples_before=examples_before,
-            )
-        else:
-            count = fisher.set_empirical_gradients(
-                capture,
-                self._records,
-                self._terms,
-                dtype=dtype,
-                loss_scale=tf.cast(self._loss_scale(), dtype),
-            )
-        uses = [use for record in self._records for use in record.uses]
-        self._note_unreached(uses, variables)
-        return uses, count
-
-    def _note_unreached(self, uses, variables) -> None:
-        """Leaves blocks to the fallback whose gradients are out of reach.
-
-        The layer was called and its variables have gradients, but its output
-        has none: the forward pass that counts was another one, as with
-        rematerialization.
-        """
-        given = {id(v) for v in variables}
-        reached = {id(u.layer) for u in uses if u.gradient is not None}
-        unusable = self._link.capture.unusable
-        for block in self._link.registration.blocks:
-            called = any(block.is_of(use) for use in uses)
-            called = called and id(block.variables[0]) in given
-            key = id(block.layer)
-            if called and key not in reached and key not in unusable:
-                unusable[key] = (
-                    "no gradient reaches its output (a rematerialized scope?)"
-                )
-                logging.warning(
-                    "%s: %s; it takes the plain gradient.",
-                    block.path,
-                    unusable[key],
-                )
-
-    def _loss_scale(self):
-        """Returns what the training loss was multiplied by."""
-        outer = getattr(self._link.model, "optimizer", None)
-        if isinstance(outer, keras.optimizers.LossScaleOptimizer):
-            return outer.dynamic_scale.value
-        return self._settings.loss_scale_factor or 1.0
+        return Step(
+            self.optimizer, self.capture, self.registration.blocks, records
+        )

@@ -9,7 +9,7 @@ from absl import logging
 
 from tfkfac import inverters, report, settings
 from tfkfac.curvature import Curvature
-from tfkfac.link import Link, unwrapped
+from tfkfac.link import Link
 from tfkfac.preconditioner import state_dtype
 from tfkfac.schedules import (
     Period,
@@ -17,6 +17,7 @@ from tfkfac.schedules import (
     positive_integer,
     serialize,
 )
+from tfkfac.step import unwrapped
 from tfkfac.update import Update
 
 

@@ -6,9 +6,9 @@ trains ResNet-8 on digits under `mixed_float16`, once as it is and once with
 NaN batches (one step in 50) and with factors damaged at random (one step in 50:
 an element of a random factor becomes NaN, infinite or very negative).
 
-Measured on 360 test images, in 5 minutes on 2 busy cores: accuracy 0.9694
-without faults and 0.9667 with 39 NaN batches and 49 damaged factors, of which
-15 inversions failed.
+Measured on 360 test images, in 3 minutes on 2 cores: accuracy 0.9833 without
+faults and 0.9833 with 39 NaN batches and 49 damaged factors, of which 15
+inversions failed; test loss 0.0754 and 0.0785.
 """
 
 import keras

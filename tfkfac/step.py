@@ -1,0 +1,139 @@
+"""The statistics of one step of data."""
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfkfac import fisher
+from tfkfac.blocks import CurvatureBlock, Use
+from tfkfac.capture import Capture, Record
+from tfkfac.preconditioner import state_dtype
+
+
+def unwrapped(optimizer):
+    """Returns the optimizer within a `LossScaleOptimizer`, or itself."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
+class Step:
+    """The statistics of one step: recorded calls and what they lead to.
+
+    Args:
+        optimizer: The `KFAC`, for its settings.
+        capture: What recorded them.
+        blocks: All blocks of the model.
+        records: The calls of the model.
+
+    Raises:
+        ValueError: No likelihood is known for a loss.
+    """
+
+    def __init__(
+        self,
+        optimizer,
+        capture: Capture,
+        blocks: Sequence[CurvatureBlock],
+        records: Sequence[Record],
+    ):
+        self._settings, self._capture = optimizer, capture
+        self._model = capture.model
+        self._blocks, self._records = blocks, records
+        self._terms = [
+            fisher.resolve(
+                record,
+                self._model,
+                self._settings.likelihood,
+                sampled=self._settings.fisher == "sampled",
+            )
+            for record in records
+        ]
+
+    def examples(self) -> tf.Tensor:
+        """Returns the number of examples, an int64 scalar."""
+        output = self._records[0].outputs[0]
+        return tf.shape(output, out_type=tf.int64)[0]
+
+    def loss_is_mean(self) -> bool:
+        """Whether the loss is a mean over its terms, rather than a sum."""
+        return fisher.is_mean(self._terms)
+
+    def divisor(self, dtype: tf.DType) -> tf.Tensor:
+        """Returns D, such that D V is a sum over loss terms; N for a mean."""
+        return fisher.divisor(self._terms, dtype)
+
+    def statistics(
+        self,
+        variables,
+        update: tf.Tensor,
+        examples_before: tf.Tensor | int = 0,
+    ) -> tuple[list[Use], tf.Tensor]:
+        """Computes the gradients of the statistics' loss.
+
+        Args:
+            variables: Those that have gradients.
+            update: t, the key of the sampled targets.
+            examples_before: The number of examples of the joint batch of the
+                update that come before those of this step.
+
+        Returns:
+            (all uses of layers with their gradients, the number N of terms).
+        """
+        dtypes = [state_dtype(v) for v in self._model.trainable_variables]
+        dtype = tf.float64 if tf.float64 in dtypes else tf.float32
+        capture = self._capture
+        if self._settings.fisher == "sampled":
+            count = fisher.set_sampled_gradients(
+                capture,
+                self._records,
+                self._terms,
+                dtype=dtype,
+                seed=self._settings.seed,
+                update=update,
+                examples_before=examples_before,
+            )
+        else:
+            count = fisher.set_empirical_gradients(
+                capture,
+                self._records,
+                self._terms,
+                dtype=dtype,
+                loss_scale=tf.cast(self._loss_scale(), dtype),
+            )
+        uses = [use for record in self._records for use in record.uses]
+        self._note_unreached(uses, variables)
+        return uses, count
+
+    def _note_unreached(self, uses, variables) -> None:
+        """Leaves blocks to the fallback whose gradients are out of reach.
+
+        The layer was called and its variables have gradients, but its output
+        has none: the forward pass that counts was another one, as with
+        rematerialization.
+        """
+        given = {id(v) for v in variables}
+        reached = {id(u.layer) for u in uses if u.gradient is not None}
+        unusable = self._capture.unusable
+        for block in self._blocks:
+            called = any(block.is_of(use) for use in uses)
+            called = called and id(block.variables[0]) in given
+            key = id(block.layer)
+            if called and key not in reached and key not in unusable:
+                unusable[key] = (
+                    "no gradient reaches its output (a rematerialized scope?)"
+                )
+                logging.warning(
+                    "%s: %s; it takes the plain gradient.",
+                    block.path,
+                    unusable[key],
+                )
+
+    def _loss_scale(self):
+        """Returns what the training loss was multiplied by."""
+        outer = getattr(self._model, "optimizer", None)
+        if isinstance(outer, keras.optimizers.LossScaleOptimizer):
+            return outer.dynamic_scale.value
+        return self._settings.loss_scale_factor or 1.0
