@@ -125,6 +125,18 @@ def assign(items: Sequence[Item], ranks: int) -> list[int]:
     return owners
 
 
+def scatters(lengths: Sequence[int]) -> bool:
+    """Whether each rank is sent its part of a sum, rather than all of it.
+
+    Not where the longest part makes its rank receive more than an all-reduce
+    would.
+
+    Args:
+        lengths: Of the parts, one for each rank.
+    """
+    return len(lengths) * max(lengths) <= 2 * sum(lengths)
+
+
 def _add(a, b, sign=1):
     return [x + sign * y for x, y in zip(a, b)]
 

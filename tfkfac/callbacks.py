@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from tfkfac import communicator, initial_state
+from tfkfac.loss_scale import unwrapped
 from tfkfac.optimizer import KFAC
-from tfkfac.step import unwrapped
 
 
 class StopOnSkippedSteps(keras.callbacks.Callback):

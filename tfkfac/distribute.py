@@ -5,10 +5,11 @@ import itertools
 import keras
 import tensorflow as tf
 
-from tfkfac import communicator
+from tfkfac import communicator, loss_scale, packing
 from tfkfac.optimizer import KFAC
 
 _names = itertools.count()
+_HOOK = "_clip_gradients"  # The last that all gradients pass together.
 
 
 def distribute(
@@ -37,53 +38,26 @@ def distribute(
             f"tfkfac.distribute: {optimizer!r} is not a Keras optimizer."
         )
     ranks = communicator.current()
-    inner = optimizer
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        inner = optimizer.inner_optimizer
+    inner = loss_scale.unwrapped(optimizer)
     if isinstance(inner, KFAC) or ranks.size == 1:
         return optimizer
-    if inner is not optimizer:
-        _agree_on_finiteness(optimizer, ranks)
-    _average_gradients(inner, ranks)
+    name = f"{inner.name}.{next(_names)}"
+    if inner is not optimizer and "check_finite" not in optimizer.__dict__:
+        loss_scale.agree_on_finiteness(optimizer, ranks, name + ".loss_scale")
+    if _HOOK not in inner.__dict__:
+        _average_gradients(inner, ranks, name + ".gradients")
     return optimizer
 
 
-def _average_gradients(optimizer, ranks):
-    name = "_clip_gradients"  # The last that all gradients pass together.
-    if name in optimizer.__dict__:
-        return
-    clip = getattr(optimizer, name)
-    collective = f"{optimizer.name}.{next(_names)}.gradients"
+def _average_gradients(optimizer, ranks, name):
+    clip = getattr(optimizer, _HOOK)
 
     def average_and_clip(grads):
-        present = [g for g in grads if g is not None]
-        dense = [tf.convert_to_tensor(g) for g in present]
-        sizes = [g.shape.num_elements() for g in dense]
-        dtype = tf.float64 if tf.float64 in {g.dtype for g in dense} else (
-            tf.float32
-        )  # fmt: skip
-        flat = [tf.reshape(tf.cast(g, dtype), [-1]) for g in dense]
-        mean = ranks.all_reduce(tf.concat(flat, axis=0), collective) / tf.cast(
-            ranks.size, dtype
-        )
-        means = iter(
-            tf.cast(tf.reshape(part, g.shape), g.dtype)
-            for part, g in zip(tf.split(mean, sizes), dense)
-        )
+        dense = [tf.convert_to_tensor(g) for g in grads if g is not None]
+        dtype = packing.widest(g.dtype for g in dense)
+        total = ranks.all_reduce(packing.flatten(dense, dtype), name)
+        means = packing.unflatten(total / tf.cast(ranks.size, dtype), dense)
+        means = iter(tf.cast(m, g.dtype) for m, g in zip(means, dense))
         return clip([g if g is None else next(means) for g in grads])
 
-    optimizer.__dict__[name] = average_and_clip
-
-
-def _agree_on_finiteness(optimizer, ranks):
-    name = "check_finite"
-    if name in optimizer.__dict__:
-        return
-    check = optimizer.check_finite
-
-    def check_on_all_ranks(grads):
-        failed = tf.cast(tf.logical_not(check(grads)), tf.float32)
-        failed = ranks.all_reduce(failed[tf.newaxis], "loss_scale")
-        return tf.equal(failed[0], 0)
-
-    optimizer.__dict__[name] = check_on_all_ranks
+    optimizer.__dict__[_HOOK] = average_and_clip

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from tfkfac import linalg
+from tfkfac import assignment, packing
 from tfkfac.blocks import CurvatureBlock, Moment
 from tfkfac.communicator import Communicator
 
@@ -43,18 +43,18 @@ class Exchange:
         name: str,
         half: bool = False,
     ):
-        self.communicator = communicator
+        self._ranks = communicator
         self.rank, self.size = communicator.rank, communicator.size
         self.group_size = group_size
         self.block_owners = dict(zip(blocks, block_owners))
         self._variable_owners = variable_owners
         self._name, self._half = name, half
-        # One with the same inverses, and one of each group.
         with tf.init_scope():
             self._kept = tf.Variable(0.0, trainable=False)
             # Added to what is sent where that could be a constant: TensorFlow
             # would fold the collective while it optimizes the graph.
             self._zero = tf.Variable(0.0, trainable=False)
+        # Those with the same inverses, and one of each group.
         self._group = self._across = communicator
         n, g = self.size, group_size
         if 1 < g < n:
@@ -103,19 +103,21 @@ class Exchange:
         if self.size == 1:
             V = {k: s / tf.cast(divisor, s.dtype) for k, s in sums.items()}
             return V, finite, tf.zeros([], tf.int64)
-        dtype = _widest(sums.values())
+        dtype = packing.widest(g.dtype for g in sums.values())
         one_hot = tf.one_hot(self.rank, self.size, dtype=dtype)
         header = tf.stack([1 - tf.cast(finite, dtype), tf.cast(divisor, dtype)])
         header = tf.concat([header, one_hot * tf.cast(examples, dtype)], 0)
         ranks = range(self.size)
         owned = [self._owned(sums, [r]) for r in ranks]
         if self.group_size == 1:
-            parts = [_flatten([header, *o.values()], dtype) for o in owned]
+            parts = [
+                packing.flatten([header, *o.values()], dtype) for o in owned
+            ]
             found = self._reduce_scatter(parts, "gradients")
             held = owned[self.rank]
         else:
             held = {k: v for o in owned for k, v in o.items()}
-            joined = _flatten([header, *held.values()], dtype)
+            joined = packing.flatten([header, *held.values()], dtype)
             found = self._all_reduce(joined, "gradients")
         (failed, total, *counts), found = (
             tf.unstack(found[: 2 + self.size]),
@@ -123,7 +125,7 @@ class Exchange:
         )
         V = {
             k: tf.cast(value, sums[k].dtype) / tf.cast(total, sums[k].dtype)
-            for k, value in zip(held, _unflatten(found, held.values()))
+            for k, value in zip(held, packing.unflatten(found, held.values()))
             if self.holds(self._variable_owners[k])
         }
         before = sum(counts[: self.rank], start=tf.zeros([], dtype))
@@ -144,7 +146,7 @@ class Exchange:
         examples = tf.cast(examples, tf.int64)
         if self.size == 1:
             return tf.zeros_like(examples), examples
-        counts = self.communicator.all_gather(
+        counts = self._ranks.all_gather(
             (examples + tf.cast(self._zero, tf.int64))[tf.newaxis],
             [1] * self.size,
             self._name + ".examples",
@@ -154,21 +156,20 @@ class Exchange:
         return tf.reduce_sum(counts[: self.rank]), tf.reduce_sum(counts)
 
     def _all_reduce(self, tensor, name):
-        return self.communicator.all_reduce(tensor, f"{self._name}.{name}")
+        return self._ranks.all_reduce(tensor, f"{self._name}.{name}")
 
     def _reduce_scatter(self, parts: Sequence[tf.Tensor], name: str):
         """Returns the sum over the ranks of the part of this rank.
 
         By an all-to-all and a sum, so that parts of unequal length need no
-        padding; where the longest part makes one rank receive more than an
-        all-reduce would move, by an all-reduce.
+        padding, or by an all-reduce (`assignment.scatters`).
         """
         lengths = [p.shape[0] for p in parts]
         joined = tf.concat(parts, axis=0)
-        if self.size * max(lengths) > 2 * sum(lengths):
+        if not assignment.scatters(lengths):
             joined = self._all_reduce(joined, name)
             return tf.split(joined, lengths)[self.rank]
-        received = self.communicator.all_to_all(
+        received = self._ranks.all_to_all(
             joined, lengths, f"{self._name}.{name}"
         )
         return tf.reduce_sum(received, axis=0)
@@ -193,67 +194,27 @@ class Exchange:
             {b: m for b, m in moments.items() if self.block_owners[b] == rank}
             for rank in range(self.size)
         ]
-        mine = owned[self.rank]
-        totals = [m for of_block in mine.values() for m in of_block]
+        moments_of = [[m for ms in o.values() for m in ms] for o in owned]
+        own = moments_of[self.rank]
         if self._half:
-            found = self._send_half(owned, count)
+            parts = [packing.flatten_half(ms, count) for ms in moments_of]
+            received = self._ranks.all_to_all(
+                tf.concat(parts, axis=0),
+                [p.shape[0] for p in parts],
+                self._name + ".statistics",
+            )
+            found = packing.sum_half(received, own)
         else:
-            parts = [self._statistics(o, count) for o in owned]
+            parts = [packing.flatten_moments(ms, count) for ms in moments_of]
             found = self._reduce_scatter(parts, "statistics")
         self._keep(found)
-        packed = [_packed(m) for m in totals]
-        values = _unflatten(found[1:], [m.rows for m in totals] + packed)
-        sums = iter(
-            Moment(_unpacked(value, m.total), rows)
-            for m, rows, value in zip(totals, values, values[len(totals) :])
-        )
-        reduced = {b: [next(sums) for _ in ms] for b, ms in mine.items()}
-        return reduced, tf.cast(found[0], count.dtype)
-
-    @staticmethod
-    def _statistics(owned, count):
-        """Returns N, all R and all packed moments as one vector."""
-        flat = [m for of_block in owned.values() for m in of_block]
-        dtype = _widest([count, *(m.total for m in flat)])
-        rows = [m.rows for m in flat]
-        return _flatten([count, *rows, *map(_packed, flat)], dtype)
-
-    def _send_half(self, owned, count):
-        """As `_reduce_scatter` of `_statistics`, in float16 but for counts.
-
-        Each moment is divided by its largest element, so that nothing
-        overflows, and the sum over the ranks is taken in float32.
-        """
-        parts, numbers = [], []
-        for of_rank in owned:
-            flat = [m for of_block in of_rank.values() for m in of_block]
-            packed = [tf.cast(_packed(m), tf.float32) for m in flat]
-            scales = [tf.reduce_max(tf.abs(p)) for p in packed]
-            scales = [tf.where(s > 0, s, 1) for s in scales]
-            head = [count, *(m.rows for m in flat), *scales]
-            head = tf.stack([tf.cast(x, tf.float32) for x in head])
-            head = tf.reshape(tf.bitcast(head, tf.float16), [-1])
-            halves = [
-                tf.cast(p / s, tf.float16) for p, s in zip(packed, scales)
-            ]
-            parts.append(tf.concat([head, *halves], axis=0))
-            numbers.append([p.shape[0] for p in packed])
-        received = self.communicator.all_to_all(
-            tf.concat(parts, axis=0),
-            [p.shape[0] for p in parts],
-            self._name + ".statistics",
-        )
-        lengths = numbers[self.rank]
-        k = len(lengths)
-        split = 2 * (1 + 2 * k)
-        head = tf.reshape(received[:, :split], [self.size, 1 + 2 * k, 2])
-        head = tf.bitcast(head, tf.float32)
-        parts = tf.split(received[:, split:], lengths, 1) if lengths else []
-        moments = [
-            tf.cast(part, tf.float32) * head[:, 1 + k + i, tf.newaxis]
-            for i, part in enumerate(parts)
-        ]
-        return tf.reduce_sum(tf.concat([head[:, : 1 + k], *moments], 1), axis=0)
+        totals, total_count = packing.unflatten_moments(found, own)
+        totals = iter(totals)
+        reduced = {
+            block: [next(totals) for _ in of_block]
+            for block, of_block in owned[self.rank].items()
+        }
+        return reduced, tf.cast(total_count, count.dtype)
 
     def share_inverses(
         self, inverses: Mapping[CurvatureBlock, Sequence[tf.Variable]]
@@ -277,14 +238,14 @@ class Exchange:
         ]
         values = [self._zero.value()]
         values += [v.value() for v in owned[self.rank - first]]
-        dtype = _widest(v for vs in owned for v in vs if v.dtype.is_floating)
+        dtype = packing.widest(v.dtype for vs in owned for v in vs)
         lengths = [1 + sum(v.shape.num_elements() for v in vs) for vs in owned]
         found = self._group.all_gather(
-            _flatten(values, dtype), lengths, self._name + ".inverses"
+            packing.flatten(values, dtype), lengths, self._name + ".inverses"
         )
         for variables, part in zip(owned, found):
             self._keep(part)
-            values = _unflatten(part[1:], variables)
+            values = packing.unflatten(part[1:], variables)
             for variable, value in zip(variables, values):
                 variable.assign(tf.cast(value, variable.dtype))
 
@@ -308,7 +269,7 @@ class Exchange:
             for i in range(0, self.size, self.group_size)
         ]
         own = groups[self.rank // self.group_size]
-        dtype = _widest(shapes.values())
+        dtype = packing.widest(t.dtype for t in shapes.values())
         sums = tf.cast(sums, dtype) + tf.cast(self._zero, dtype)
         count = sums.shape[0]
         lengths = [
@@ -316,52 +277,14 @@ class Exchange:
             for o in groups
         ]
         found = self._across.all_gather(
-            _flatten([sums, *(U[k] for k in own)], dtype),
+            packing.flatten([sums, *(U[k] for k in own)], dtype),
             lengths,
             self._name + ".updates",
         )
         result = {}
         for of_group, part in zip(groups, found):
-            values = _unflatten(part[count:], of_group.values())
+            values = packing.unflatten(part[count:], of_group.values())
             for k, value in zip(of_group, values):
                 result[k] = tf.cast(value, shapes[k].dtype)
         total = tf.reduce_sum(tf.stack([p[:count] for p in found]), axis=0)
         return result, tf.cast(total, tf.float64)
-
-
-def _widest(tensors) -> tf.DType:
-    dtypes = {t.dtype for t in tensors}
-    return tf.float64 if tf.float64 in dtypes else tf.float32
-
-
-def _flatten(tensors, dtype: tf.DType) -> tf.Tensor:
-    """Returns the elements of all tensors as one vector."""
-    flat = [tf.reshape(tf.cast(t, dtype), [-1]) for t in tensors]
-    return tf.concat(flat, axis=0) if flat else tf.zeros([0], dtype)
-
-
-def _unflatten(vector: tf.Tensor, templates) -> list[tf.Tensor]:
-    """Undoes `_flatten`, for tensors shaped as `templates`."""
-    shapes = [t.shape for t in templates]
-    if not shapes:
-        return []
-    parts = tf.split(vector, [s.num_elements() for s in shapes])
-    return [tf.reshape(part, s) for part, s in zip(parts, shapes)]
-
-
-def _packed(moment: Moment) -> tf.Tensor:
-    """Returns what is sent of a moment, as a vector."""
-    total = moment.total
-    if total.shape.rank == 3:
-        total = linalg.pack_symmetric(total)
-    return tf.reshape(total, [total.shape.num_elements()])
-
-
-def _unpacked(vector: tf.Tensor, template: tf.Tensor) -> tf.Tensor:
-    """Undoes `_packed`, for a moment shaped as `template`."""
-    groups = template.shape[0]
-    vector = tf.cast(vector, template.dtype)
-    if template.shape.rank == 3:
-        packed = tf.reshape(vector, [groups, -1])
-        return linalg.unpack_symmetric(packed, template.shape[1])
-    return tf.reshape(vector, template.shape)

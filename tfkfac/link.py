@@ -10,13 +10,14 @@ from tfkfac import (
     assignment,
     communicator,
     initial_state,
+    loss_scale,
     registry,
     report,
 )
 from tfkfac.capture import Capture
 from tfkfac.exchange import Exchange
 from tfkfac.preconditioner import Preconditioner
-from tfkfac.step import Step, unwrapped
+from tfkfac.step import Step
 
 _links = itertools.count()
 
@@ -47,6 +48,7 @@ class Link:
         self._name = f"tfkfac.{next(_links)}"
         self._shared = self.communicator.size == 1
         self._gathered = None
+        self._watched = None
         if self.communicator.size > 1:
             optimizer.curvature.to_save = self._state_to_save
             self._watch_compilation()
@@ -64,7 +66,7 @@ class Link:
         """Registers; returns whether a call is one of this optimizer's."""
         if not self.model.trainable_variables:
             return False
-        other = unwrapped(getattr(self.model, "optimizer", None))
+        other = loss_scale.unwrapped(getattr(self.model, "optimizer", None))
         if other not in (None, self.optimizer) and other.built:
             return False
         self.register()
@@ -76,7 +78,7 @@ class Link:
         """Gives all ranks the state of rank 0, before the first step."""
         optimizer, curvature = self.optimizer, self.optimizer.curvature
         outer = getattr(self.model, "optimizer", None)
-        if unwrapped(outer) is not optimizer:
+        if loss_scale.unwrapped(outer) is not optimizer:
             outer = optimizer
         initial_state.broadcast(self.model, outer, self.communicator)
         initial_state.broadcast_curvature(curvature, self.communicator)
@@ -192,37 +194,16 @@ class Link:
         )
 
     def _watch_loss_scale(self) -> None:
-        """Undoes the forward pass of a step that the loss scale skips.
-
-        The scale stays at 1 or more: batches with NaN, which no scale mends,
-        would take it down until all gradients vanish.
-        """
+        """Undoes the forward pass of a step that the loss scale skips."""
         outer = getattr(self.model, "optimizer", None)
-        if not isinstance(outer, keras.optimizers.LossScaleOptimizer):
+        if outer is self._watched or loss_scale.unwrapped(outer) is outer:
             return
-        name = "_stateful_handle_non_finite_grads"
-        if name in outer.__dict__:
-            return
-        handle = getattr(outer, name)
-
-        def handle_and_undo():
-            handle()
-            scale = outer.dynamic_scale
-            scale.assign(tf.maximum(scale.value, 1.0))
-            self.capture.undo_forward_pass()
-
-        outer.__dict__[name] = handle_and_undo
-        check = outer.check_finite
-
-        def check_on_all_ranks(grads):
-            failed = tf.cast(tf.logical_not(check(grads)), tf.float32)
-            failed = self.communicator.all_reduce(
-                failed[tf.newaxis], self._name + ".loss_scale"
-            )
-            return tf.equal(failed[0], 0)
-
+        loss_scale.call_when_skipped(outer, self.capture.undo_forward_pass)
         if self.communicator.size > 1:
-            outer.__dict__["check_finite"] = check_on_all_ranks
+            loss_scale.agree_on_finiteness(
+                outer, self.communicator, self._name + ".loss_scale"
+            )
+        self._watched = outer
 
     def require_fitting_state(self) -> None:
         """Raises ValueError where loaded curvature is of another model."""

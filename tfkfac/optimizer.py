@@ -10,6 +10,7 @@ from absl import logging
 from tfkfac import inverters, report, settings
 from tfkfac.curvature import Curvature
 from tfkfac.link import Link
+from tfkfac.loss_scale import unwrapped
 from tfkfac.preconditioner import state_dtype
 from tfkfac.schedules import (
     Period,
@@ -17,7 +18,6 @@ from tfkfac.schedules import (
     positive_integer,
     serialize,
 )
-from tfkfac.step import unwrapped
 from tfkfac.update import Update
 
 

@@ -6,17 +6,10 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import fisher
+from tfkfac import fisher, packing
 from tfkfac.blocks import CurvatureBlock, Use
 from tfkfac.capture import Capture, Record
 from tfkfac.preconditioner import state_dtype
-
-
-def unwrapped(optimizer):
-    """Returns the optimizer within a `LossScaleOptimizer`, or itself."""
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer.inner_optimizer
-    return optimizer
 
 
 class Step:
@@ -69,7 +62,7 @@ class Step:
         self,
         variables,
         update: tf.Tensor,
-        examples_before: tf.Tensor | int = 0,
+        examples_before: tf.Tensor | int,
     ) -> tuple[list[Use], tf.Tensor]:
         """Computes the gradients of the statistics' loss.
 
@@ -82,8 +75,9 @@ class Step:
         Returns:
             (all uses of layers with their gradients, the number N of terms).
         """
-        dtypes = [state_dtype(v) for v in self._model.trainable_variables]
-        dtype = tf.float64 if tf.float64 in dtypes else tf.float32
+        dtype = packing.widest(
+            state_dtype(v) for v in self._model.trainable_variables
+        )
         capture = self._capture
         if self._settings.fisher == "sampled":
             count = fisher.set_sampled_gradients(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfkfac import packing
 from tfkfac.preconditioner import state_dtype
 
 
@@ -71,9 +72,7 @@ class Update:
         )
 
     def _divisor(self):
-        dtypes = [g.dtype for g in self.grads]
-        dtype = tf.float64 if tf.float64 in dtypes else tf.float32
-        return self.step.divisor(dtype)
+        return self.step.divisor(packing.widest(g.dtype for g in self.grads))
 
     def _scale_sums(self):
         """Makes V such that its mean over the ranks is that of a summed loss.

@@ -63,7 +63,8 @@ def plan(items: list[assignment.Item], ranks: int) -> dict:
     size = sum(i.gradient for i in items)
     longest = row["gradient"]
     even = size * (ranks - 1) / ranks
-    if ranks * longest > 2 * size:
+    scatters = assignment.scatters([load["gradient"] for load in loads])
+    if not scatters:
         kind, mean, most = "all-reduce", 2 * even, 2 * even
     else:
         kind, mean, most = "all-to-all", even, longest * (ranks - 1)

@@ -1,0 +1,54 @@
+"""Keras' `LossScaleOptimizer`, which wraps an optimizer in mixed precision."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from tfkfac.communicator import Communicator
+
+_Scaling = keras.optimizers.LossScaleOptimizer
+
+
+def unwrapped(optimizer):
+    """Returns the optimizer within a `LossScaleOptimizer`, or itself."""
+    if isinstance(optimizer, _Scaling):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
+def agree_on_finiteness(
+    optimizer: _Scaling, ranks: Communicator, name: str
+) -> None:
+    """Has all ranks skip what one of them would skip.
+
+    Args:
+        optimizer: It decides alone otherwise.
+        ranks: The ranks.
+        name: Of the collective.
+    """
+    check = optimizer.check_finite
+
+    def check_on_all_ranks(grads):
+        failed = tf.cast(tf.logical_not(check(grads)), tf.float32)
+        return tf.equal(ranks.all_reduce(failed[tf.newaxis], name)[0], 0)
+
+    optimizer.__dict__["check_finite"] = check_on_all_ranks
+
+
+def call_when_skipped(optimizer: _Scaling, undo: Callable[[], None]) -> None:
+    """Has `undo` called in the steps that the optimizer skips.
+
+    The scale stays at 1 or more: batches with NaN, which no scale mends, would
+    take it down until all gradients vanish.
+    """
+    name = "_stateful_handle_non_finite_grads"
+    handle = getattr(optimizer, name)
+
+    def handle_and_undo():
+        handle()
+        scale = optimizer.dynamic_scale
+        scale.assign(tf.maximum(scale.value, 1.0))
+        undo()
+
+    optimizer.__dict__[name] = handle_and_undo
