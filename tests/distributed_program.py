@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 import tfkfac
+from trainers.layers import GhostBatchNormalization
 
 STEPS, BATCH = 20, 12  # Divided by 1, 2, 3 and 4 ranks.
 RNG = np.random.default_rng(0)
@@ -52,6 +53,21 @@ def image_model():
     )
 
 
+def ghost_model(virtual_batch_size):
+    return keras.Sequential(
+        [
+            keras.Input((5, 5, 2)),
+            keras.layers.Conv2D(3, 3, use_bias=False, name="conv"),
+            GhostBatchNormalization(
+                virtual_batch_size=virtual_batch_size, name="ghost"
+            ),
+            keras.layers.ReLU(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, name="logits"),
+        ]
+    )
+
+
 def token_model():
     inputs = keras.Input((6,), dtype="int32")
     tied = keras.layers.ReversibleEmbedding(9, 5, mask_zero=True, name="tied")
@@ -61,6 +77,8 @@ def token_model():
 
 MODELS = {
     "images": (image_model, IMAGES, CLASSES),
+    "ghosts of 2": (lambda: ghost_model(2), IMAGES, CLASSES),
+    "ghosts of 3": (lambda: ghost_model(3), IMAGES, CLASSES),
     "tokens": (token_model, TOKENS, TOKENS),
 }
 # name: (model, options of KFAC, options of compile, micro-steps)
@@ -93,6 +111,8 @@ for _name in ("images", "tokens", "micro-steps"):
             _compile,
             _micro,
         )
+for _name in ("ghosts of 2", "ghosts of 3"):
+    CASES[_name] = (_name, {"norm_curvature": "full"}, {}, 1)
 CASES["half"] = ("tokens", {"communication_dtype": "float16"}, {}, 1)
 
 
@@ -146,16 +166,24 @@ def train(case, rank, size):
     return model
 
 
+def fits(case, size):
+    """Whether groups of ranks, and ghost batches, divide what they are of."""
+    strategy = CASES[case][1].get("strategy")
+    if isinstance(strategy, int) and size % strategy:
+        return False
+    name = CASES[case][0]
+    return not name.startswith("ghosts") or BATCH // size % int(name[-1]) == 0
+
+
 def main(folder, *cases):
     communicator = tfkfac.init()
     rank, size = communicator.rank, communicator.size
     results = {}
     for case in cases or CASES:
-        strategy = CASES[case][1].get("strategy")
-        if isinstance(strategy, int) and size % strategy:
+        if not fits(case, size):
             continue
         model = train(case, rank, size)
-        weights = [w.ravel() for w in model.get_weights()]
+        weights = [w.numpy().ravel() for w in model.trainable_weights]
         results[case] = np.concatenate(weights)
     pathlib.Path(folder).mkdir(exist_ok=True)
     np.savez(f"{folder}/{rank}.npz", **results)

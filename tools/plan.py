@@ -25,25 +25,6 @@ _MEASURE = flags.DEFINE_bool("measure", False, "Count at run time.")
 _STRATEGY = flags.DEFINE_string("strategy", "owner", "For --measure.")
 _HALF = flags.DEFINE_bool("half", False, "For --measure: float16 factors.")
 
-SHAPES = {"resnet50": ((224, 224, 3), 1000)}
-
-
-def build_model(name: str):
-    """Returns the model, and the shape of its images and classes."""
-    from trainers import models
-
-    shape, classes = SHAPES.get(name, ((32, 32, 3), 10))
-    return models.MODELS[name](shape, classes), shape, classes
-
-
-def items_of(model) -> list[assignment.Item]:
-    """Returns what the ranks share out."""
-    from tfkfac import registry
-
-    options = {"norm_curvature": "diagonal", "tied": "pooled"}
-    registration = registry.register_model(model, (), {}, options)
-    return assignment.model_items(registration.blocks, registration.fallback)
-
 
 def plan(items: list[assignment.Item], ranks: int) -> dict:
     """Returns the figures for a number of ranks."""
@@ -95,64 +76,25 @@ def print_rows(rows: list[dict]) -> None:
         print(key.ljust(width), *(cell.rjust(11) for cell in cells))
 
 
-class Counting:
-    """A communicator that counts what it is asked for while it runs."""
-
-    def __init__(self, inner):
-        import tensorflow as tf
-
-        self._inner, self.rank, self.size = inner, inner.rank, inner.size
-        with tf.init_scope():
-            self.calls = tf.Variable(0, dtype=tf.int64)
-            self.sent = tf.Variable(0.0, dtype=tf.float64)  # Bytes.
-
-    def __getattr__(self, name):
-        return getattr(self._inner, name)
-
-    def _count(self, elements, tensor):
-        self.calls.assign_add(1)
-        self.sent.assign_add(elements * tensor.dtype.size)
-
-    def all_reduce(self, tensor, name):
-        n = self.size
-        self._count(2 * (n - 1) / n * tensor.shape[0], tensor)
-        return self._inner.all_reduce(tensor, name)
-
-    def all_to_all(self, tensor, lengths, name):
-        self._count(sum(lengths) - lengths[self.rank], tensor)
-        return self._inner.all_to_all(tensor, lengths, name)
-
-    def all_gather(self, tensor, lengths, name):
-        self._count((self.size - 1) * lengths[self.rank], tensor)
-        return self._inner.all_gather(tensor, lengths, name)
-
-    def split(self, members):
-        counted = Counting.__new__(Counting)
-        counted.__dict__.update(self.__dict__)
-        counted._inner = self._inner.split(members)
-        counted.rank, counted.size = counted._inner.rank, counted._inner.size
-        return counted
-
-
 def measure() -> list[dict]:
     """Returns the collectives and bytes of each kind of step."""
     import keras
     import numpy as np
 
     import tfkfac
-    from tfkfac import communicator
+    from tools.counting import counted
+    from tools.image_models import build_model, items_of, register
 
-    counting = Counting(tfkfac.init())
-    communicator.current = lambda: counting
-    model, shape, classes = build_model(_MODEL.value)
     strategy = _STRATEGY.value
-    optimizer = tfkfac.KFAC(
-        factor_update_period=2,
-        inverse_update_period=4,
-        strategy=int(strategy) if strategy.isdigit() else strategy,
-        communication_dtype="float16" if _HALF.value else "float32",
-        model=model,
-    )
+    with counted(tfkfac.init()) as counting:
+        model, shape, classes = build_model(_MODEL.value)
+        optimizer = tfkfac.KFAC(
+            factor_update_period=2,
+            inverse_update_period=4,
+            strategy=int(strategy) if strategy.isdigit() else strategy,
+            communication_dtype="float16" if _HALF.value else "float32",
+            model=model,
+        )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss)
     x, y = np.random.rand(4, *shape), np.random.randint(classes, size=4)
@@ -166,7 +108,7 @@ def measure() -> list[dict]:
              float(counting.sent) - before[1])
         )  # fmt: skip
     n = counting.size
-    items = items_of(model)
+    items = items_of(register(model))
     part = 4 * (n - 1) / n
     gradient = part * sum(i.gradient for i in items)
     factors = part * sum(i.statistics for i in items) / (1 + _HALF.value)
@@ -198,7 +140,9 @@ def main(argv: list[str]) -> None:
         if communicator.current().rank == 0:
             print_rows(rows)
         return
-    items = items_of(build_model(_MODEL.value)[0])
+    from tools.image_models import build_model, items_of, register
+
+    items = items_of(register(build_model(_MODEL.value)[0]))
     print_rows([plan(items, int(n)) for n in _RANKS.value])
 
 
