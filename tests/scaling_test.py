@@ -36,8 +36,8 @@ def test_two_ranks_by_hand():
 
 
 def test_resnet50_is_that_of_the_paper():
-    """4.1 G multiplications in the forward pass, 107 layers."""
+    """3.8 G multiplications forward (He et al. 2015), 107 layers."""
     found = image_models.register(image_models.build_model("resnet50")[0])
     forward = scaling_prediction.forward_cost(found.blocks)
-    assert forward == pytest.approx(4.09e9, rel=0.01)
+    assert forward == pytest.approx(3.86e9, rel=0.01)
     assert len(found.blocks) == 107 and not found.fallback
