@@ -49,8 +49,19 @@ def second_moment(
     S = tf.cast(S, dtype) * tf.square(scale)
     if not append_one:
         return S
-    s = tf.reduce_sum(tf.cast(rows, dtype), axis=1)[:, :, tf.newaxis]
-    corner = tf.fill([groups, 1, 1], tf.cast(count, dtype))
+    return append_sums(S, tf.reduce_sum(tf.cast(rows, dtype), axis=1), count)
+
+
+def append_sums(S: tf.Tensor, sums: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Returns the second moment of rows that end in a 1, for that without it.
+
+    Args:
+        S: [groups, dim, dim].
+        sums: Of the rows, [groups, dim].
+        count: Of the ones.
+    """
+    s = sums[:, :, tf.newaxis]
+    corner = tf.fill([S.shape[0], 1, 1], tf.cast(count, S.dtype))
     right = tf.concat([s, corner], axis=1)
     return tf.concat(
         [tf.concat([S, tf.linalg.matrix_transpose(s)], axis=1), right], axis=2

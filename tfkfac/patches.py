@@ -1,66 +1,75 @@
-"""Second moments of convolution patches."""
+"""Second moments of convolution patches, with and without the patches."""
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
 
 import tensorflow as tf
 
 
-def _pad(
-    x: tf.Tensor,
-    kernel_size: Sequence[int],
-    strides: Sequence[int],
-    padding: str,
-    dilation: Sequence[int],
-) -> tf.Tensor:
-    """Pads the spatial axes with zeros, as Keras' convolutions do."""
-    paddings = [(0, 0)]
-    for axis, (k, s, d) in enumerate(zip(kernel_size, strides, dilation)):
-        extent = (k - 1) * d + 1
-        if padding == "valid":
-            paddings.append((0, 0))
-        elif padding == "causal":
-            paddings.append((extent - 1, 0))
-        else:
-            n = x.shape[axis + 1] or tf.shape(x)[axis + 1]
-            total = tf.maximum(((n + s - 1) // s - 1) * s + extent - n, 0)
-            paddings.append((total // 2, total - total // 2))
-    return tf.pad(x, paddings + [(0, 0)])
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """What a convolution sees: one number for each spatial axis.
+
+    Attributes:
+        size: Of the kernel.
+        strides: Between output positions.
+        dilation: Between the elements of the kernel.
+        padding: "valid", "same" or (one spatial axis) "causal", with zeros as
+            Keras pads.
+    """
+
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: str
+
+    def extent(self, axis: int) -> int:
+        """Returns how many inputs the kernel spans."""
+        return (self.size[axis] - 1) * self.dilation[axis] + 1
+
+    def outputs(self, axis: int, n):
+        """Returns the number of output positions for `n` inputs."""
+        seen = n if self.padding != "valid" else n - self.extent(axis) + 1
+        return (seen + self.strides[axis] - 1) // self.strides[axis]
+
+    def pads(self, axis: int, n) -> tuple:
+        """Returns the zeros before and after `n` inputs."""
+        if self.padding == "valid":
+            return 0, 0
+        if self.padding == "causal":
+            return self.extent(axis) - 1, 0
+        reach = (self.outputs(axis, n) - 1) * self.strides[axis]
+        total = reach + self.extent(axis) - n
+        total = max(total, 0) if isinstance(n, int) else tf.maximum(total, 0)
+        return total // 2, total - total // 2
 
 
-def extract(
-    x: tf.Tensor,
-    kernel_size: Sequence[int],
-    strides: Sequence[int],
-    padding: str,
-    dilation: Sequence[int],
-) -> tf.Tensor:
+def extract(x: tf.Tensor, window: Window) -> tf.Tensor:
     """Returns what each position of the kernel sees.
 
     Args:
         x: [batch, *space, channels].
-        kernel_size, strides, dilation: One number per spatial axis.
-        padding: "valid", "same" or (one spatial axis) "causal".
+        window: The convolution's.
 
     Returns:
-        [batch * output positions, prod(kernel_size), channels], the offsets in
-        kernel order.
+        [batch * output positions, prod(size), channels], the offsets in kernel
+        order.
     """
-    x = _pad(x, kernel_size, strides, padding, dilation)
+    sizes = [x.shape[i + 1] or tf.shape(x)[i + 1] for i in _axes(window)]
+    pads = [window.pads(i, n) for i, n in enumerate(sizes)]
+    x = tf.pad(x, [(0, 0), *pads, (0, 0)])
     shape = tf.shape(x)
-    spans = [
-        shape[axis + 1] - (k - 1) * d
-        for axis, (k, d) in enumerate(zip(kernel_size, dilation))
-    ]
     views = []
-    for offset in itertools.product(*(range(k) for k in kernel_size)):
+    for offset in itertools.product(*map(range, window.size)):
         index = [slice(None)]
-        for o, d, s, span in zip(offset, dilation, strides, spans):
-            index.append(slice(o * d, o * d + span, s))
+        for i, o in enumerate(offset):
+            start = o * window.dilation[i]
+            stop = start + shape[i + 1] - window.extent(i) + 1
+            index.append(slice(start, stop, window.strides[i]))
         views.append(x[tuple(index)])
     patches = tf.stack(views, axis=-2)
-    return tf.reshape(patches, [-1, math.prod(kernel_size), x.shape[-1]])
+    return tf.reshape(patches, [-1, math.prod(window.size), x.shape[-1]])
 
 
 def group_rows(patches: tf.Tensor, groups: int) -> tf.Tensor:
@@ -75,3 +84,31 @@ def group_rows(patches: tf.Tensor, groups: int) -> tf.Tensor:
     split = tf.reshape(patches, [-1, k, groups, channels // groups])
     split = tf.transpose(split, [2, 0, 1, 3])
     return tf.reshape(split, [groups, -1, k * channels // groups])
+
+
+def _axes(window: Window) -> range:
+    return range(len(window.size))
+
+
+def sums(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
+    """Returns the sum of all patches, [groups, prod(size) c], c per group.
+
+    Args:
+        x: [batch, *space, channels], the space known.
+        window, groups: The convolution's.
+    """
+    total = tf.reduce_sum(x, axis=0)
+    for i in _axes(window):
+        n = x.shape[i + 1]
+        low = window.pads(i, n)[0]
+        seen = [[0.0] * n for _ in range(window.size[i])]
+        for o, row in enumerate(seen):
+            for p in range(window.outputs(i, n)):
+                q = p * window.strides[i] + o * window.dilation[i] - low
+                if 0 <= q < n:
+                    row[q] = 1.0
+        # The first axis is the next one that is still of positions.
+        total = tf.tensordot(total, tf.constant(seen, x.dtype), [[0], [1]])
+    # Now [channels, *size].
+    total = tf.reshape(total, [groups, x.shape[-1] // groups, -1])
+    return tf.reshape(tf.linalg.matrix_transpose(total), [groups, -1])

@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from tfkfac import patches
+from tfkfac import autocorrelation, linalg, patches
 from tfkfac.blocks.base import Use
 from tfkfac.blocks.dense import unsupported_variant
 from tfkfac.blocks.kronecker import KroneckerBlock
@@ -19,6 +19,7 @@ class ConvolutionBlock(KroneckerBlock):
     """
 
     activation_is_last = True
+    without_patches = True  # Where that is faster.
 
     def __init__(self, layer):
         *window, c_in, c_out = layer.kernel.shape
@@ -42,15 +43,37 @@ class ConvolutionBlock(KroneckerBlock):
         return tf.transpose(x, [0, *space, 1])
 
     def input_rows(self, inputs):
-        layer = self.layer
-        x = patches.extract(
-            self._channels_last(inputs),
-            layer.kernel_size,
-            layer.strides,
-            layer.padding,
-            layer.dilation_rate,
-        )
+        x = patches.extract(self._channels_last(inputs), self._window())
         return patches.group_rows(x, self.groups)
+
+    def _window(self):
+        layer = self.layer
+        return patches.Window(
+            tuple(layer.kernel_size),
+            tuple(layer.strides),
+            tuple(layer.dilation_rate),
+            layer.padding,
+        )
+
+    def input_moment(self, inputs, mask, count, product_dtype, dtype):
+        x, window = self._channels_last(inputs), self._window()
+        if (
+            self.factors[0].diagonal
+            or product_dtype.size < 4
+            or not self.without_patches
+            or not autocorrelation.is_cheaper(
+                x.shape[1:-1], x.shape[-1], self.groups, window
+            )
+        ):
+            return super().input_moment(
+                inputs, mask, count, product_dtype, dtype
+            )
+        x = tf.cast(x, dtype)
+        S = autocorrelation.second_moment(x, window, self.groups)
+        if self.bias is None:
+            return S
+        sums = patches.sums(x, window, self.groups)
+        return linalg.append_sums(S, sums, count)
 
     def mask_rows(self, inputs, mask):
         return None  # Keras' convolutions do not look at masks.
@@ -132,5 +155,6 @@ class SeparablePointwiseBlock(ConvolutionBlock):
             d_out=c_out,
         )
 
-    def input_rows(self, inputs):
-        return tf.reshape(self._channels_last(inputs), [1, -1, self.d_in])
+    def _window(self):
+        ones = (1,) * self.layer.rank
+        return patches.Window(ones, ones, ones, "valid")

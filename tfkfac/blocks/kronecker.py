@@ -83,29 +83,50 @@ class KroneckerBlock(FactoredBlock):
         return [Moment.sum(of_factor) for of_factor in zip(*parts)]
 
     def _moments_of(self, use: Use, product_dtype, dtype) -> Sequence[Moment]:
-        a, g = self.input_rows(use.inputs), self.output_rows(use.gradient)
-        mask = None
+        g, mask = self.output_rows(use.gradient), None
         if use.mask is not None:
             mask = self.mask_rows(use.inputs, use.mask)
         if mask is None:
             count = tf.cast(tf.shape(g)[1], dtype)
         else:
-            a, g = a * tf.cast(mask, a.dtype), g * tf.cast(mask, g.dtype)
+            g *= tf.cast(mask, g.dtype)
             count = tf.reduce_sum(tf.cast(mask, dtype))
-        found = []
-        for factor, rows, append_one in zip(
-            self.factors, (a, g), (self.bias is not None, False)
-        ):
-            total = linalg.second_moment(
-                rows,
-                append_one=append_one,
-                count=count,
-                product_dtype=product_dtype,
-                dtype=dtype,
-                diagonal=factor.diagonal,
-            )
-            found.append(Moment(total, count))
-        return found
+        G = linalg.second_moment(
+            g,
+            append_one=False,
+            count=count,
+            product_dtype=product_dtype,
+            dtype=dtype,
+            diagonal=self.factors[1].diagonal,
+        )
+        A = self.input_moment(use.inputs, mask, count, product_dtype, dtype)
+        return [Moment(A, count), Moment(G, count)]
+
+    def input_moment(
+        self,
+        inputs: tf.Tensor,
+        mask: tf.Tensor | None,
+        count: tf.Tensor,
+        product_dtype: tf.DType,
+        dtype: tf.DType,
+    ) -> tf.Tensor:
+        """Returns the sum over the rows of a a^T, or its diagonal.
+
+        Args:
+            inputs: Of a call of the layer.
+            mask: What `mask_rows` gave.
+            count: The number of rows that count.
+            product_dtype, dtype: As of `linalg.second_moment`.
+        """
+        a = self.input_rows(inputs)
+        return linalg.second_moment(
+            a if mask is None else a * tf.cast(mask, a.dtype),
+            append_one=self.bias is not None,
+            count=count,
+            product_dtype=product_dtype,
+            dtype=dtype,
+            diagonal=self.factors[0].diagonal,
+        )
 
     def to_matrix(self, gradients):
         V = self.kernel_matrix(gradients[0])

@@ -1,0 +1,163 @@
+"""Second moments of patches, with and without building them."""
+
+import itertools
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfkfac import autocorrelation, patches
+from tfkfac.patches import Window
+
+RNG = np.random.default_rng(0)
+
+
+def loops(x, window):
+    """All patches, [rows, size * channels], by loops over their elements."""
+    n = len(window.size)
+    pads = [window.pads(i, x.shape[i + 1]) for i in range(n)]
+    counts = [window.outputs(i, x.shape[i + 1]) for i in range(n)]
+    x = np.pad(x, [(0, 0), *pads, (0, 0)])
+    rows = []
+    for p in itertools.product(*map(range, counts)):
+        row = []
+        for o in itertools.product(*map(range, window.size)):
+            at = [a * s + b * d for a, s, b, d in
+                  zip(p, window.strides, o, window.dilation)]  # fmt: skip
+            row.append(x[(slice(None), *at)])
+        rows.append(np.stack(row, axis=1))
+    return np.concatenate(rows)
+
+
+def by_group(found, groups):
+    rows, k, channels = found.shape
+    split = found.reshape(rows, k, groups, channels // groups)
+    return split.transpose(2, 0, 1, 3).reshape(groups, rows, -1)
+
+
+def compare(space, window, channels=4, groups=1):
+    x = RNG.normal(size=(3, *space, channels))
+    a = by_group(loops(x, window), groups)
+    expected = a.swapaxes(1, 2) @ a
+    found = autocorrelation.second_moment(tf.constant(x), window, groups)
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-12 * largest, rtol=0)
+    sums = patches.sums(tf.constant(x), window, groups)
+    np.testing.assert_allclose(sums, a.sum(1), atol=1e-12 * len(a[0]))
+    p = patches.group_rows(patches.extract(tf.constant(x), window), groups)
+    np.testing.assert_allclose(
+        tf.matmul(p, p, transpose_a=True), expected, atol=1e-12 * largest
+    )
+
+
+STEPS = {  # Strides and dilation.
+    "plain": ((1, 1), (1, 1)),
+    "strided": ((2, 2), (1, 1)),
+    "strided 3 by 1": ((3, 1), (1, 1)),
+    "dilated": ((1, 1), (2, 1)),
+    "dilated 2 by 3": ((1, 1), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_two_dimensions(padding, steps):
+    strides, dilation = STEPS[steps]
+    for size in itertools.product((1, 2, 3, 5), (1, 3, 4)):
+        window = Window(size, strides, dilation, padding)
+        for space in (7, 9), (10, 8):
+            fits = all(window.extent(i) <= n for i, n in enumerate(space))
+            if padding == "same" or fits:
+                compare(space, window, channels=2)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("steps", ["plain", "strided", "dilated"])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_groups_and_single_channels(padding, steps, groups):
+    compare((8, 7), Window((3, 3), *STEPS[steps], padding), groups=groups)
+
+
+@pytest.mark.parametrize("step", [(1, 1), (2, 1), (3, 1), (1, 2), (1, 4)])
+@pytest.mark.parametrize("padding", ["same", "valid", "causal"])
+def test_one_dimension(padding, step):
+    strides, dilation = ((number,) for number in step)
+    for size in (2, 3):
+        for groups in (1, 2, 4):
+            window = Window((size,), strides, dilation, padding)
+            compare((11,), window, groups=groups)
+
+
+@pytest.mark.parametrize("step", [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_three_dimensions(padding, step):
+    strides, dilation = ((number,) * 3 for number in step)
+    for groups in (1, 2):
+        window = Window((3, 2, 3), strides, dilation, padding)
+        compare((6, 5, 7), window, channels=2, groups=groups)
+
+
+def test_which_is_chosen():
+    def chosen(space, size, channels=16, groups=1, **options):
+        ones = (1,) * len(size)
+        window = {"strides": ones, "dilation": ones, "padding": "same"}
+        window = Window(size, **(window | options))
+        return autocorrelation.is_cheaper(space, channels, groups, window)
+
+    assert chosen((32, 32), (3, 3))
+    assert chosen((224, 224), (7, 7), 3, strides=(2, 2))
+    assert chosen((32, 32), (3, 3), 16, 16)
+    assert not chosen((32, 32), (1, 1))
+    assert not chosen((None, 32), (3, 3))
+    assert not chosen((1, 5), (4, 3), dilation=(2, 1))
+    assert not chosen((32, 32), (3, 3), 64, 32)  # Many groups of 2.
+
+
+def test_multiplications():
+    """Counted in the graph: fewer than with patches by what is promised."""
+    space, C, k = (16, 16), 8, 3
+    window = Window((k, k), (1, 1), (1, 1), "same")
+    n, c2 = space[0], C**2
+
+    @tf.function
+    def run():
+        x = tf.ones([1, *space, C])
+        return autocorrelation.second_moment(x, window, 1)
+
+    nodes = run.get_concrete_function().graph.as_graph_def().node
+    total = 0
+    graph = run.get_concrete_function().graph
+    for node in nodes:
+        if node.op == "Conv2DBackpropFilter":
+            op = graph.get_operation_by_name(node.name)
+            y, shape = op.inputs[2].shape, op.outputs[0].shape
+            total += math.prod(y[1:3]) * math.prod(shape)
+    counted = autocorrelation._Problem(space, window).cost() * c2
+    assert total == counted
+    assert n**2 * k * (2 * k - 1) * c2 < total
+    assert total < n**2 * k * (2 * k - 1) * c2 + n * k**3 * (k - 1) * c2
+    assert n**2 * k**4 * c2 / total > 4
+
+
+def test_no_patches_in_the_step(monkeypatch):
+    """The block takes this way by itself, for half-precision inputs too."""
+    from tfkfac.blocks import convolution
+
+    def refuse(*_):
+        raise AssertionError("patches were built")
+
+    monkeypatch.setattr(convolution.patches, "extract", refuse)
+    x = RNG.normal(size=(2, 9, 9, 3)).astype("float16")
+    layer = keras.layers.Conv2D(4, 3, padding="same")
+    layer.build(x.shape)
+    block = convolution.ConvolutionBlock(layer)
+    window = Window((3, 3), (1, 1), (1, 1), "same")
+    a = loops(x.astype("float64"), window).reshape(-1, 27)
+    a = np.concatenate([a, np.ones([len(a), 1])], axis=1)
+    found = block.input_moment(
+        tf.constant(x), None, len(a), tf.float32, tf.float32
+    )
+    assert found.dtype == tf.float32
+    np.testing.assert_allclose(found[0], a.T @ a, rtol=1e-4, atol=1e-3)
