@@ -39,6 +39,17 @@ class Inverter(abc.ABC):
             damping: A scalar.
         """
 
+    def invert_all(
+        self,
+        problems: Sequence[tuple[Sequence[bool], Sequence, tf.Tensor]],
+    ) -> list[list[tf.Tensor]]:
+        """Returns what `invert` does for each of several blocks.
+
+        Args:
+            problems: The arguments of `invert`; all matrices of one type.
+        """
+        return [self.invert(*problem) for problem in problems]
+
     @abc.abstractmethod
     def precondition(
         self, V: tf.Tensor, state: Sequence[tf.Tensor], damping: tf.Tensor
@@ -116,20 +127,34 @@ class CholeskyInverter(Inverter):
         ratio = tf.where(usable, a, 1) / tf.where(usable, g, 1)
         return tf.sqrt(ratio)
 
-    def invert(self, diagonal, matrices, damping):
+    def _shifts(self, diagonal, matrices, damping) -> list[tf.Tensor]:
         if len(matrices) == 1:
-            shifts = [tf.repeat(damping, matrices[0].shape[0])]
-        else:
-            pi, root = self._pi(diagonal, matrices), tf.sqrt(damping)
-            shifts = [pi * root, root / pi]
-        inverses = []
-        for flag, matrix, shift in zip(diagonal, matrices, shifts):
-            if flag:
-                matrix = linalg.nonnegative(matrix)
-                inverses.append(1 / (matrix + shift[:, tf.newaxis]))
-            else:
-                inverses.append(linalg.damped_inverse(matrix, shift))
-        return inverses
+            return [tf.repeat(damping, matrices[0].shape[0])]
+        pi, root = self._pi(diagonal, matrices), tf.sqrt(damping)
+        return [pi * root, root / pi]
+
+    def invert(self, diagonal, matrices, damping):
+        return self.invert_all([(diagonal, matrices, damping)])[0]
+
+    def invert_all(self, problems):
+        terms = [
+            term
+            for diagonal, matrices, damping in problems
+            for term in zip(
+                diagonal, matrices, self._shifts(diagonal, matrices, damping)
+            )
+        ]
+        dense = [(m, shift) for flag, m, shift in terms if not flag]
+        found = iter(
+            linalg.by_side(linalg.damped_inverse, *zip(*dense)) if dense else []
+        )
+        inverses = iter(
+            1 / (linalg.nonnegative(m) + shift[:, tf.newaxis])
+            if flag
+            else next(found)
+            for flag, m, shift in terms
+        )
+        return [[next(inverses) for _ in ms] for _, ms, _ in problems]
 
     def precondition(self, V, state, damping):
         U = _multiply(state[0], V)
@@ -158,14 +183,30 @@ class EigenInverter(Inverter):
         return state
 
     def invert(self, diagonal, matrices, damping):
+        return self.invert_all([(diagonal, matrices, damping)])[0]
+
+    def invert_all(self, problems):
+        # The tolerance is what factored damping with pi = 1 makes up for.
+        dense = [
+            (matrix, tf.repeat(tf.sqrt(damping), matrix.shape[0]))
+            for diagonal, matrices, damping in problems
+            for flag, matrix in zip(diagonal, matrices)
+            if not flag
+        ]
+        found = iter(
+            linalg.by_side(linalg.eigendecomposition, *zip(*dense))
+            if dense
+            else []
+        )
         values = []
-        for flag, matrix in zip(diagonal, matrices):
-            if flag:
-                values.append(linalg.nonnegative(matrix))
-            else:
-                # What factored damping with pi = 1 makes up for.
-                tolerance = tf.sqrt(damping)
-                values.extend(linalg.eigendecomposition(matrix, tolerance))
+        for diagonal, matrices, _ in problems:
+            of_block = []
+            for flag, matrix in zip(diagonal, matrices):
+                if flag:
+                    of_block.append(linalg.nonnegative(matrix))
+                else:
+                    of_block.extend(next(found))
+            values.append(of_block)
         return values
 
     def precondition(self, V, state, damping):

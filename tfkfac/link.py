@@ -17,6 +17,7 @@ from tfkfac import (
 from tfkfac.capture import Capture
 from tfkfac.exchange import Exchange
 from tfkfac.preconditioner import Preconditioner
+from tfkfac.refresh import DriftRefresh, Refresh, StaggeredRefresh
 from tfkfac.step import Step
 
 _links = itertools.count()
@@ -42,7 +43,7 @@ class Link:
             )
         self.optimizer, self.model = optimizer, model
         self.registration = None
-        self.preconditioner = None
+        self.preconditioner = self.refresh = None
         self._registered_for = None
         self.communicator = communicator.current()
         self._name = f"tfkfac.{next(_links)}"
@@ -165,7 +166,9 @@ class Link:
                 optimizer.curvature,
                 optimizer.factor_dtype,
                 accumulates=bool(optimizer.gradient_accumulation_steps),
+                keep_inverted=optimizer.refresh == "drift",
             )
+            self.refresh = self._refresh()
             if self.communicator.size > 1:
                 layers = registry.named_layers(self.model)
                 optimizer.curvature.forget_waiting(
@@ -174,6 +177,19 @@ class Link:
         self._registered_for = wanted
         report.log(self.model, self.registration, optimizer.curvature)
         self.require_fitting_state()
+
+    def _refresh(self) -> Refresh:
+        """Returns what decides which blocks are inverted."""
+        optimizer = self.optimizer
+        if optimizer.refresh == "staggered":
+            return StaggeredRefresh(self.preconditioner, optimizer.periods)
+        if optimizer.refresh == "drift":
+            return DriftRefresh(
+                self.preconditioner,
+                optimizer.periods,
+                optimizer.drift_tolerance,
+            )
+        return Refresh(self.preconditioner, optimizer.periods)
 
     def _exchange(self) -> Exchange:
         """Returns who owns what."""

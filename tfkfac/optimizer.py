@@ -51,6 +51,12 @@ class KFAC(keras.optimizers.Optimizer):
         factor_update_period: Updates from one factor update to the next.
         inverse_update_period: Updates from one inversion to the next.
         refresh: "periodic": all layers are inverted in the same update.
+            "staggered": each has its turn, one a period, so that no update
+            takes much longer than others. "drift": at the updates of the
+            period, those layers of which a factor has moved by more than
+            `drift_tolerance` since it was last inverted; it keeps a copy of
+            the factors.
+        drift_tolerance: The least |new - old| / |old| in the Frobenius norm.
         fisher: "sampled", the Fisher of the model's own prediction, for one
             more backward pass in updates with a factor update; or "empirical",
             that of the training loss.
@@ -97,6 +103,7 @@ class KFAC(keras.optimizers.Optimizer):
         factor_update_period: int | Callable = 1,
         inverse_update_period: int | Callable = 10,
         refresh: str = "periodic",
+        drift_tolerance: float = 0.1,
         fisher: str = "sampled",
         inverter: str | inverters.Inverter = "cholesky",
         kl_clip: float | Callable | None = 1e-3,
@@ -130,9 +137,12 @@ class KFAC(keras.optimizers.Optimizer):
             likelihood=likelihood,
             skip=skip,
             max_factor_size=max_factor_size,
+            drift_tolerance=drift_tolerance,
         )
+        settings.check_refresh(refresh, inverse_update_period)
         self.fisher, self.factor_dtype = fisher, factor_dtype
-        self.strategy = strategy
+        self.strategy, self.refresh = strategy, refresh
+        self.drift_tolerance = drift_tolerance
         self.communication_dtype = communication_dtype
         self.block_options = {"norm_curvature": norm_curvature, "tied": tied}
         self.max_factor_size = max_factor_size
@@ -385,6 +395,7 @@ class KFAC(keras.optimizers.Optimizer):
         return {
             **self._choices,
             "strategy": self.strategy,
+            "drift_tolerance": self.drift_tolerance,
             "skip": self.skip,
             "max_factor_size": self.max_factor_size,
             "inverter": type(self.inverter).__name__,
@@ -444,6 +455,7 @@ class KFAC(keras.optimizers.Optimizer):
             strategy=self.strategy,
             inverter=serialize("inverter", self._inverter_argument),
             likelihood=serialize("likelihood", self.likelihood),
+            drift_tolerance=self.drift_tolerance,
             skip=list(self.skip),
             max_factor_size=self.max_factor_size,
             max_skipped_steps=self.max_skipped_steps,

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from tfkfac.blocks import CurvatureBlock, Use
-from tfkfac.blocks.factored import all_finite
+from tfkfac.blocks import CurvatureBlock, Use, factored
 from tfkfac.curvature import Curvature
 from tfkfac.exchange import Exchange
 from tfkfac.inverters import Inverter
@@ -22,6 +21,15 @@ class Preconditioner:
         factor_dtype: The type of the factor products; float32 stands for the
             variable's own where that is wider.
         accumulates: Whether statistics are summed over micro-steps.
+        keep_inverted: Whether each factor is kept as it was when it was last
+            inverted.
+
+    Attributes:
+        blocks: The blocks.
+        exchange: The exchange.
+        refresh_needed: Whether all blocks are to be inverted at the next
+            update, whatever its number: a boolean variable.
+        inverted: Factors as last inverted, for the blocks that this rank owns.
     """
 
     def __init__(
@@ -32,6 +40,7 @@ class Preconditioner:
         curvature: Curvature,
         factor_dtype: str,
         accumulates: bool = False,
+        keep_inverted: bool = False,
     ):
         self.blocks = list(blocks)
         self.exchange = exchange
@@ -40,6 +49,7 @@ class Preconditioner:
         self._divisors: dict[CurvatureBlock, tf.Variable] = {}
         # By block, what U takes, for those that this rank preconditions.
         self._inverses: dict[CurvatureBlock, list[tf.Variable]] = {}
+        self.inverted: dict[CurvatureBlock, list[tf.Variable]] = {}
         names = ["refresh_needed"]
         self.refresh_needed = curvature.add("refresh_needed", tf.constant(True))
         for block in self.blocks:
@@ -54,6 +64,13 @@ class Preconditioner:
                 if accumulates:
                     zero = tf.zeros([len(block.sums)], dtype)
                     self._divisors[block] = add_state("divisors", zero)
+                if keep_inverted:
+                    self.inverted[block] = [
+                        add_state(
+                            f"{f.name}/inverted", tf.zeros(f.shape, dtype)
+                        )
+                        for f in block.factors
+                    ]
             if exchange.holds(exchange.block_owners[block]):
                 self._inverses[block] = block.build_inverses(
                     inverter, add_state, dtype
@@ -152,29 +169,56 @@ class Preconditioner:
             for factor in block.sums:
                 factor.take_sum()
 
-    def refresh(self, dampings: Mapping[str, tf.Tensor]) -> None:
-        """Inverts the blocks, each with its damping by name."""
-        work = []
-        for block in filter(self.exchange.owns, self.blocks):
-            dtype = state_dtype(block.variables[0])
-            damping = tf.cast(dampings[block.damping], dtype)
-            work.append((block, block.invert(damping), damping))
-        good = [all_finite(values) for _, values, _ in work]
+    def refresh(
+        self,
+        blocks: Sequence[CurvatureBlock],
+        dampings: Mapping[str, tf.Tensor],
+    ) -> None:
+        """Inverts blocks, each with its damping by name, where they are due.
+
+        All ranks call it with the same blocks; those that this rank owns are
+        inverted here, and what others of its group have inverted is fetched.
+        """
+        owned = [b for b in blocks if self.exchange.owns(b)]
+        if owned:
+            self.invert(owned, dampings)
+        self.share(blocks)
+
+    def share(self, blocks: Sequence[CurvatureBlock]) -> None:
+        """Fetches the inverses of blocks from their owners in the group."""
+        self.exchange.share_inverses(
+            {b: v for b, v in self._inverses.items() if b in blocks}
+        )
+
+    def invert(
+        self,
+        blocks: Sequence[CurvatureBlock],
+        dampings: Mapping[str, tf.Tensor],
+    ) -> None:
+        """Inverts blocks that this rank owns, with their dampings by name."""
+        own = [
+            tf.cast(dampings[b.damping], state_dtype(b.variables[0]))
+            for b in blocks
+        ]
+        values = factored.invert(blocks, own)
+        good = [factored.all_finite(of_block) for of_block in values]
 
         def accept():
-            for block, values, _ in work:
-                block.accept(values)
+            for block, of_block in zip(blocks, values):
+                block.accept(of_block)
             return tf.constant(True)
 
         def recover():
-            for block, values, damping in work:
-                block.recover(values, damping)
+            for block, of_block, damping in zip(blocks, values, own):
+                block.recover(of_block, damping)
             return tf.constant(False)
 
-        if work:
-            tf.cond(tf.reduce_all(tf.stack(good)), accept, recover)
-        self.exchange.share_inverses(self._inverses)
-        self.refresh_needed.assign(False)
+        tf.cond(tf.reduce_all(tf.stack(good)), accept, recover)
+        for block in blocks:
+            for variable, factor in zip(
+                self.inverted.get(block, ()), block.factors
+            ):
+                variable.assign(factor.value())
 
     def precondition(
         self,

@@ -166,6 +166,11 @@ class Period:
         else:
             self._value = positive_integer(name, value, "or a schedule")
 
+    @property
+    def number(self) -> int | None:
+        """The number of updates; None for a schedule."""
+        return None if self._last is not None else int(self._value)
+
     def due(self, update: tf.Tensor) -> tf.Tensor:
         """Returns a boolean scalar."""
         if self._last is None:

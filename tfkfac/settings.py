@@ -12,8 +12,7 @@ CHOICES = {
     "norm_curvature": ("diagonal", "unitwise", "full"),
     "tied": ("pooled", "balanced"),
     "communication_dtype": ("float32", "float16"),  # Horovod has no bfloat16.
-    # There will be more of these.
-    "refresh": ("periodic",),
+    "refresh": ("periodic", "staggered", "drift"),
 }
 
 
@@ -24,12 +23,14 @@ def check(
     likelihood: Any,
     skip: Sequence[str],
     max_factor_size: int | None,
+    drift_tolerance: float,
 ) -> None:
     """Raises ValueError, which names it, where an argument is not allowed.
 
     Args:
         choices: The arguments of `CHOICES` by name.
-        strategy, likelihood, skip, max_factor_size: As of `KFAC`.
+        strategy, likelihood, skip, max_factor_size, drift_tolerance: As of
+            `KFAC`.
     """
     for key, value in choices.items():
         if value not in CHOICES[key]:
@@ -41,6 +42,11 @@ def check(
         positive_integer("strategy", strategy, kind)
     if max_factor_size is not None:
         positive_integer("max_factor_size", max_factor_size, "or None")
+    if not is_number(drift_tolerance) or not drift_tolerance >= 0:
+        raise ValueError(
+            f"KFAC(drift_tolerance={drift_tolerance!r}): must be a number, 0 "
+            "or more."
+        )
     if likelihood is not None and not isinstance(likelihood, Likelihood):
         raise ValueError(
             f"KFAC(likelihood={likelihood!r}): must be a tfkfac.Likelihood, "
@@ -48,6 +54,16 @@ def check(
         )
     if isinstance(skip, str) or skip is None:
         raise ValueError(f"KFAC(skip={skip!r}): must be a list of layer names.")
+
+
+def check_refresh(refresh: str, period: Any) -> None:
+    """Raises ValueError for turns in periods of unknown length."""
+    if refresh == "staggered" and callable(period):
+        raise ValueError(
+            "KFAC(refresh='staggered'): inverse_update_period must be a number "
+            "then, so that each layer has its turn; schedules go with "
+            "refresh='periodic' or 'drift'."
+        )
 
 
 def group_size(strategy: str | int, ranks: int) -> int:

@@ -37,6 +37,7 @@ class Update:
         self.undo_forward_pass = link.capture.undo_forward_pass
         self.step = link.take_step()
         self.preconditioner = link.preconditioner
+        self.refresh = link.refresh
         self.exchange = self.preconditioner.exchange
         self.variables = variables
         self.grads = [
@@ -240,15 +241,8 @@ class Update:
             periods["factor_update_period"].done(self.t)
             return _true()
 
-        def inverses():
-            self.preconditioner.refresh(self._dampings())
-            periods["inverse_update_period"].done(self.t)
-            return _true()
-
-        forced = self.preconditioner.refresh_needed.value()
-        inverses_due = periods["inverse_update_period"].due(self.t)
         tf.cond(self._factors_due(), factors, _false)
-        tf.cond(tf.logical_or(inverses_due, forced), inverses, _false)
+        self.refresh.run(self.t, self._dampings())
 
     def _kl_scale(self, dot, eta):
         """Returns nu = min(1, sqrt(kl_clip / (eta^2 sum <U, V>)))."""

@@ -8,9 +8,14 @@ from trainers import models
 _SHAPES = {"resnet50": ((224, 224, 3), 1000)}
 
 
+def shape_of(name: str) -> tuple[tuple[int, ...], int]:
+    """Returns the shape of a model's images and the number of classes."""
+    return _SHAPES.get(name, ((32, 32, 3), 10))
+
+
 def build_model(name: str) -> tuple[keras.Model, tuple[int, ...], int]:
     """Returns a model, the shape of its images and the number of classes."""
-    shape, classes = _SHAPES.get(name, ((32, 32, 3), 10))
+    shape, classes = shape_of(name)
     return models.MODELS[name](shape, classes), shape, classes
 
 

@@ -58,17 +58,16 @@ class FactoredBlock(CurvatureBlock):
         self.failures = add_state("failures", tf.zeros([2], tf.int64))
         return [*self._inverses, self.failures]
 
-    def _invert(self, dtype: tf.DType, damping: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the inverses as computed in `dtype`, NaN where that fails."""
-        values = self._inverter.invert(
+    def _problem(self, damping: tf.Tensor, dtype: tf.DType) -> tuple:
+        """Returns the arguments of `Inverter.invert`."""
+        return (
             [factor.diagonal for factor in self.factors],
             [tf.cast(factor.value(), dtype) for factor in self.factors],
             tf.cast(damping, dtype),
         )
-        return [tf.cast(value, self._dtype) for value in values]
 
     def invert(self, damping):
-        return self._invert(self._dtype, damping)
+        return self._inverter.invert(*self._problem(damping, self._dtype))
 
     def _known(self):
         return tf.reduce_all([factor.known() for factor in self.factors])
@@ -81,7 +80,8 @@ class FactoredBlock(CurvatureBlock):
 
     def recover(self, values, damping):
         good = all_finite(values)
-        again = self._invert(tf.float64, 10 * damping)
+        again = self._inverter.invert(*self._problem(10 * damping, tf.float64))
+        again = [tf.cast(value, self._dtype) for value in again]
         known = self._known()
         usable = tf.logical_or(good, all_finite(again))
         failed = tf.cast(
@@ -119,6 +119,34 @@ class FactoredBlock(CurvatureBlock):
         usable = tf.reduce_all(tf.math.is_finite(U))
         usable = tf.logical_and(usable, self.failures[0] < MAX_FAILURES)
         return self.from_matrix(tf.where(usable, U, V))
+
+
+def invert(
+    blocks: Sequence[CurvatureBlock], dampings: Sequence[tf.Tensor]
+) -> list[list[tf.Tensor]]:
+    """Returns `block.invert(damping)` for each block, many at once if it can.
+
+    Args:
+        blocks: The blocks; those of this module's kind have one inverter.
+        dampings: One for each, in the type of its state.
+    """
+    values = [None] * len(blocks)
+    for dtype in {d.dtype: None for d in dampings}:
+        together = [
+            i
+            for i, block in enumerate(blocks)
+            if isinstance(block, FactoredBlock) and dampings[i].dtype == dtype
+        ]
+        if not together:
+            continue
+        problems = [blocks[i]._problem(dampings[i], dtype) for i in together]
+        found = blocks[together[0]]._inverter.invert_all(problems)
+        for i, of_block in zip(together, found):
+            values[i] = of_block
+    return [
+        block.invert(damping) if of_block is None else of_block
+        for block, damping, of_block in zip(blocks, dampings, values)
+    ]
 
 
 def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -1,0 +1,161 @@
+"""Which blocks are inverted in an update.
+
+    periodic    all, every period
+    staggered   each in its turn, one turn a period
+    drift       every period, those whose factors have moved
+
+At the first update, and after a change of the layers, all are inverted.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import tensorflow as tf
+
+from tfkfac import assignment
+from tfkfac.preconditioner import Preconditioner
+from tfkfac.schedules import Period
+
+
+def _true():
+    return tf.constant(True)
+
+
+class Refresh:
+    """All blocks are inverted when the period says so.
+
+    Args:
+        preconditioner: What inverts them.
+        periods: Those of the optimizer, by name.
+    """
+
+    def __init__(
+        self, preconditioner: Preconditioner, periods: Mapping[str, Period]
+    ):
+        self._preconditioner = preconditioner
+        self._period = periods["inverse_update_period"]
+
+    def run(self, update: tf.Tensor, dampings: Mapping[str, tf.Tensor]) -> None:
+        """Inverts what is due.
+
+        Args:
+            update: t.
+            dampings: By name.
+        """
+        preconditioner = self._preconditioner
+        forced = preconditioner.refresh_needed.value()
+
+        def invert_all():
+            preconditioner.refresh(preconditioner.blocks, dampings)
+            preconditioner.refresh_needed.assign(False)
+            self._period.done(update)
+            return _true()
+
+        def invert_due():
+            self._invert_due(update, dampings)
+            return _true()
+
+        tf.cond(forced, invert_all, invert_due)
+
+    def _invert_due(self, update, dampings):
+        def invert():
+            self._invert(dampings)
+            self._period.done(update)
+            return _true()
+
+        tf.cond(self._period.due(update), invert, lambda: tf.constant(False))
+
+    def _invert(self, dampings):
+        self._preconditioner.refresh(self._preconditioner.blocks, dampings)
+
+
+class DriftRefresh(Refresh):
+    """When the period says so, those are inverted whose factors have moved.
+
+    Args:
+        preconditioner: With `inverted`.
+        periods: Those of the optimizer, by name.
+        tolerance: The least movement of a factor in the Frobenius norm,
+            relative to what it was when it was last inverted.
+    """
+
+    def __init__(self, preconditioner, periods, tolerance: float):
+        super().__init__(preconditioner, periods)
+        self._tolerance = tolerance
+
+    def _invert(self, dampings):
+        preconditioner = self._preconditioner
+        for block, inverted in preconditioner.inverted.items():
+
+            def invert(block=block):
+                preconditioner.invert([block], dampings)
+                return _true()
+
+            moved = [
+                _movement(factor.value(), variable.value())
+                for factor, variable in zip(block.factors, inverted)
+            ]
+            tf.cond(
+                tf.reduce_max(tf.stack(moved)) > self._tolerance,
+                invert,
+                lambda: tf.constant(False),
+            )
+        # The owner alone knows which: the group fetches all.
+        preconditioner.share(preconditioner.blocks)
+
+
+def _movement(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+    """Returns |new - old| / |old|, Frobenius norms; infinite for old = 0."""
+    moved = tf.cast(tf.norm(new - old), tf.float64)
+    return moved / tf.cast(tf.norm(old), tf.float64)
+
+
+class StaggeredRefresh(Refresh):
+    """Each block has its turn in a period, such that all updates cost alike.
+
+    Turns are at updates without a factor update, if there are any.
+
+    Args:
+        preconditioner: What inverts them.
+        periods: Those of the optimizer, by name; numbers.
+    """
+
+    def __init__(self, preconditioner, periods):
+        super().__init__(preconditioner, periods)
+        offsets = range(self._period.number)
+        factors = periods["factor_update_period"].number
+        free = [o for o in offsets if factors is None or o % factors]
+        self._turns = self._take_turns(free or list(offsets))
+
+    def _take_turns(self, offsets: Sequence[int]) -> dict:
+        exchange = self._preconditioner.exchange
+        turns = {}
+        for rank in range(exchange.size):
+            blocks = [
+                block
+                for block in self._preconditioner.blocks
+                if exchange.block_owners[block] == rank
+            ]
+            costs = [
+                assignment.Item(inversion=item.inversion)
+                for item in assignment.model_items(blocks, ())
+            ]
+            places = assignment.assign(costs, len(offsets))
+            for block, place in zip(blocks, places):
+                turns.setdefault(offsets[place], []).append(block)
+        return turns
+
+    def _invert_due(self, update, dampings):
+        def take(blocks):
+            self._preconditioner.refresh(blocks, dampings)
+            return _true()
+
+        # By the place in the period: which branch, the last for no turn.
+        branch = [len(self._turns)] * self._period.number
+        for i, offset in enumerate(self._turns):
+            branch[offset] = i
+        tf.switch_case(
+            tf.gather(tf.constant(branch), update % self._period.number),
+            [partial(take, blocks) for blocks in self._turns.values()],
+            default=lambda: tf.constant(False),
+        )

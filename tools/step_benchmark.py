@@ -1,0 +1,263 @@
+"""The time and memory of a K-FAC step against a baseline's.
+
+    python -m tools.step_benchmark --model=resnet20 --batch_size=128 \
+        --factor_update_period=10 --inverse_update_period=100 --json
+
+Both sides take blocks of steps in turn in one process, with the same threads
+and allocator; a block is a whole number of refresh periods. `ratio` is the mean
+step of K-FAC, refreshes included, over that of the baseline. The median hides
+the refreshes and stands beside it, as does the slowest step. Stages are
+differences of the means of steps with and without factor updates and
+inversions.
+
+Time to the first step and peak memory are those of child processes, one side
+each, from the making of the optimizer on: medians of --children. Peak memory is
+the resident set after ten steps with a refresh in each, less what it was before
+the first step; beside it stands what can be counted, the bytes of variables.
+
+Models are those of the trainers on random data: images of CIFAR's or ImageNet's
+size, or `transformer` on 64 times as many tokens as --batch_size.
+"""
+
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+from absl import app, flags
+
+_MODEL = flags.DEFINE_string("model", "resnet20", "Of trainers/models.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Examples in a step.")
+_OPTIMIZER = flags.DEFINE_enum("optimizer", "kfac", ["kfac"], "To measure.")
+_BASELINE = flags.DEFINE_enum(
+    "baseline", "sgd", ["sgd", "momentum", "adam"], "To compare with."
+)
+_FACTORS = flags.DEFINE_integer("factor_update_period", 10, "As of KFAC.")
+_INVERSES = flags.DEFINE_integer("inverse_update_period", 100, "As of KFAC.")
+_FISHER = flags.DEFINE_string("fisher", "sampled", "As of KFAC.")
+_REFRESH = flags.DEFINE_string("refresh", "periodic", "As of KFAC.")
+_INVERTER = flags.DEFINE_string("inverter", "cholesky", "As of KFAC.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Blocks of each side.")
+_STEPS = flags.DEFINE_integer(
+    "steps", 20, "The least number of steps of a block."
+)
+_CHILDREN = flags.DEFINE_integer("children", 5, "Processes for memory; or 0.")
+_THREADS = flags.DEFINE_integer("threads", 2, "Of TensorFlow; 0 for all.")
+_KEEP_PAGES = flags.DEFINE_bool(
+    "keep_pages", False, "Have glibc keep freed pages, for both sides."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON line.")
+_CHILD = flags.DEFINE_string("child", None, "The side of a child (internal).")
+
+_TUNABLES = (
+    "glibc.malloc.mmap_threshold=8589934592:"
+    "glibc.malloc.trim_threshold=17179869184"
+)
+VOCABULARY, LENGTH = 8192, 64
+
+
+def make_batch():
+    """Returns a function that makes the model, and inputs and targets."""
+    import numpy as np
+
+    from tools import image_models
+    from trainers import models
+
+    rng = np.random.default_rng(0)
+    count = _BATCH_SIZE.value
+    if _MODEL.value in models.LANGUAGE_MODELS:
+        x = rng.integers(1, VOCABULARY, [count, LENGTH])
+        build = models.LANGUAGE_MODELS[_MODEL.value]
+        return lambda: build(VOCABULARY), x, np.roll(x, -1, axis=1)
+    shape, classes = image_models.shape_of(_MODEL.value)
+    x = rng.normal(size=[count, *shape]).astype("float32")
+    y = rng.integers(classes, size=count)
+    return lambda: models.MODELS[_MODEL.value](shape, classes), x, y
+
+
+def make_step(side: str, build, x, y):
+    """Returns (a function that takes one step and waits, the model)."""
+    import keras
+    import tensorflow as tf
+
+    import tfkfac
+
+    keras.utils.set_random_seed(0)
+    model = build()
+    optimizers = keras.optimizers
+    if side == "kfac":
+        often = _CHILD.value is not None
+        optimizer = tfkfac.KFAC(
+            1e-3,
+            momentum=0.9,
+            factor_update_period=1 if often else _FACTORS.value,
+            inverse_update_period=1 if often else _INVERSES.value,
+            fisher=_FISHER.value,
+            refresh=_REFRESH.value,
+            inverter=_INVERTER.value,
+            model=model,
+        )
+    else:
+        optimizer = {
+            "sgd": optimizers.SGD(1e-3, momentum=0.9),
+            "momentum": optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
+            "adam": optimizers.Adam(1e-4),
+        }[side]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss)
+    model.make_train_function()
+    batches = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
+
+    def step():
+        float(model.train_function(batches)["loss"])
+
+    return step, model
+
+
+def block_of(period: int) -> int:
+    """Returns the steps of a block: whole periods, and at least --steps."""
+    return period * math.ceil(_STEPS.value / period)
+
+
+def measure() -> dict:
+    """Returns the figures of both sides, steps in turn."""
+    build, x, y = make_batch()
+    sides = {"baseline": _BASELINE.value, "kfac": _OPTIMIZER.value}
+    period = math.lcm(_FACTORS.value, _INVERSES.value)
+    times = {}
+    steps = {}
+    for side, name in sides.items():
+        steps[side], _ = make_step(name, build, x, y)
+        times[side] = []
+        for _ in range(period if side == "kfac" else 3):
+            steps[side]()  # Traces; K-FAC goes on with a refresh.
+    for _ in range(_ROUNDS.value):
+        for side, step in steps.items():
+            for _ in range(block_of(period)):
+                begin = time.perf_counter()
+                step()
+                times[side].append(time.perf_counter() - begin)
+    return summary(times["baseline"], times["kfac"])
+
+
+def summary(baseline: list[float], kfac: list[float]) -> dict:
+    """Returns ratio, median, slowest step and stages, in milliseconds.
+
+    Args:
+        baseline: The seconds of its steps.
+        kfac: Those of K-FAC's, the first with a refresh.
+    """
+
+    def mean(values):
+        return 1000 * statistics.fmean(values) if values else math.nan
+
+    kinds = {"plain": [], "factors": [], "refresh": []}
+    for i, seconds in enumerate(kfac):
+        factors = i % _FACTORS.value == 0
+        inverses = i % _INVERSES.value == 0
+        kind = "refresh" if inverses else "factors" if factors else "plain"
+        kinds[kind].append(seconds)
+    means = {kind: mean(values) for kind, values in kinds.items()}
+    result = {
+        "ratio": mean(kfac) / mean(baseline),
+        "baseline_ms": mean(baseline),
+        "baseline_median_ms": 1000 * statistics.median(baseline),
+        "kfac_ms": mean(kfac),
+        "kfac_median_ms": 1000 * statistics.median(kfac),
+        "kfac_slowest_ms": 1000 * max(kfac),
+        "slowest / median": max(kfac) / statistics.median(kfac),
+        "steps": len(kfac),
+    }
+    return result | {f"{kind}_step_ms": value for kind, value in means.items()}
+
+
+def resident() -> float:
+    """Returns the peak resident set in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run_child() -> dict:
+    """Returns the time to the first step, and the memory of ten."""
+    build, x, y = make_batch()
+    before = resident()
+    begin = time.perf_counter()
+    step, model = make_step(_CHILD.value, build, x, y)
+    step()
+    first = time.perf_counter() - begin
+    for _ in range(10):
+        step()
+    optimizer = model.optimizer
+    state = sum(v.value.numpy().nbytes for v in optimizer.variables)
+    curvature = getattr(optimizer, "curvature", None)
+    return {
+        "first_step_s": first,
+        "peak_mib": resident() - before,
+        "state_mib": (state + (curvature.nbytes if curvature else 0)) / 2**20,
+    }
+
+
+def measure_children() -> dict:
+    """Returns the medians of both sides over child processes."""
+    result = {}
+    for side, name in (
+        ("baseline", _BASELINE.value),
+        ("kfac", _OPTIMIZER.value),
+    ):
+        rows = []
+        for _ in range(_CHILDREN.value):
+            command = [sys.executable, "-m", "tools.step_benchmark"]
+            run = subprocess.run(
+                [*command, *sys.argv[1:], f"--child={name}"],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            rows.append(json.loads(run.stdout.splitlines()[-1]))
+        for key in rows[0]:
+            value = statistics.median(row[key] for row in rows)
+            result[f"{side}_{key}"] = value
+    kfac, baseline = result["kfac_peak_mib"], result["baseline_peak_mib"]
+    more = result["kfac_state_mib"] - result["baseline_state_mib"]
+    result["first step ratio"] = (
+        result["kfac_first_step_s"] / result["baseline_first_step_s"]
+    )
+    result["peak / (baseline's peak + state)"] = kfac / (baseline + more)
+    return result
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    if _KEEP_PAGES.value and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = _TUNABLES
+        os.execv(sys.executable, [sys.executable, "-m", "tools.step_benchmark",
+                                  *sys.argv[1:]])  # fmt: skip
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    if _THREADS.value:
+        tf.config.threading.set_intra_op_parallelism_threads(_THREADS.value)
+        tf.config.threading.set_inter_op_parallelism_threads(_THREADS.value)
+    if _CHILD.value:
+        print(json.dumps(run_child()))
+        return
+    names = ("model", "batch_size", "optimizer", "baseline", "threads",
+             "factor_update_period", "inverse_update_period", "fisher",
+             "refresh", "keep_pages")  # fmt: skip
+    result = {name: flags.FLAGS[name].value for name in names} | measure()
+    if _CHILDREN.value:
+        result |= measure_children()
+    if _JSON.value:
+        print(json.dumps(result))
+        return
+    for key, value in result.items():
+        shown = f"{value:.3f}" if isinstance(value, float) else value
+        print(f"{key:40} {shown}")
+
+
+if __name__ == "__main__":
+    app.run(main)
