@@ -25,7 +25,9 @@ Y = np.random.default_rng(RANK).integers(0, 3, 8)
 
 
 def dense(units=5, **options):
+    policy = keras.config.dtype_policy()
     keras.utils.clear_session(free_memory=False)
+    keras.config.set_dtype_policy(policy)  # It was cleared too.
     keras.utils.set_random_seed(RANK)
     return keras.Sequential(
         [
@@ -189,8 +191,155 @@ def check_different_models(folder):
         model.train_on_batch(X, Y)
     model = dense()
     model.compile(kfac(model, seed=RANK), LOSS)
-    with raises(RuntimeError, "Rank 1", "'seed': 1"):
+    with raises(RuntimeError, "Rank 1", "seed: 1 against 0"):
         model.train_on_batch(X, Y)
+
+
+def check_different_settings(folder):
+    """Of what no variable tells."""
+    for option in (
+        {"weight_decay": 0.1 * (1 + RANK)},
+        {"inverse_update_period": 2 + RANK},
+        {"inverter": tfkfac.CholeskyInverter(pi=1.0 + RANK)},
+    ):
+        model = dense()
+        model.compile(kfac(model, **option), LOSS)
+        with raises(RuntimeError, "Rank 1", next(iter(option))):
+            model.train_on_batch(X, Y)
+    model = dense(kernel_regularizer="l2" if RANK else None)
+    model.layers[0].activation = keras.activations.get(
+        "relu" if RANK else "tanh"
+    )
+    model.compile(kfac(model), LOSS)
+    with raises(RuntimeError, "Rank 1", "activation: relu against tanh"):
+        model.train_on_batch(X, Y)
+
+
+def check_layers_frozen_in_mid_training(folder):
+    """Blocks get other owners, and the curvature goes with them."""
+    every = RANKS.gather_objects((X, Y))
+    joint = [np.concatenate(values) for values in zip(*every)]
+    for strategy in ("owner", "replicated"):
+        found = []
+        for x, y in ((X, Y), joint):
+            model = dense()
+            model.layers[1].trainable = False  # Without local statistics.
+            for i, v in enumerate(model.trainable_variables):
+                v.assign(np.random.default_rng(i).normal(size=v.shape))
+            with contextlib.nullcontext() if x is X else alone():
+                optimizer = kfac(model, strategy=strategy, kl_clip=None)
+            model.compile(optimizer, LOSS)
+            for step in range(9):
+                if step in (3, 6):
+                    model.layers[0].trainable = step == 6
+                    model.compile(optimizer, LOSS)
+                model.train_on_batch(x, y)
+            found.append(weights(model))
+        assert equal_on_all_ranks(found[0])
+        np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+
+
+def check_loss_scale_in_an_own_loop(folder):
+    """Refused, but for what `distribute` has seen."""
+    for seen in (False, True):
+        model = dense()
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            kfac(model, likelihood=tfkfac.Categorical())
+        )
+        if seen:
+            optimizer = tfkfac.distribute(optimizer)
+
+        @tf.function
+        def step(x, model=model, optimizer=optimizer):
+            with tf.GradientTape() as tape:
+                loss = optimizer.scale_loss(LOSS(Y, model(x, training=True)))
+            values = [v.value for v in model.trainable_variables]
+            gradients = tape.gradient(loss, values)
+            optimizer.apply(gradients, model.trainable_variables)
+
+        if not seen:
+            with raises(RuntimeError, "tfkfac.distribute(optimizer)"):
+                step(X)
+            continue
+        for x in (X, X * (np.inf if RANK else 1), X):
+            step(x)
+        assert equal_on_all_ranks(float(optimizer.dynamic_scale.numpy()))
+        assert equal_on_all_ranks(weights(model))
+        assert np.isfinite(weights(model)).all()
+
+
+def check_sums_that_overflow_are_skipped(folder):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    optimizer = kfac(model)
+    model.compile(optimizer, "mse")
+    y = np.full([8, 1], 1e37 if RANK else 1, "float32")
+    model.train_on_batch(np.tile(X, [8, 1]), np.tile(y, [8, 1]))
+    assert int(optimizer.skipped_steps) == 1
+    assert np.isfinite(weights(model)).all()
+
+
+def check_memory_after_a_restore(folder):
+    """Only the owner keeps what was loaded."""
+    path = pathlib.Path(folder) / "memory.weights.h5"
+    model = dense()
+    model.compile(kfac(model), LOSS)
+    model.train_on_batch(X, Y)
+    model.optimizer.gather_curvature()
+    if RANK == 0:
+        model.save_weights(path)
+    RANKS.gather_objects(None)
+    model.load_weights(path)
+    model.train_on_batch(X, Y)
+    assert not model.optimizer.curvature.waiting()
+
+
+def check_resumed_with_dropout(folder):
+    """Bit for bit: seeds and a learning rate that still warms up."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def train(name, *more):
+        model = dense()
+        model.add(keras.layers.Dropout(0.5, seed=RANK))
+        model.compile(kfac(model), LOSS)
+        model.fit(
+            X, Y, batch_size=4, epochs=4, shuffle=False, verbose=0,
+            callbacks=[
+                callbacks.Distributed(),
+                callbacks.BackupAndRestore(pathlib.Path(folder) / name),
+                callbacks.LearningRateWarmup(epochs=3),
+                *more,
+            ],
+        )  # fmt: skip
+        return model
+
+    whole = train("whole")
+    with contextlib.suppress(KeyboardInterrupt):
+        train("resumed", Stop())
+    resumed = train("resumed")
+    np.testing.assert_array_equal(weights(whole), weights(resumed))
+    assert abs(float(resumed.optimizer.learning_rate) - 0.05) < 1e-7
+
+
+def check_saves_in_mid_epoch(folder):
+    """They hold the mean of the moving statistics."""
+    path = pathlib.Path(folder) / "middle.weights.h5"
+    model = dense()
+    model.compile(kfac(model), LOSS)
+    model.fit(
+        X, Y, batch_size=4, verbose=0, steps_per_epoch=1,
+        callbacks=[callbacks.Distributed(),
+                   callbacks.ModelCheckpoint(path, save_freq=1,
+                                             save_weights_only=True)],
+    )  # fmt: skip
+    mean = model.layers[1].moving_mean.numpy()
+    assert equal_on_all_ranks(mean)
+    restored = dense()
+    restored.load_weights(path)
+    np.testing.assert_array_equal(restored.layers[1].moving_mean, mean)
 
 
 def check_different_numbers_of_batches(folder):

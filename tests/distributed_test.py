@@ -83,3 +83,11 @@ def test_a_killed_rank_ends_the_run_and_it_resumes(tmp_path):
         np.testing.assert_array_equal(found, value)
     (found,) = load(tmp_path / "one", 1)["weights"]
     np.testing.assert_allclose(found, expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_more_batches_on_one_rank_end_the_run(tmp_path):
+    """By Horovod's own check, which says who waits for whom."""
+    begin = time.monotonic()
+    status, output = launch(2, "distributed_stall.py", check=False)
+    assert status != 0 and time.monotonic() - begin < 90
+    assert "Missing ranks" in output and "Will shutdown" in output

@@ -38,8 +38,11 @@ def build(normalization=True):
 
 
 def make(scale=None, compile_settings=None, **settings):
+    policy = keras.config.dtype_policy()
     keras.utils.clear_session(free_memory=False)
+    keras.config.set_dtype_policy(policy)  # It was cleared too.
     model = build()
+    assert model.dtype_policy == policy
     settings = {"damping": 0.1, "inverse_update_period": 3, **settings}
     kfac = optimizer = tfkfac.KFAC(0.02, model=model, **settings)
     if scale is not None:

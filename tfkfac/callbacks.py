@@ -46,7 +46,7 @@ class Distributed(keras.callbacks.Callback):
     - Metrics are averaged over the ranks at the end of an epoch, before the
       callbacks that follow read them (as `MetricAverageCallback`).
     - Moving statistics of batch normalization are averaged before evaluation
-      and at the end of an epoch, before it is saved.
+      and at the end of an epoch; the checkpoints below do so before they save.
     - The progress bar is that of rank 0.
 
     Raises:
@@ -89,10 +89,10 @@ class Distributed(keras.callbacks.Callback):
         self._started = True
 
     def on_test_begin(self, logs=None):
-        self._average_statistics()
+        _average_statistics(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._average_statistics()
+        _average_statistics(self.model)
         if not logs or self._ranks.size == 1:
             return
         numbers = {k: v for k, v in logs.items() if np.ndim(v) == 0}
@@ -100,18 +100,6 @@ class Distributed(keras.callbacks.Callback):
         for key in numbers:
             values = [other[key] for other in found if key in other]
             logs[key] = float(np.mean(values))
-
-    def _average_statistics(self):
-        if self._ranks.size == 1 or not self.model.built:
-            return
-        variables = [
-            v
-            for v in self.model.non_trainable_variables
-            if keras.backend.is_float_dtype(v.dtype)
-        ]
-        found = self._ranks.gather_objects([v.numpy() for v in variables])
-        for v, *values in zip(variables, *found):
-            v.assign(np.mean(values, axis=0))
 
 
 class LearningRateWarmup(keras.callbacks.Callback):
@@ -123,16 +111,30 @@ class LearningRateWarmup(keras.callbacks.Callback):
     Args:
         epochs: How long.
         steps_per_epoch: The number of batches; None takes that of `fit`.
+        learning_rate: Where to; None takes that of the optimizer as it is when
+            this callback first sees the model.
 
     Raises:
         ValueError: The optimizer's learning rate is a schedule, or the number
             of batches is not known.
     """
 
-    def __init__(self, epochs: float = 5, steps_per_epoch: int | None = None):
+    def __init__(
+        self,
+        epochs: float = 5,
+        steps_per_epoch: int | None = None,
+        learning_rate: float | None = None,
+    ):
         super().__init__()
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self._target = learning_rate
         self._ranks = communicator.current().size
+
+    def set_model(self, model):
+        super().set_model(model)
+        # Before other callbacks restore a rate that was not warm yet.
+        if self._target is None:
+            self._target = float(model.optimizer.learning_rate)
 
     def on_train_begin(self, logs=None):
         optimizer = self.model.optimizer
@@ -148,7 +150,6 @@ class LearningRateWarmup(keras.callbacks.Callback):
                 "LearningRateWarmup: the number of batches of an epoch is not "
                 "known; give steps_per_epoch."
             )
-        self._target = float(optimizer.learning_rate)
         self._epoch = 0
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -175,7 +176,9 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
     """Keras' `BackupAndRestore`, written whole by rank 0 alone.
 
-    All ranks restore from it: the folder must be one that all of them see.
+    All ranks restore from it: the folder must be one that all of them see. The
+    states of seed generators, as of dropout, are each rank's own; on another
+    number of ranks all but the first start with new ones.
     """
 
     def _load_model(self):
@@ -186,10 +189,21 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             self._weights_path = os.path.join(
                 self.backup_dir, metadata["weights"]
             )
+            ranks = communicator.current()
+            seeds = initial_state.seeds(self.model)
+            own = [v.numpy() for v in seeds]
             super()._load_model()
+            saved = metadata["seeds"]
+            if len(saved) == ranks.size or ranks.rank == 0:
+                own = saved[ranks.rank]
+            for v, value in zip(seeds, own):
+                v.assign(value)
 
     def _save_model(self):
         _gather(self.model)
+        seeds = communicator.current().gather_objects(
+            [v.numpy().tolist() for v in initial_state.seeds(self.model)]
+        )
         if communicator.current().rank > 0:
             return
         folder = pathlib.Path(self.backup_dir)
@@ -197,6 +211,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         metadata = {
             "epoch": self._current_epoch,
             "batch": self._last_batch_seen,
+            "seeds": seeds,
         }
         metadata["weights"] = "{epoch}-{batch}.weights.h5".format(**metadata)
         with _whole_files(self.model):
@@ -216,7 +231,24 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             super().on_train_end(logs)
 
 
+def _average_statistics(model) -> None:
+    """Gives all ranks the mean of the moving statistics."""
+    ranks = communicator.current()
+    if ranks.size == 1 or not model.built:
+        return
+    variables = [
+        v
+        for v in model.non_trainable_variables
+        if keras.backend.is_float_dtype(v.dtype)
+    ]
+    found = ranks.gather_objects([v.numpy() for v in variables])
+    for v, *values in zip(variables, *found):
+        v.assign(np.mean(values, axis=0))
+
+
 def _gather(model) -> None:
+    """Makes the model on rank 0 what is to be saved."""
+    _average_statistics(model)
     optimizer = unwrapped(model.optimizer)
     if isinstance(optimizer, KFAC):
         optimizer.gather_curvature()

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.variables import AutocastScope
 from tensorflow.python.eager import record as tape_record
 
 from tfkfac.blocks import CurvatureBlock, Use
@@ -103,7 +104,7 @@ class Capture:
 
         @functools.wraps(original)
         def call(*args, **kwargs):
-            if not (self._is_recorded(kwargs) and self.before()):
+            if not (self._is_recorded(kwargs) and self._prepare()):
                 return original(*args, **kwargs)
             return self._record(args, kwargs)
 
@@ -149,12 +150,17 @@ class Capture:
             training = self.model._get_call_context().get_value("training")
         return training is not False and self._recording is None
 
+    def _prepare(self) -> bool:
+        with AutocastScope(None):  # In a call variables look half as wide.
+            return self.before()
+
     def _record(self, args, kwargs):
         record = Record(_current_graph())
-        record.state = [
-            (v, tf.identity(v.value))
-            for v in self.model.non_trainable_variables
-        ]
+        with AutocastScope(None):
+            record.state = [
+                (v, tf.identity(v.value))
+                for v in self.model.non_trainable_variables
+            ]
         self._watch_losses()
         self._recording = record
         try:

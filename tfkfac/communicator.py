@@ -176,7 +176,7 @@ def init() -> Communicator:
     """
     if not any(int(os.environ.get(name, 1)) > 1 for name in _LAUNCHERS):
         return LocalCommunicator()
-    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", "20")
+    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", "10")
     os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "60")
     os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
     try:

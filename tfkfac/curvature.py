@@ -80,6 +80,12 @@ class Curvature(tf.train.experimental.PythonState):
                 self.add(name, variable)
         self.after_load()
 
+    def offer(self, values: Mapping[str, np.ndarray]) -> None:
+        """Lets values wait by name for variables that are not there."""
+        self._waiting.update(
+            {k: v for k, v in values.items() if k not in self._variables}
+        )
+
     def serialize(self) -> bytes:
         """As `tf.train.experimental.PythonState`."""
         file = io.BytesIO()

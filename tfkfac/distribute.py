@@ -19,8 +19,9 @@ def distribute(
 
     What `hvd.DistributedOptimizer` does no longer under Keras 3. The average is
     taken before Keras' clipping; with gradient accumulation, of the sums.
-    `tfkfac.callbacks.Distributed` starts all ranks alike. A `KFAC` is returned
-    as it is.
+    `tfkfac.callbacks.Distributed` starts all ranks alike. A `KFAC` does so by
+    itself; in a `LossScaleOptimizer` that no model is compiled with, for an
+    own training loop, it needs this call for what follows.
 
     A step that a `LossScaleOptimizer` skips on one rank is skipped on all:
     under mixed_float16 wrap the optimizer in one first, as `compile` would do
@@ -39,12 +40,12 @@ def distribute(
         )
     ranks = communicator.current()
     inner = loss_scale.unwrapped(optimizer)
-    if isinstance(inner, KFAC) or ranks.size == 1:
+    if ranks.size == 1:
         return optimizer
     name = f"{inner.name}.{next(_names)}"
     if inner is not optimizer and "check_finite" not in optimizer.__dict__:
         loss_scale.agree_on_finiteness(optimizer, ranks, name + ".loss_scale")
-    if _HOOK not in inner.__dict__:
+    if not isinstance(inner, KFAC) and _HOOK not in inner.__dict__:
         _average_gradients(inner, ranks, name + ".gradients")
     return optimizer
 

@@ -4,6 +4,8 @@ import keras
 import tensorflow as tf
 
 from tfkfac.communicator import Communicator
+from tfkfac.loss_scale import unwrapped
+from tfkfac.schedules import is_number
 
 
 def broadcast(
@@ -27,13 +29,14 @@ def broadcast(
             optimizer.build(model.trainable_variables)
         _require_same(model, optimizer, communicator)
         variables = {id(v): v for v in model.variables + optimizer.variables}
-        seeds = {id(v) for v in _seeds(model)}
+        own = {id(v) for v in seeds(model)}
         communicator.broadcast_variables(
-            [v.value for k, v in variables.items() if k not in seeds]
+            [v.value for k, v in variables.items() if k not in own]
         )
 
 
-def _seeds(model):
+def seeds(model: keras.Model) -> list[keras.Variable]:
+    """Returns the states of the model's seed generators."""
     return [v for v in model.variables if v.name == "seed_generator_state"]
 
 
@@ -49,7 +52,12 @@ def _require_same(model, optimizer, communicator):
     }
     own["number of variables"] = len(variables)
     own["optimizer"] = type(optimizer).__name__
-    own["settings"] = getattr(optimizer, "settings_of_ranks", dict)()
+    own |= _settings("optimizer", unwrapped(optimizer))
+    for i, layer in enumerate(model._flatten_layers()):
+        if not isinstance(layer, keras.Model):  # Its layers come too.
+            own |= _settings(f"{i}. layer", layer)
+    if isinstance(getattr(model, "loss", None), keras.losses.Loss):
+        own |= _settings("loss", model.loss)
     found = communicator.gather_objects(own)
     for rank, other in enumerate(found):
         for key in {**found[0], **other}:
@@ -59,6 +67,30 @@ def _require_same(model, optimizer, communicator):
                     f"{other.get(key)} against {found[0].get(key)}. All ranks "
                     "must build the same model and optimizer."
                 )
+
+
+def _settings(of: str, thing) -> dict[str, str]:
+    """Returns what is in the configuration of a Keras object, as text.
+
+    Numbers that an optimizer keeps in variables are shared, not compared; nor
+    are names, and the seeds of layers.
+    """
+    kind = {of: type(thing).__name__}
+    try:
+        config = thing.get_config()
+    except (NotImplementedError, TypeError, ValueError):
+        return kind  # It cannot be saved either.
+    is_optimizer = isinstance(thing, keras.optimizers.Optimizer)
+    shared = set(getattr(thing, "hyperparameters", ())) | {"learning_rate"}
+    for key, value in config.items():
+        if key in ("name", "model") or key == "seed" and not is_optimizer:
+            continue
+        if isinstance(value, (dict, list)) and not is_optimizer:
+            continue  # Objects, with names and seeds of their own.
+        if is_optimizer and key in shared and is_number(value):
+            value = "a number"
+        kind[f"{of}'s {key}"] = str(value)
+    return kind
 
 
 def broadcast_curvature(curvature, communicator: Communicator) -> None:

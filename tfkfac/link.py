@@ -83,27 +83,53 @@ class Link:
             outer = optimizer
         initial_state.broadcast(self.model, outer, self.communicator)
         initial_state.broadcast_curvature(curvature, self.communicator)
+        self._forget_what_others_own()
+        self._agree_on_refresh()
+        self._shared = True
+
+    def _agree_on_refresh(self):
+        """Has all ranks invert all blocks if one has to."""
+        if self.communicator.size == 1:
+            return
         needed = self.preconditioner.refresh_needed
         with tf.init_scope():
             found = self.communicator.gather_objects(bool(needed.numpy()))
             needed.assign(any(found))
-        self._shared = True
+
+    def _pool_curvature(self):
+        """Gives all ranks all curvature, for blocks to have other owners."""
+        if self.communicator.size == 1:
+            return
+        owned = self._owned_curvature()
+        for of_rank in self.communicator.gather_objects(owned):
+            self.optimizer.curvature.offer(of_rank)
+
+    def _forget_what_others_own(self):
+        if self.communicator.size > 1:
+            layers = registry.named_layers(self.model)
+            self.optimizer.curvature.forget_waiting(
+                tuple(name + "/" for name in layers)
+            )
 
     def gather_curvature(self) -> None:
         """Brings the curvature of all ranks to rank 0."""
         if self.communicator.size == 1 or self.preconditioner is None:
             return
-        owns = self.preconditioner.exchange.owns
-        paths = [b.path + "/" for b in self.registration.blocks if owns(b)]
-        state = self.optimizer.curvature.state()
-        if self.communicator.rank > 0:
-            paths = tuple(paths)
-            state = {k: v for k, v in state.items() if k.startswith(paths)}
+        state = self._owned_curvature()
+        if self.communicator.rank == 0:
+            state = self.optimizer.curvature.state()
         gathered = {}
         for of_rank in self.communicator.gather_objects(state):
             gathered.update(of_rank)
         if self.communicator.rank == 0:
             self._gathered = int(self.optimizer.iterations), gathered
+
+    def _owned_curvature(self) -> dict:
+        """Returns the curvature of the blocks that this rank owns, by name."""
+        owns = self.preconditioner.exchange.owns
+        paths = [b.path + "/" for b in self.registration.blocks if owns(b)]
+        state = self.optimizer.curvature.state()
+        return {k: v for k, v in state.items() if k.startswith(tuple(paths))}
 
     def _state_to_save(self):
         if self._gathered is None or (
@@ -153,6 +179,8 @@ class Link:
             return
         optimizer = self.optimizer
         with tf.init_scope():
+            if self.preconditioner is not None:
+                self._pool_curvature()
             self.registration = registry.register_model(
                 self.model, optimizer.skip, unusable, optimizer.block_options
             )
@@ -169,11 +197,9 @@ class Link:
                 keep_inverted=optimizer.refresh == "drift",
             )
             self.refresh = self._refresh()
-            if self.communicator.size > 1:
-                layers = registry.named_layers(self.model)
-                optimizer.curvature.forget_waiting(
-                    tuple(name + "/" for name in layers)
-                )
+            self._forget_what_others_own()
+            if self._shared:
+                self._agree_on_refresh()
         self._registered_for = wanted
         report.log(self.model, self.registration, optimizer.curvature)
         self.require_fitting_state()
@@ -215,7 +241,8 @@ class Link:
         if outer is self._watched or loss_scale.unwrapped(outer) is outer:
             return
         loss_scale.call_when_skipped(outer, self.capture.undo_forward_pass)
-        if self.communicator.size > 1:
+        bound = "check_finite" in outer.__dict__
+        if self.communicator.size > 1 and not bound:
             loss_scale.agree_on_finiteness(
                 outer, self.communicator, self._name + ".loss_scale"
             )
@@ -230,7 +257,10 @@ class Link:
             for name in self.optimizer.curvature.waiting()
             if not name.startswith(layers)
         ]
-        if left and self.preconditioner is not None:
+        if self.preconditioner is None:
+            return
+        self._forget_what_others_own()
+        if left:
             raise ValueError(
                 f"The saved optimizer has curvature for {left}, which "
                 f"{self.model.name!r} has no block for: attach the model that "

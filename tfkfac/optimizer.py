@@ -390,20 +390,6 @@ class KFAC(keras.optimizers.Optimizer):
         """Returns how many of `ranks` ranks hold the inverses of a block."""
         return settings.group_size(self.strategy, ranks)
 
-    def settings_of_ranks(self) -> dict:
-        """Returns settings that must be the same on all ranks."""
-        return {
-            **self._choices,
-            "strategy": self.strategy,
-            "drift_tolerance": self.drift_tolerance,
-            "skip": self.skip,
-            "max_factor_size": self.max_factor_size,
-            "inverter": type(self.inverter).__name__,
-            "seed": self.seed,
-            "kl_clip": "kl_clip" in self.hyperparameters,
-            "gradient_accumulation_steps": self.gradient_accumulation_steps,
-        }
-
     def _check_strategy(self):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         if replicas > 1:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfkfac import packing
+from tfkfac import loss_scale, packing
 from tfkfac.preconditioner import state_dtype
 
 
@@ -33,6 +33,8 @@ class Update:
 
     def __init__(self, optimizer, grads: Sequence, variables: Sequence):
         link = optimizer.require_link()
+        if link.communicator.size > 1:
+            loss_scale.require_agreement(optimizer)
         self.optimizer = optimizer
         self.undo_forward_pass = link.capture.undo_forward_pass
         self.step = link.take_step()
@@ -48,8 +50,7 @@ class Update:
 
     def run(self) -> None:
         """Makes the update; where V is not finite, counts a skipped step."""
-        finite = [tf.reduce_all(tf.math.is_finite(g)) for g in self.grads]
-        finite = tf.reduce_all(tf.stack(finite))
+        finite = self._all_finite(self.grads)
         if self.optimizer.gradient_accumulation_steps:
             self._run_micro_step(finite)
             return
@@ -60,6 +61,8 @@ class Update:
             D = self._divisor()
             self._scale_sums()
             sums = [g * tf.cast(D, g.dtype) for g in self.grads]
+            # All ranks skip what their sum could not hold.
+            finite = self._all_finite([self.exchange.size * s for s in sums])
             V, finite, examples_before = self._reduce(sums, D, finite)
 
         def update_factors(decay):
@@ -71,6 +74,11 @@ class Update:
             lambda: self._update(V, update_factors),
             lambda: self._skip(self.undo_forward_pass),
         )
+
+    @staticmethod
+    def _all_finite(tensors):
+        finite = [tf.reduce_all(tf.math.is_finite(t)) for t in tensors]
+        return tf.reduce_all(tf.stack(finite))
 
     def _divisor(self):
         return self.step.divisor(packing.widest(g.dtype for g in self.grads))
@@ -144,7 +152,8 @@ class Update:
                 for total, g in zip(self._gradient_sums(), self.grads)
             ]
             D = optimizer.window_divisor.value
-            V, all_sound, _ = self._reduce(sums, D, sound)
+            fits = self._all_finite([self.exchange.size * s for s in sums])
+            V, all_sound, _ = self._reduce(sums, D, tf.logical_and(sound, fits))
             return tf.cond(
                 all_sound,
                 lambda: self._update(V, self.preconditioner.finish),

@@ -8,7 +8,10 @@ with the same Python and TensorFlow takes seconds.
 Horovod publishes no wheels, and its source distribution does not compile
 against the wheels of TensorFlow 2.21: `xla_mpi_ops.cc` includes XLA headers
 that they do not ship. That file (collectives under `jit_compile=True`) is left
-out; nothing else is changed.
+out. With Gloo, Horovod's check for stalled ranks never fires, as it goes by a
+list of ranks that was reserved and never given its size: that is mended, so
+that HOROVOD_STALL_SHUTDOWN_TIME_SECONDS ends a run whose ranks wait for each
+other. Nothing else is changed.
 
 Environment variables, read by Horovod's own build and part of the cache key:
 
@@ -25,6 +28,7 @@ Environment variables, read by Horovod's own build and part of the cache key:
 import glob
 import hashlib
 import os
+import pathlib
 import platform
 import shutil
 import subprocess
@@ -36,7 +40,25 @@ from importlib import metadata
 from absl import app, flags
 
 VERSION = "0.28.1"
-UNBUILDABLE_SOURCE = "xla_mpi_ops.cc"
+# (file, text, what takes its place).
+CHANGES = (
+    (
+        "horovod/tensorflow/CMakeLists.txt",
+        'list(APPEND TF_SOURCES "${PROJECT_SOURCE_DIR}/horovod/tensorflow/'
+        'xla_mpi_ops.cc")',
+        "",
+    ),
+    (
+        "horovod/common/gloo/gloo_controller.cc",
+        "global_ranks_.reserve(size_)",
+        "global_ranks_.resize(size_)",
+    ),
+    (
+        "horovod/__init__.py",
+        f"__version__ = '{VERSION}'",
+        f"__version__ = '{VERSION}'\ngloo_stall_check = True",
+    ),
+)
 
 _FORCE = flags.DEFINE_bool("force", False, "Build again, cached wheel or not.")
 
@@ -57,7 +79,8 @@ def _works() -> bool:
     """Whether the installed Horovod loads with the installed TensorFlow."""
     program = (
         "import horovod, horovod.tensorflow as hvd; hvd.init(); "
-        f"assert horovod.__version__ == '{VERSION}' and hvd.gloo_built()"
+        f"assert horovod.__version__ == '{VERSION}' and hvd.gloo_built() "
+        "and horovod.gloo_stall_check"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True)
     return run.returncode == 0
@@ -99,7 +122,7 @@ def _cache_dir(env: dict[str, str]) -> str:
     variables = sorted(
         (k, v) for k, v in env.items() if k.startswith("HOROVOD_")
     )
-    key = hashlib.sha256(repr(variables).encode()).hexdigest()[:8]
+    key = hashlib.sha256(repr((variables, CHANGES)).encode()).hexdigest()[:8]
     root = os.environ.get("TFKFAC_CACHE_DIR") or os.path.join(
         os.path.expanduser("~"), ".cache", "tfkfac"
     )
@@ -131,11 +154,12 @@ def _build_wheel(cache_dir: str, env: dict[str, str]) -> None:
         with tarfile.open(archive) as tar:
             tar.extractall(work, filter="data")
         tree = os.path.join(work, f"horovod-{VERSION}")
-        lists = os.path.join(tree, "horovod", "tensorflow", "CMakeLists.txt")
-        with open(lists) as f:
-            lines = f.readlines()
-        with open(lists, "w") as f:
-            f.writelines(x for x in lines if UNBUILDABLE_SOURCE not in x)
+        for name, text, replacement in CHANGES:
+            path = pathlib.Path(tree, name)
+            before = path.read_text()
+            if text not in before:
+                raise SystemExit(f"Horovod's {name} has no {text!r} to change.")
+            path.write_text(before.replace(text, replacement))
         wheels = os.path.join(work, "wheels")
         _pip("wheel", *source, "--wheel-dir", wheels, tree, env=env)
         (wheel,) = glob.glob(os.path.join(wheels, "*.whl"))
