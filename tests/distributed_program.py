@@ -111,6 +111,14 @@ for _name in ("images", "tokens", "micro-steps"):
             _compile,
             _micro,
         )
+CASES["staggered"] = ("images", {"refresh": "staggered"}, {}, 1)
+CASES["staggered, strategy replicated"] = (
+    "images",
+    {"refresh": "staggered", "strategy": "replicated"},
+    {},
+    1,
+)
+CASES["drift"] = ("images", {"refresh": "drift"}, {}, 1)
 for _name in ("ghosts of 2", "ghosts of 3"):
     CASES[_name] = (_name, {"norm_curvature": "full"}, {}, 1)
 CASES["half"] = ("tokens", {"communication_dtype": "float16"}, {}, 1)

@@ -126,14 +126,14 @@ def test_multiplications():
         x = tf.ones([1, *space, C])
         return autocorrelation.second_moment(x, window, 1)
 
-    nodes = run.get_concrete_function().graph.as_graph_def().node
     total = 0
-    graph = run.get_concrete_function().graph
-    for node in nodes:
-        if node.op == "Conv2DBackpropFilter":
-            op = graph.get_operation_by_name(node.name)
-            y, shape = op.inputs[2].shape, op.outputs[0].shape
-            total += math.prod(y[1:3]) * math.prod(shape)
+    for op in run.get_concrete_function().graph.get_operations():
+        if op.type == "Conv2DBackpropFilter":
+            positions = math.prod(op.inputs[2].shape[1:3])
+            total += positions * math.prod(op.outputs[0].shape)
+        elif op.type == "MatMul" and op.get_attr("transpose_a"):
+            positions = op.inputs[0].shape[0]
+            total += positions * math.prod(op.outputs[0].shape)
     counted = autocorrelation._Problem(space, window).cost() * c2
     assert total == counted
     assert n**2 * k * (2 * k - 1) * c2 < total

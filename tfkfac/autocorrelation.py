@@ -24,7 +24,7 @@ kernel in G groups, stride 1 and "same":
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -79,15 +79,14 @@ def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
     x = problem.with_phases(x)
     axes = range(len(problem.size))
     # First by D on all axes; then, axis by axis, by pairs (o', o).
-    E = _correlate(x, problem.pad(x, axes), problem.dilation, groups)
+    E = _correlate(x, problem.pad(x, axes), problem.dilation, groups, _convolve)
     for axis in reversed(axes):
         terms = [E]
         for border in problem.borders[axis]:
             y, partners = problem.at_border(x, axis, border)
             partners = problem.pad(partners, axes[:axis])
-            terms.append(
-                _correlate(y, partners, problem.dilation[:axis], groups)
-            )
+            d = problem.dilation[:axis]
+            terms.append(_correlate(y, partners, d, groups, _multiply))
         E = problem.join(axis, terms)
     return problem.in_kernel_order(E + tf.linalg.matrix_transpose(E))
 
@@ -295,7 +294,11 @@ class _Problem:
 
 
 def _correlate(
-    y: tf.Tensor, x: tf.Tensor, dilation: Sequence[int], groups: int
+    y: tf.Tensor,
+    x: tf.Tensor,
+    dilation: Sequence[int],
+    groups: int,
+    product: Callable[..., tf.Tensor],
 ) -> tf.Tensor:
     """Returns sum_q x[q + d D] y[q]^T for all D >= 0 for which x is there.
 
@@ -303,6 +306,8 @@ def _correlate(
         y, x: [batch, *space, phases, channels], of which x has more positions.
         dilation: d on the first axes; 1 on the others.
         groups: Channels of different groups are not multiplied.
+        product: How it is done for one group: `_convolve` or, for few
+            positions, `_multiply`.
 
     Returns:
         [*(D on each axis), groups, phases c, phases c], c the channels of a
@@ -323,15 +328,32 @@ def _correlate(
     for y_, x_ in zip(tf.split(y, groups, -1), tf.split(x, groups, -1)):
         side = y_.shape[-1] * y_.shape[-2]
         y_, x_ = (tf.reshape(v, [-1, *v.shape[1:-2], side]) for v in (y_, x_))
-        found.append(_filter_gradient(y_, x_, [*windows, side, side]))
+        found.append(product(y_, x_, [*windows, side, side]))
     return tf.stack(found, axis=n)
 
 
-def _filter_gradient(y, x, shape):
+def _moved(x, y, windows):
+    """Returns x[q + D] for the q of y, for each D."""
+    return [
+        x[(slice(None), *(slice(o, o + n) for o, n in zip(D, y.shape[1:])))]
+        for D in itertools.product(*map(range, windows))
+    ]
+
+
+def _multiply(y, x, shape):
+    """Returns sum_q x[q + D] y[q]^T, of this shape, by one product."""
+    *windows, rows, columns = shape
+    moved = tf.concat(_moved(x, y, windows), axis=-1)
+    moved = tf.reshape(moved, [-1, math.prod(windows) * rows])
+    y = tf.reshape(y, [-1, columns])
+    return tf.reshape(tf.matmul(moved, y, transpose_a=True), shape)
+
+
+def _convolve(y, x, shape):
     """Returns sum_q x[q + D] y[q]^T, of this shape, by a convolution."""
     if len(shape) == 3:
         y, x = y[:, :, tf.newaxis], x[:, :, tf.newaxis]
-        wide = _filter_gradient(y, x, [shape[0], 1, *shape[1:]])
+        wide = _convolve(y, x, [shape[0], 1, *shape[1:]])
         return tf.squeeze(wide, axis=1)
     name = {4: "Conv2DBackpropFilter", 5: "Conv3DBackpropFilterV2"}
     return getattr(tf.raw_ops, name[len(shape)])(
@@ -347,9 +369,7 @@ def _by_channel(y, x, windows):
     """As `_correlate`, each channel by itself."""
     n = len(windows)
     found = []
-    for D in itertools.product(*map(range, windows)):
-        at = [slice(o, o + side) for o, side in zip(D, y.shape[1:])]
-        moved = x[(slice(None), *at)]
+    for moved in _moved(x, y, windows):
         product = moved[..., :, tf.newaxis, :] * y[..., tf.newaxis, :, :]
         found.append(tf.reduce_sum(product, axis=range(n + 1)))
     by_channel = tf.transpose(tf.stack(found), [0, 3, 1, 2])

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tfkfac import linalg
+
 
 class Factor(abc.ABC):
     """The debiased running average of a second moment X.
@@ -54,9 +56,8 @@ class Factor(abc.ABC):
         An X that is not finite is left out; an average that is not finite
         starts anew.
         """
-        usable = tf.reduce_all(tf.math.is_finite(X))
-        sound = tf.reduce_all(tf.math.is_finite(self.moment))
-        sound = tf.logical_and(sound, tf.math.is_finite(self.weight))
+        usable = linalg.all_finite([X])
+        sound = linalg.all_finite([self.moment.value(), self.weight.value()])
         moment = decay * tf.where(sound, self.moment, 0) + (1 - decay) * X
         weight = decay * tf.where(sound, self.weight, 0) + (1 - decay)
         self.moment.assign(tf.where(usable, moment, self.moment))

@@ -70,6 +70,17 @@ def append_sums(S: tf.Tensor, sums: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     )
 
 
+def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns whether all elements of all tensors are finite, a scalar.
+
+    By sums, which take a third of the time of flags for the elements; scaled,
+    so that those of finite numbers are finite.
+    """
+    sums = [tf.reduce_sum(t * 2.0**-64) for t in tensors if t.dtype.is_floating]
+    finite = [tf.math.is_finite(s) for s in sums]
+    return tf.reduce_all(tf.stack(finite)) if finite else tf.constant(True)
+
+
 def mean_diagonal(matrix: tf.Tensor, *, diagonal: bool) -> tf.Tensor:
     """Returns tr M / dim M, [groups]; with `diagonal`, M is its diagonal."""
     values = matrix if diagonal else tf.linalg.diag_part(matrix)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
+from tfkfac import linalg
 from tfkfac.blocks import CurvatureBlock, Use, factored
 from tfkfac.curvature import Curvature
 from tfkfac.exchange import Exchange
@@ -201,7 +202,7 @@ class Preconditioner:
             for b in blocks
         ]
         values = factored.invert(blocks, own)
-        good = [factored.all_finite(of_block) for of_block in values]
+        good = [linalg.all_finite(of_block) for of_block in values]
 
         def accept():
             for block, of_block in zip(blocks, values):

@@ -17,10 +17,6 @@ from tfkfac.preconditioner import Preconditioner
 from tfkfac.schedules import Period
 
 
-def _true():
-    return tf.constant(True)
-
-
 class Refresh:
     """All blocks are inverted when the period says so.
 
@@ -42,30 +38,19 @@ class Refresh:
             update: t.
             dampings: By name.
         """
-        preconditioner = self._preconditioner
-        forced = preconditioner.refresh_needed.value()
+        forced = self._preconditioner.refresh_needed.value()
 
-        def invert_all():
-            preconditioner.refresh(preconditioner.blocks, dampings)
-            preconditioner.refresh_needed.assign(False)
-            self._period.done(update)
-            return _true()
-
-        def invert_due():
-            self._invert_due(update, dampings)
-            return _true()
-
-        tf.cond(forced, invert_all, invert_due)
-
-    def _invert_due(self, update, dampings):
         def invert():
-            self._invert(dampings)
+            self._invert(dampings, forced)
+            self._preconditioner.refresh_needed.assign(False)
             self._period.done(update)
-            return _true()
+            return tf.constant(True)
 
-        tf.cond(self._period.due(update), invert, lambda: tf.constant(False))
+        due = tf.logical_or(self._period.due(update), forced)
+        tf.cond(due, invert, lambda: tf.constant(False))
 
-    def _invert(self, dampings):
+    def _invert(self, dampings, forced):
+        del forced
         self._preconditioner.refresh(self._preconditioner.blocks, dampings)
 
 
@@ -83,23 +68,21 @@ class DriftRefresh(Refresh):
         super().__init__(preconditioner, periods)
         self._tolerance = tolerance
 
-    def _invert(self, dampings):
+    def _invert(self, dampings, forced):
         preconditioner = self._preconditioner
         for block, inverted in preconditioner.inverted.items():
 
             def invert(block=block):
                 preconditioner.invert([block], dampings)
-                return _true()
+                return tf.constant(True)
 
             moved = [
                 _movement(factor.value(), variable.value())
                 for factor, variable in zip(block.factors, inverted)
             ]
-            tf.cond(
-                tf.reduce_max(tf.stack(moved)) > self._tolerance,
-                invert,
-                lambda: tf.constant(False),
-            )
+            moved = tf.reduce_max(tf.stack(moved)) > self._tolerance
+            due = tf.logical_or(moved, forced)
+            tf.cond(due, invert, lambda: tf.constant(False))
         # The owner alone knows which: the group fetches all.
         preconditioner.share(preconditioner.blocks)
 
@@ -124,7 +107,8 @@ class StaggeredRefresh(Refresh):
         super().__init__(preconditioner, periods)
         offsets = range(self._period.number)
         factors = periods["factor_update_period"].number
-        free = [o for o in offsets if factors is None or o % factors]
+        known = factors and self._period.number % factors == 0
+        free = [o for o in offsets if known and o % factors]
         self._turns = self._take_turns(free or list(offsets))
 
     def _take_turns(self, offsets: Sequence[int]) -> dict:
@@ -145,17 +129,29 @@ class StaggeredRefresh(Refresh):
                 turns.setdefault(offsets[place], []).append(block)
         return turns
 
-    def _invert_due(self, update, dampings):
-        def take(blocks):
-            self._preconditioner.refresh(blocks, dampings)
-            return _true()
+    def run(self, update, dampings):
+        """As `Refresh.run`."""
+        preconditioner = self._preconditioner
 
-        # By the place in the period: which branch, the last for no turn.
-        branch = [len(self._turns)] * self._period.number
+        def invert(blocks):
+            preconditioner.refresh(blocks, dampings)
+            preconditioner.refresh_needed.assign(False)
+            return tf.constant(True)
+
+        # By the place in the period: which turn, the last for none.
+        turns = [len(self._turns)] * self._period.number
         for i, offset in enumerate(self._turns):
-            branch[offset] = i
-        tf.switch_case(
-            tf.gather(tf.constant(branch), update % self._period.number),
-            [partial(take, blocks) for blocks in self._turns.values()],
-            default=lambda: tf.constant(False),
+            turns[offset] = i
+
+        def take_turn():
+            return tf.switch_case(
+                tf.gather(tf.constant(turns), update % self._period.number),
+                [partial(invert, blocks) for blocks in self._turns.values()],
+                default=lambda: tf.constant(False),
+            )
+
+        tf.cond(
+            preconditioner.refresh_needed.value(),
+            partial(invert, preconditioner.blocks),
+            take_turn,
         )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfkfac import loss_scale, packing
+from tfkfac import linalg, loss_scale, packing
 from tfkfac.preconditioner import state_dtype
 
 
@@ -50,7 +50,7 @@ class Update:
 
     def run(self) -> None:
         """Makes the update; where V is not finite, counts a skipped step."""
-        finite = self._all_finite(self.grads)
+        finite = linalg.all_finite(self.grads)
         if self.optimizer.gradient_accumulation_steps:
             self._run_micro_step(finite)
             return
@@ -62,7 +62,7 @@ class Update:
             self._scale_sums()
             sums = [g * tf.cast(D, g.dtype) for g in self.grads]
             # All ranks skip what their sum could not hold.
-            finite = self._all_finite([self.exchange.size * s for s in sums])
+            finite = linalg.all_finite([self.exchange.size * s for s in sums])
             V, finite, examples_before = self._reduce(sums, D, finite)
 
         def update_factors(decay):
@@ -74,11 +74,6 @@ class Update:
             lambda: self._update(V, update_factors),
             lambda: self._skip(self.undo_forward_pass),
         )
-
-    @staticmethod
-    def _all_finite(tensors):
-        finite = [tf.reduce_all(tf.math.is_finite(t)) for t in tensors]
-        return tf.reduce_all(tf.stack(finite))
 
     def _divisor(self):
         return self.step.divisor(packing.widest(g.dtype for g in self.grads))
@@ -152,7 +147,7 @@ class Update:
                 for total, g in zip(self._gradient_sums(), self.grads)
             ]
             D = optimizer.window_divisor.value
-            fits = self._all_finite([self.exchange.size * s for s in sums])
+            fits = linalg.all_finite([self.exchange.size * s for s in sums])
             V, all_sound, _ = self._reduce(sums, D, tf.logical_and(sound, fits))
             return tf.cond(
                 all_sound,

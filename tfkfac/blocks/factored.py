@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfkfac import linalg
 from tfkfac.blocks.base import CurvatureBlock
 from tfkfac.factors import DiagonalFactor
 
@@ -79,11 +80,11 @@ class FactoredBlock(CurvatureBlock):
         self.failures.assign(self.failures * tf.constant([0, 1], tf.int64))
 
     def recover(self, values, damping):
-        good = all_finite(values)
+        good = linalg.all_finite(values)
         again = self._inverter.invert(*self._problem(10 * damping, tf.float64))
         again = [tf.cast(value, self._dtype) for value in again]
         known = self._known()
-        usable = tf.logical_or(good, all_finite(again))
+        usable = tf.logical_or(good, linalg.all_finite(again))
         failed = tf.cast(
             tf.logical_and(known, tf.logical_not(usable)), tf.int64
         )
@@ -116,7 +117,7 @@ class FactoredBlock(CurvatureBlock):
         V = self.to_matrix(gradients)
         state = [variable.value() for variable in self._inverses]
         U = self._inverter.precondition(V, state, damping)
-        usable = tf.reduce_all(tf.math.is_finite(U))
+        usable = linalg.all_finite([U])
         usable = tf.logical_and(usable, self.failures[0] < MAX_FAILURES)
         return self.from_matrix(tf.where(usable, U, V))
 
@@ -147,9 +148,3 @@ def invert(
         block.invert(damping) if of_block is None else of_block
         for block, damping, of_block in zip(blocks, dampings, values)
     ]
-
-
-def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns whether all elements of all tensors are finite."""
-    flags = [tf.reduce_all(tf.math.is_finite(t)) for t in tensors]
-    return tf.reduce_all(tf.stack(flags))

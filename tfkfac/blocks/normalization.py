@@ -141,9 +141,12 @@ class BatchNormalizationBlock(ScaleShiftBlock):
 
     def normalized(self, use):
         layer = self.layer
-        x = _widen(use.inputs)
+        x, mask = _widen(use.inputs), use.options.get("mask")
         if use.options.get("training") and layer.trainable:
-            mean, variance = layer._moments(x, use.options.get("mask"))
+            last = layer.axis % x.shape.rank == x.shape.rank - 1
+            if mask is None and last and x.dtype == tf.float32:
+                return _normalize_channels(x, layer.epsilon)
+            mean, variance = layer._moments(x, mask)
         else:
             mean, variance = layer.moving_mean, layer.moving_variance
         return keras.ops.batch_normalization(
@@ -185,6 +188,22 @@ class GroupNormalizationBlock(ScaleShiftBlock):
         finally:
             layer.__dict__.update(scale=saved[0], center=saved[1])
         return tf.reshape(xhat, tf.shape(x))
+
+
+def _normalize_channels(x: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """Returns (x - mean) / sqrt(variance + epsilon) by channels, in one go."""
+    channels = x.shape[-1]
+    nothing = tf.zeros([0], x.dtype)
+    xhat, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=tf.reshape(x, [-1, 1, 1, channels]) if x.shape.rank != 4 else x,
+        scale=tf.ones([channels], x.dtype),
+        offset=tf.zeros([channels], x.dtype),
+        mean=nothing,
+        variance=nothing,
+        epsilon=epsilon,
+        is_training=True,
+    )
+    return tf.reshape(xhat, tf.shape(x))
 
 
 def _widen(x: tf.Tensor) -> tf.Tensor:
