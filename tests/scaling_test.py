@@ -37,7 +37,12 @@ def test_two_ranks_by_hand():
 
 def test_resnet50_is_that_of_the_paper():
     """3.8 G multiplications forward (He et al. 2015), 107 layers."""
-    found = image_models.register(image_models.build_model("resnet50")[0])
+    model = image_models.build_model("resnet50")[0]
+    found = image_models.register(model)
     forward = scaling_prediction.forward_cost(found.blocks)
     assert forward == pytest.approx(3.86e9, rel=0.01)
     assert len(found.blocks) == 107 and not found.fallback
+    # Section 5.4: the factors with diagonal and with full curvature of norms.
+    assert round(image_models.state_mib(found)["factors"]) == 587
+    full = image_models.register(model, "full")
+    assert round(image_models.state_mib(full)["factors"]) == 1017

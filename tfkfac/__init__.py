@@ -22,6 +22,7 @@ from tfkfac.inverters import CholeskyInverter, EigenInverter, Inverter
 from tfkfac.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from tfkfac.optimizer import KFAC, attach
 from tfkfac.registry import register
+from tfkfac.schedules import GrowingInterval, LateInterval
 
 __version__ = "0.1.0"
 
@@ -32,9 +33,11 @@ __all__ = [
     "CurvatureBlock",
     "EigenInverter",
     "Gaussian",
+    "GrowingInterval",
     "Inverter",
     "KFAC",
     "KroneckerBlock",
+    "LateInterval",
     "Likelihood",
     "ScaleShiftBlock",
     "attach",

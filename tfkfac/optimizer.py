@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -411,6 +412,18 @@ class KFAC(keras.optimizers.Optimizer):
         do; on one process it does nothing.
         """
         self.require_link().gather_curvature()
+
+    def moments(self) -> dict[str, np.ndarray]:
+        """Returns M of each factor that this rank owns, by name, in float64.
+
+        The factor is M / c, with c the weight of its running average.
+        """
+        suffix = "/moment"
+        return {
+            name.removesuffix(suffix): value.astype("float64")
+            for name, value in self.curvature.state().items()
+            if name.endswith(suffix)
+        }
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

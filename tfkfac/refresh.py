@@ -112,21 +112,16 @@ class StaggeredRefresh(Refresh):
         self._turns = self._take_turns(free or list(offsets))
 
     def _take_turns(self, offsets: Sequence[int]) -> dict:
-        exchange = self._preconditioner.exchange
+        """Returns the blocks of each turn; the same on any number of ranks."""
+        blocks = self._preconditioner.blocks
+        costs = [
+            assignment.Item(inversion=item.inversion)
+            for item in assignment.model_items(blocks, ())
+        ]
         turns = {}
-        for rank in range(exchange.size):
-            blocks = [
-                block
-                for block in self._preconditioner.blocks
-                if exchange.block_owners[block] == rank
-            ]
-            costs = [
-                assignment.Item(inversion=item.inversion)
-                for item in assignment.model_items(blocks, ())
-            ]
-            places = assignment.assign(costs, len(offsets))
-            for block, place in zip(blocks, places):
-                turns.setdefault(offsets[place], []).append(block)
+        places = assignment.assign(costs, len(offsets))
+        for block, place in zip(blocks, places):
+            turns.setdefault(offsets[place], []).append(block)
         return turns
 
     def run(self, update, dampings):

@@ -19,12 +19,29 @@ def build_model(name: str) -> tuple[keras.Model, tuple[int, ...], int]:
     return models.MODELS[name](shape, classes), shape, classes
 
 
-def register(model: keras.Model) -> registry.Registration:
+def register(
+    model: keras.Model, norm_curvature: str = "diagonal"
+) -> registry.Registration:
     """Returns the blocks of a model, as with the defaults of `KFAC`."""
-    options = {"norm_curvature": "diagonal", "tied": "pooled"}
+    options = {"norm_curvature": norm_curvature, "tied": "pooled"}
     return registry.register_model(model, (), {}, options)
 
 
 def items_of(found: registry.Registration) -> list[assignment.Item]:
     """Returns what the ranks share out."""
     return assignment.model_items(found.blocks, found.fallback)
+
+
+def state_mib(found: registry.Registration) -> dict[str, float]:
+    """Returns the size of the curvature state in float32, in MiB."""
+    factors = [f for block in found.blocks for f in block.factors]
+    dense = packed = 0
+    for f in factors:
+        dense += f.groups * f.dim * (1 if f.diagonal else f.dim)
+        packed += f.groups * f.dim * (1 if f.diagonal else (f.dim + 1) / 2)
+    mib = 4 / 2**20
+    return {
+        "factors": round(dense * mib, 1),
+        "factors as sent, triangles": round(packed * mib, 1),
+        "inverses": round(dense * mib, 1),
+    }

@@ -1,13 +1,15 @@
 """Who owns what on N ranks, and what they send each other.
 
     python -m tools.plan --model=resnet50 --ranks=2,4,8,16,32,64
+    python -m tools.plan --model=resnet50 --norm_curvature=full
     horovodrun -np 2 python -m tools.plan --model=resnet8 --measure
 
-The first prints, for each number of ranks under strategy="owner", what the
-fullest rank has, beside the bound that the mean and the largest item force; and
-the elements that a rank sends in a step, in the mean and at most, beside those
-of an even reduce-scatter. The second counts collectives and bytes at run time,
-in plain steps and in those with a factor update, beside the formula.
+The first two print the size of the state in MiB and, for each number of ranks
+under strategy="owner", what the fullest rank has, beside the bound that the
+mean and the largest item force; and the elements that a rank sends in a step,
+in the mean and at most, beside those of an even reduce-scatter. The last counts
+collectives and bytes at run time, in plain steps and in those with a factor
+update, beside the formula.
 """
 
 import json
@@ -22,6 +24,10 @@ _RANKS = flags.DEFINE_list(
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON lines.")
 _MEASURE = flags.DEFINE_bool("measure", False, "Count at run time.")
+_NORM = flags.DEFINE_enum(
+    "norm_curvature", "diagonal", ["diagonal", "unitwise", "full"],
+    "As of KFAC.",
+)  # fmt: skip
 _STRATEGY = flags.DEFINE_string("strategy", "owner", "For --measure.")
 _HALF = flags.DEFINE_bool("half", False, "For --measure: float16 factors.")
 
@@ -51,7 +57,7 @@ def plan(items: list[assignment.Item], ranks: int) -> dict:
         kind, mean, most = "all-to-all", even, longest * (ranks - 1)
     row["gradients by"] = kind
     row["sent, mean / even reduce-scatter"] = round(mean / even, 3)
-    row["busiest / better of both without padding"] = round(
+    row["busiest / better of all-to-all and all-reduce"] = round(
         most / min(longest * (ranks - 1), 2 * even), 3
     )
     row["padding of a reduce-scatter"] = round(ranks * longest / size, 3)
@@ -140,9 +146,12 @@ def main(argv: list[str]) -> None:
         if communicator.current().rank == 0:
             print_rows(rows)
         return
-    from tools.image_models import build_model, items_of, register
+    from tools.image_models import build_model, items_of, register, state_mib
 
-    items = items_of(register(build_model(_MODEL.value)[0]))
+    found = register(build_model(_MODEL.value)[0], _NORM.value)
+    size = {"norm_curvature": _NORM.value, **state_mib(found)}
+    print_rows([size])
+    items = items_of(found)
     print_rows([plan(items, int(n)) for n in _RANKS.value])
 
 

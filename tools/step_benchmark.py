@@ -57,6 +57,7 @@ _TUNABLES = (
     "glibc.malloc.mmap_threshold=8589934592:"
     "glibc.malloc.trim_threshold=17179869184"
 )
+WARM_UP = 3  # Steps before the first that counts.
 VOCABULARY, LENGTH = 8192, 64
 
 
@@ -133,8 +134,8 @@ def measure() -> dict:
     for side, name in sides.items():
         steps[side], _ = make_step(name, build, x, y)
         times[side] = []
-        for _ in range(period if side == "kfac" else 3):
-            steps[side]()  # Traces; K-FAC goes on with a refresh.
+        for _ in range(WARM_UP):
+            steps[side]()  # The first traces.
     for _ in range(_ROUNDS.value):
         for side, step in steps.items():
             for _ in range(block_of(period)):
@@ -149,14 +150,14 @@ def summary(baseline: list[float], kfac: list[float]) -> dict:
 
     Args:
         baseline: The seconds of its steps.
-        kfac: Those of K-FAC's, the first with a refresh.
+        kfac: Those of K-FAC's, from update `WARM_UP` on.
     """
 
     def mean(values):
         return 1000 * statistics.fmean(values) if values else math.nan
 
     kinds = {"plain": [], "factors": [], "refresh": []}
-    for i, seconds in enumerate(kfac):
+    for i, seconds in enumerate(kfac, start=WARM_UP):
         factors = i % _FACTORS.value == 0
         inverses = i % _INVERSES.value == 0
         kind = "refresh" if inverses else "factors" if factors else "plain"
@@ -196,7 +197,7 @@ def run_child() -> dict:
     return {
         "first_step_s": first,
         "peak_mib": resident() - before,
-        "state_mib": (state + (curvature.nbytes if curvature else 0)) / 2**20,
+        "state_mib": (state + (curvature.nbytes() if curvature else 0)) / 2**20,
     }
 
 
