@@ -210,8 +210,7 @@ class Preconditioner:
             return tf.constant(True)
 
         def recover():
-            for block, of_block, damping in zip(blocks, values, own):
-                block.recover(of_block, damping)
+            factored.recover(blocks, values, own)
             return tf.constant(False)
 
         tf.cond(tf.reduce_all(tf.stack(good)), accept, recover)

@@ -22,7 +22,7 @@ size, or `transformer` on 64 times as many tokens as --batch_size.
 import json
 import math
 import os
-import resource
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -178,7 +178,10 @@ def summary(baseline: list[float], kfac: list[float]) -> dict:
 
 def resident() -> float:
     """Returns the peak resident set in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage, which a child inherits from its parent.
+    status = pathlib.Path("/proc/self/status").read_text()
+    (line,) = [x for x in status.splitlines() if x.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
 
 
 def run_child() -> dict:

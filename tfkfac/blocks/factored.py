@@ -80,8 +80,12 @@ class FactoredBlock(CurvatureBlock):
         self.failures.assign(self.failures * tf.constant([0, 1], tf.int64))
 
     def recover(self, values, damping):
+        problem = self._problem(10 * damping, tf.float64)
+        self._take(values, self._inverter.invert(*problem))
+
+    def _take(self, values, again):
+        """Takes the first of two inversions that is finite, if one is."""
         good = linalg.all_finite(values)
-        again = self._inverter.invert(*self._problem(10 * damping, tf.float64))
         again = [tf.cast(value, self._dtype) for value in again]
         known = self._known()
         usable = tf.logical_or(good, linalg.all_finite(again))
@@ -120,6 +124,29 @@ class FactoredBlock(CurvatureBlock):
         usable = linalg.all_finite([U])
         usable = tf.logical_and(usable, self.failures[0] < MAX_FAILURES)
         return self.from_matrix(tf.where(usable, U, V))
+
+
+def recover(
+    blocks: Sequence[CurvatureBlock],
+    values: Sequence[Sequence[tf.Tensor]],
+    dampings: Sequence[tf.Tensor],
+) -> None:
+    """Calls `block.recover(values, damping)`, many at once if it can.
+
+    Args:
+        blocks, dampings: As of `invert`.
+        values: What `invert` gave.
+    """
+    ours = [i for i, b in enumerate(blocks) if isinstance(b, FactoredBlock)]
+    if ours:
+        inverter = blocks[ours[0]]._inverter
+        again = inverter.invert_all(
+            [blocks[i]._problem(10 * dampings[i], tf.float64) for i in ours]
+        )
+        for i, of_block in zip(ours, again):
+            blocks[i]._take(values[i], of_block)
+    for i in set(range(len(blocks))) - set(ours):
+        blocks[i].recover(values[i], dampings[i])
 
 
 def invert(
