@@ -102,7 +102,7 @@ CASES = {
     ),
     "tokens in micro-steps": ("tokens", {"tied": "balanced"}, {}, 3),
 }
-for _name in ("images", "tokens", "micro-steps"):
+for _name in ("images", "tokens", "micro-steps", "eager", "several a call"):
     _model, _options, _compile, _micro = CASES[_name]
     for _strategy in ("replicated", 2):
         CASES[f"{_name}, strategy {_strategy}"] = (
@@ -121,7 +121,13 @@ CASES["staggered, strategy replicated"] = (
 CASES["drift"] = ("images", {"refresh": "drift"}, {}, 1)
 for _name in ("ghosts of 2", "ghosts of 3"):
     CASES[_name] = (_name, {"norm_curvature": "full"}, {}, 1)
-CASES["half"] = ("tokens", {"communication_dtype": "float16"}, {}, 1)
+for _strategy in ("owner", "replicated", 2):
+    CASES[f"half, strategy {_strategy}"] = (
+        "tokens",
+        {"communication_dtype": "float16", "strategy": _strategy},
+        {},
+        1,
+    )
 
 
 def compiled(build, options, compile_options, micro_steps):

@@ -296,6 +296,16 @@ class Link:
         may_print = self.model.compiled and not self.model.jit_compile
         for block in self.registration.blocks:
             block.may_print = may_print
-        return Step(
+        step = Step(
             self.optimizer, self.capture, self.registration.blocks, records
         )
+        if self.communicator.size > 1 and step.has_unequal_shares():
+            logging.log_first_n(
+                logging.WARNING,
+                "%r has several outputs with masks: where a rank has another "
+                "share of their terms than the others, its gradient is "
+                "weighted by the output with the most terms.",
+                1,
+                self.model.name,
+            )
+        return step

@@ -8,6 +8,7 @@ from absl import logging
 
 from tfkfac import fisher, packing
 from tfkfac.blocks import CurvatureBlock, Use
+from tfkfac.blocks.base import keras_mask
 from tfkfac.capture import Capture, Record
 from tfkfac.preconditioner import state_dtype
 
@@ -49,6 +50,11 @@ class Step:
         """Returns the number of examples, an int64 scalar."""
         output = self._records[0].outputs[0]
         return tf.shape(output, out_type=tf.int64)[0]
+
+    def has_unequal_shares(self) -> bool:
+        """Whether outputs may differ in their shares of terms between ranks."""
+        masked = (keras_mask(term.output) is not None for term in self._terms)
+        return len(self._terms) > 1 and any(masked)
 
     def loss_is_mean(self) -> bool:
         """Whether the loss is a mean over its terms, rather than a sum."""
