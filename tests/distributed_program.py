@@ -183,8 +183,10 @@ def train(case, rank, size):
 def fits(case, size):
     """Whether groups of ranks, and ghost batches, divide what they are of."""
     strategy = CASES[case][1].get("strategy")
-    if isinstance(strategy, int) and size % strategy:
-        return False
+    if size == 1 and strategy is not None:
+        return False  # No matter on one process.
+    if isinstance(strategy, int) and (size % strategy or size == strategy):
+        return False  # All ranks in one group is "replicated".
     name = CASES[case][0]
     return not name.startswith("ghosts") or BATCH // size % int(name[-1]) == 0
 
