@@ -51,7 +51,6 @@ def _require_same(model, optimizer, communicator):
         for i, v in enumerate(variables[: len(model.variables)])
     }
     own["number of variables"] = len(variables)
-    own["optimizer"] = type(optimizer).__name__
     own |= _settings("optimizer", unwrapped(optimizer))
     for i, layer in enumerate(model._flatten_layers()):
         if not isinstance(layer, keras.Model):  # Its layers come too.

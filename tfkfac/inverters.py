@@ -145,9 +145,7 @@ class CholeskyInverter(Inverter):
             )
         ]
         dense = [(m, shift) for flag, m, shift in terms if not flag]
-        found = iter(
-            linalg.by_side(linalg.damped_inverse, *zip(*dense)) if dense else []
-        )
+        found = iter(linalg.by_side(linalg.damped_inverse, dense))
         inverses = iter(
             1 / (linalg.nonnegative(m) + shift[:, tf.newaxis])
             if flag
@@ -193,11 +191,7 @@ class EigenInverter(Inverter):
             for flag, matrix in zip(diagonal, matrices)
             if not flag
         ]
-        found = iter(
-            linalg.by_side(linalg.eigendecomposition, *zip(*dense))
-            if dense
-            else []
-        )
+        found = iter(linalg.by_side(linalg.eigendecomposition, dense))
         values = []
         for diagonal, matrices, _ in problems:
             of_block = []

@@ -161,28 +161,25 @@ def _blocks(a, b, c, d) -> tf.Tensor:
 
 def by_side(
     function: Callable[..., tf.Tensor | tuple[tf.Tensor, ...]],
-    matrices: Sequence[tf.Tensor],
-    numbers: Sequence[tf.Tensor],
+    pairs: Sequence[tuple[tf.Tensor, tf.Tensor]],
 ) -> list:
     """Calls a function once for all matrices of one side.
 
     Args:
         function: Of matrices, [groups, n, n], and numbers, [groups]; it returns
             a tensor or a tuple of tensors of the same first axis.
-        matrices: Each [groups, n, n], of one type.
-        numbers: For each, [groups].
+        pairs: Matrices, each [groups, n, n], of one type, and numbers,
+            [groups].
 
     Returns:
         What it gives for each.
     """
-    found = [None] * len(matrices)
-    for side in {m.shape[-1]: None for m in matrices}:
-        of_side = [i for i, m in enumerate(matrices) if m.shape[-1] == side]
-        counts = [matrices[i].shape[0] for i in of_side]
-        result = function(
-            tf.concat([matrices[i] for i in of_side], axis=0),
-            tf.concat([numbers[i] for i in of_side], axis=0),
-        )
+    found = [None] * len(pairs)
+    for side in {m.shape[-1]: None for m, _ in pairs}:
+        of_side = [i for i, (m, _) in enumerate(pairs) if m.shape[-1] == side]
+        matrices, numbers = zip(*(pairs[i] for i in of_side))
+        counts = [m.shape[0] for m in matrices]
+        result = function(tf.concat(matrices, 0), tf.concat(numbers, 0))
         several = isinstance(result, tuple)
         parts = [tf.split(r, counts) for r in (result if several else [result])]
         for i, *values in zip(of_side, *parts):

@@ -12,7 +12,7 @@ these. The stages are differences of means over steps taken in turn:
     communication         the same collectives on zeros, by themselves
     factors               steps with them less plain steps and their bytes
     inversion             steps with it less steps with factors alone
-    rest                  U, clips and the weights
+    preconditioning       the rest: U, clips and the weights
 
 Beside it stands a prediction for ResNet-50 with 32 images on each of 1 to 1,024
 GPUs (`tools.scaling_prediction`). Its constants are flags; the defaults are
@@ -193,8 +193,8 @@ def measured_rows() -> list[dict]:
     rows = []
     for ranks in map(int, _RANKS.value):
         row = {"ranks": ranks, "cores": cores, **launch(ranks)}
-        rows.append(row | {"step / first": row["step"] / rows[0]["step"]}
-                    if rows else row | {"step / first": 1.0})  # fmt: skip
+        rows.append(row)
+        row["step / first"] = row["step"] / rows[0]["step"]
     return rows
 
 
