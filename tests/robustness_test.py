@@ -166,6 +166,7 @@ def test_plain_gradient_after_too_many_failures(inverter, capfd):
 
     def damaged_step():
         damage(optimizer, "hidden/output_factor/moment", -1e6)
+        optimizer.curvature["hidden/output_factor/weight"].assign(1.0)
         model.train_on_batch(X, Y)
 
     for _ in range(MAX_FAILURES + 2):

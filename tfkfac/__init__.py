@@ -17,6 +17,7 @@ if _keras.backend.backend() != "tensorflow":
 from tfkfac import callbacks
 from tfkfac.blocks import CurvatureBlock, KroneckerBlock, ScaleShiftBlock
 from tfkfac.communicator import init
+from tfkfac.diagnostics import plan
 from tfkfac.distribute import distribute
 from tfkfac.inverters import CholeskyInverter, EigenInverter, Inverter
 from tfkfac.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -44,5 +45,6 @@ __all__ = [
     "callbacks",
     "distribute",
     "init",
+    "plan",
     "register",
 ]

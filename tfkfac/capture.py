@@ -96,7 +96,7 @@ class Capture:
         self.unusable: dict[int, str] = {}
         self.records: list[Record] = []
         self._recording: Record | None = None
-        self._own_backward = False
+        self._observe: Callable | None = None
         self._taken: list[Record] = []
         previous = Capture.of(model)
         original = previous.original_call if previous else model.call
@@ -217,18 +217,21 @@ class Capture:
 
     def _keep(self, use: Use) -> tf.Tensor:
         """Adds a use to the record; returns its pre-activation."""
-        if self.keep_gradients:
-            use.pre_activation = self._keep_gradient(use, use.pre_activation)
+        use.pre_activation = self._watch_gradient(use, use.pre_activation)
         self._recording.uses.append(use)
         return use.pre_activation
 
-    def _keep_gradient(self, use, s):
-        """Returns s, and keeps the gradient that comes back through it."""
+    def _watch_gradient(self, use, s):
+        """Returns s, and looks at the gradients that come back through it."""
 
         @tf.custom_gradient
         def identity(x):
             def backward(gradient):
-                if not self._own_backward:
+                if self._observe is not None:
+                    use.gradient = gradient
+                    with tf.control_dependencies(self._observe(use)):
+                        return tf.identity(gradient)
+                if self.keep_gradients:
                     use.gradient = gradient
                 return gradient
 
@@ -268,13 +271,18 @@ class Capture:
             variable.assign(value)
 
     @contextlib.contextmanager
-    def own_backward(self):
-        """Within it, gradients that come back are not the training loss'."""
-        self._own_backward = True
+    def own_backward(self, observe: Callable[[Use], list[tf.Tensor]]):
+        """Within it, gradients that come back are those of the statistics.
+
+        Args:
+            observe: Called with a use when its gradient is known; returns what
+                the backward pass has to wait for.
+        """
+        self._observe = observe
         try:
             yield
         finally:
-            self._own_backward = False
+            self._observe = None
 
 
 class _LossWatch:

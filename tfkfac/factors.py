@@ -6,6 +6,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfkfac import linalg
+from tfkfac.tracing import traced_once
 
 
 class Factor(abc.ABC):
@@ -56,18 +57,15 @@ class Factor(abc.ABC):
         An X that is not finite is left out; an average that is not finite
         starts anew.
         """
-        usable = linalg.all_finite([X])
-        sound = linalg.all_finite([self.moment.value(), self.weight.value()])
-        moment = decay * tf.where(sound, self.moment, 0) + (1 - decay) * X
-        weight = decay * tf.where(sound, self.weight, 0) + (1 - decay)
-        self.moment.assign(tf.where(usable, moment, self.moment))
-        self.weight.assign(tf.where(usable, weight, self.weight))
+        moment, weight = self.moment.value(), self.weight.value()
+        moment, weight = _average(moment, weight, X, decay)
+        self.moment.assign(moment)
+        self.weight.assign(weight)
 
     def restart(self, condition: tf.Tensor) -> None:
         """Forgets the average, where `condition` holds."""
-        for variable in (self.moment, self.weight):
-            zero = tf.zeros([], variable.dtype)
-            variable.assign(tf.where(condition, zero, variable))
+        keep = tf.cast(tf.logical_not(condition), self.weight.dtype)
+        self.weight.assign(tf.math.multiply_no_nan(self.weight.value(), keep))
 
     def known(self) -> tf.Tensor:
         """Returns whether there was an update."""
@@ -99,6 +97,19 @@ class Factor(abc.ABC):
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
         """The shape of the state."""
+
+
+@traced_once
+def _average(moment, weight, X, decay):
+    """Returns M_k and c_k for M_(k-1) and c_(k-1); as they were for a bad X."""
+    usable = linalg.all_finite([X])
+    sound = tf.logical_and(linalg.all_finite([moment, weight]), weight > 0)
+    new_moment = decay * tf.where(sound, moment, 0) + (1 - decay) * X
+    new_weight = decay * tf.where(sound, weight, 0) + (1 - decay)
+    return (
+        tf.where(usable, new_moment, moment),
+        tf.where(usable, new_weight, weight),
+    )
 
 
 class DenseFactor(Factor):

@@ -1,13 +1,13 @@
 """Gradients of the statistics' loss with respect to the pre-activations."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
 from tfkfac import likelihoods
-from tfkfac.blocks.base import keras_mask
+from tfkfac.blocks.base import Use, keras_mask
 from tfkfac.capture import Capture, LossCall, Record
 
 _MEANS = ("mean", "sum_over_batch_size")
@@ -185,13 +185,15 @@ def _empirical_gradient(term, w, dtype):
     return tape.gradient(total, outputs)
 
 
-def _back_propagate(capture: Capture, record: Record, outputs, gradients):
+def _back_propagate(
+    capture: Capture, record: Record, outputs, gradients, observe
+):
     """Sets the gradients of the uses of `record` from those of outputs."""
     sources = [use.pre_activation for use in record.uses]
     gradients = [
         tf.cast(g, output.dtype) for g, output in zip(gradients, outputs)
     ]
-    with capture.own_backward():
+    with capture.own_backward(observe):
         found = record.tape.gradient(outputs, sources, gradients)
     for use, gradient in zip(record.uses, found):
         use.gradient = gradient
@@ -203,6 +205,7 @@ def set_sampled_gradients(
     terms: Sequence[Sequence[OutputTerms]],
     *,
     dtype: tf.DType,
+    observe: Callable[[Use], list[tf.Tensor]],
     **place,
 ) -> tf.Tensor:
     """Sets the gradients of all uses for targets from the model's prediction.
@@ -212,6 +215,7 @@ def set_sampled_gradients(
         records: The recorded calls of the model.
         terms: The loss terms of the outputs of each.
         dtype: The type of the gradients at the outputs.
+        observe: As of `Capture.own_backward`.
         **place: `seed`, `update` and `examples_before`: where the targets are
             among all the random numbers.
 
@@ -225,7 +229,7 @@ def set_sampled_gradients(
             gradients.append(_sampled_gradient(term, w, dtype, stream, **place))
             stream += 1
         outputs = [term.output for term in parts]
-        _back_propagate(capture, record, outputs, gradients)
+        _back_propagate(capture, record, outputs, gradients, observe)
     return count
 
 
@@ -235,6 +239,7 @@ def set_empirical_gradients(
     terms: Sequence[Sequence[OutputTerms]],
     *,
     dtype: tf.DType,
+    observe: Callable[[Use], list[tf.Tensor]],
     loss_scale: tf.Tensor,
 ) -> tf.Tensor:
     """Sets the gradients of all uses for the training loss.
@@ -260,7 +265,7 @@ def set_empirical_gradients(
                 for term, w in zip(parts, of_outputs)
             ]
             outputs = [term.output for term in parts]
-            _back_propagate(capture, record, outputs, gradients)
+            _back_propagate(capture, record, outputs, gradients, observe)
     return count
 
 

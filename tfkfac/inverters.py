@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfkfac import linalg
 from tfkfac.factors import Factor
+from tfkfac.tracing import traced_once
 
 
 class Inverter(abc.ABC):
@@ -91,6 +92,15 @@ def _multiply_right(V: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     return tf.matmul(V, matrix)
 
 
+@traced_once
+def _factored_damping(a, g, damping):
+    """Returns pi sqrt(l) and sqrt(l) / pi for the mean diagonals of A, G."""
+    usable = tf.logical_and(a > 0, g > 0)
+    pi = tf.sqrt(tf.where(usable, a, 1) / tf.where(usable, g, 1))
+    root = tf.sqrt(damping)
+    return pi * root, root / pi
+
+
 @keras.saving.register_keras_serializable(package="tfkfac")
 class CholeskyInverter(Inverter):
     """Factored damping: U = (A + pi sqrt(l) I)^-1 V (G + sqrt(l) / pi I)^-1.
@@ -116,22 +126,17 @@ class CholeskyInverter(Inverter):
     def start(self, factors, dtype):
         return {f"{f.name}/inverse": _identity(f, dtype) for f in factors}
 
-    def _pi(self, diagonal, matrices) -> tf.Tensor:
-        a, g = (
-            linalg.mean_diagonal(matrix, diagonal=flag)
-            for flag, matrix in zip(diagonal, matrices)
-        )
-        if self.pi is not None:
-            return tf.ones_like(a) * self.pi
-        usable = tf.logical_and(a > 0, g > 0)
-        ratio = tf.where(usable, a, 1) / tf.where(usable, g, 1)
-        return tf.sqrt(ratio)
-
     def _shifts(self, diagonal, matrices, damping) -> list[tf.Tensor]:
         if len(matrices) == 1:
-            return [tf.repeat(damping, matrices[0].shape[0])]
-        pi, root = self._pi(diagonal, matrices), tf.sqrt(damping)
-        return [pi * root, root / pi]
+            return [tf.fill([matrices[0].shape[0]], damping)]
+        means = [
+            linalg.mean_diagonal(matrix, diagonal=flag)
+            for flag, matrix in zip(diagonal, matrices)
+        ]
+        if self.pi is not None:
+            root = tf.sqrt(damping) * tf.ones_like(means[0])
+            return [self.pi * root, root / self.pi]
+        return list(_factored_damping(*means, damping))
 
     def invert(self, diagonal, matrices, damping):
         return self.invert_all([(diagonal, matrices, damping)])[0]
@@ -186,7 +191,7 @@ class EigenInverter(Inverter):
     def invert_all(self, problems):
         # The tolerance is what factored damping with pi = 1 makes up for.
         dense = [
-            (matrix, tf.repeat(tf.sqrt(damping), matrix.shape[0]))
+            (matrix, tf.fill([matrix.shape[0]], tf.sqrt(damping)))
             for diagonal, matrices, damping in problems
             for flag, matrix in zip(diagonal, matrices)
             if not flag

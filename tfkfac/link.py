@@ -293,9 +293,9 @@ class Link:
                 "in the same tf.function as the update."
             )
         self.register()
-        may_print = self.model.compiled and not self.model.jit_compile
-        for block in self.registration.blocks:
-            block.may_print = may_print
+        self.preconditioner.may_print = (
+            self.model.compiled and not self.model.jit_compile
+        )
         step = Step(
             self.optimizer, self.capture, self.registration.blocks, records
         )

@@ -1,14 +1,16 @@
 """Statistics -> factors -> inverses -> preconditioned gradients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
 from tfkfac import linalg
-from tfkfac.blocks import CurvatureBlock, Use, factored
+from tfkfac.blocks import CurvatureBlock, Use
+from tfkfac.blocks.factored import MAX_FAILURES
 from tfkfac.curvature import Curvature
 from tfkfac.exchange import Exchange
 from tfkfac.inverters import Inverter
+from tfkfac.tracing import apart
 
 
 class Preconditioner:
@@ -30,6 +32,8 @@ class Preconditioner:
         exchange: The exchange.
         refresh_needed: Whether all blocks are to be inverted at the next
             update, whatever its number: a boolean variable.
+        may_print: Whether the step is known to run without XLA, which cannot
+            print.
         inverted: Factors as last inverted, for the blocks that this rank owns.
     """
 
@@ -45,6 +49,8 @@ class Preconditioner:
     ):
         self.blocks = list(blocks)
         self.exchange = exchange
+        self.may_print = False
+        self._inverter = inverter
         self._factor_dtype = tf.as_dtype(factor_dtype)
         # By block, N or R of each sum over micro-steps.
         self._divisors: dict[CurvatureBlock, tf.Variable] = {}
@@ -117,13 +123,41 @@ class Preconditioner:
                 for use in uses
                 if block.is_of(use) and use.gradient is not None
             ]
-            if not own:
-                continue
-            dtype = state_dtype(block.variables[0])
-            product_dtype = self._factor_dtype
-            if product_dtype == tf.float32:
-                product_dtype = dtype
-            yield block, block.moments(own, product_dtype, dtype)
+            if own:
+                yield block, own[0].moments or self._moments_of(block, own)
+
+    def _moments_of(self, block, uses):
+        dtype = state_dtype(block.variables[0])
+        product_dtype = self._factor_dtype
+        if product_dtype == tf.float32:
+            product_dtype = dtype
+        return block.moments(uses, product_dtype, dtype)
+
+    def observer(self, uses: Sequence[Use]) -> Callable[[Use], list[tf.Tensor]]:
+        """Returns what to call with a use when its gradient is known.
+
+        It takes the moments of a block with one use, and returns them. If the
+        backward pass waits for them, it does not leave the gradients of all
+        layers behind, and what the layers saw can be freed.
+
+        Args:
+            uses: All calls of layers of the step.
+        """
+        single = {}
+        for block in self.blocks:
+            own = [use for use in uses if block.is_of(use)]
+            if len(own) == 1:
+                single[id(own[0])] = block
+
+        def observe(use):
+            if id(use) not in single:
+                return []
+            # What needs no gradient would otherwise be computed before all.
+            with tf.control_dependencies([use.gradient]):
+                use.moments = self._moments_of(single[id(use)], [use])
+            return [moment.total for moment in use.moments]
+
+        return observe
 
     @staticmethod
     def _divisors_of(block, moments, count):
@@ -197,28 +231,44 @@ class Preconditioner:
         dampings: Mapping[str, tf.Tensor],
     ) -> None:
         """Inverts blocks that this rank owns, with their dampings by name."""
-        own = [
-            tf.cast(dampings[b.damping], state_dtype(b.variables[0]))
-            for b in blocks
-        ]
-        values = factored.invert(blocks, own)
-        good = [linalg.all_finite(of_block) for of_block in values]
-
-        def accept():
-            for block, of_block in zip(blocks, values):
-                block.accept(of_block)
-            return tf.constant(True)
-
-        def recover():
-            factored.recover(blocks, values, own)
-            return tf.constant(False)
-
-        tf.cond(tf.reduce_all(tf.stack(good)), accept, recover)
+        types = {b: state_dtype(b.variables[0]) for b in blocks}
+        for dtype in dict.fromkeys(types.values()):
+            of_type = [b for b in blocks if types[b] == dtype]
+            self._invert(of_type, dtype, dampings)
         for block in blocks:
             for variable, factor in zip(
                 self.inverted.get(block, ()), block.factors
             ):
                 variable.assign(factor.value())
+
+    def _invert(self, blocks, dtype, dampings):
+        problems = [
+            block.problem(tf.cast(dampings[block.damping], dtype))
+            for block in blocks
+        ]
+        values = self._inverter.invert_all(problems)
+        flat = [value for of_block in values for value in of_block]
+
+        def invert_again():
+            wide = [
+                (
+                    diagonal,
+                    [tf.cast(matrix, tf.float64) for matrix in matrices],
+                    10 * tf.cast(damping, tf.float64),
+                )
+                for diagonal, matrices, damping in problems
+            ]
+            again = self._inverter.invert_all(wide)
+            return [tf.cast(v, dtype) for of_block in again for v in of_block]
+
+        good = linalg.all_finite(flat)
+        again = iter(tf.cond(good, lambda: flat, apart(invert_again)))
+        gave_up = [
+            block.take(of_block, [next(again) for _ in of_block])
+            for block, of_block in zip(blocks, values)
+        ]
+        if self.may_print:
+            _warn([block.path for block in blocks], tf.stack(gave_up))
 
     def precondition(
         self,
@@ -240,6 +290,24 @@ class Preconditioner:
                 U = block.precondition(V, damping)
                 result.update(zip(keys, U))
         return result
+
+
+def _warn(paths: Sequence[str], gave_up: tf.Tensor) -> None:
+    """Says once of each block that it gave up."""
+
+    def warn():
+        which = tf.boolean_mask(tf.constant(paths), gave_up)
+        parts = [
+            "tfkfac: ",
+            tf.strings.reduce_join(which, separator=", "),
+            f": {MAX_FAILURES} inversions failed in a row; the plain gradient "
+            "is taken until one succeeds. Raise the damping, or look for "
+            "infinities in the inputs.",
+        ]
+        tf.print(tf.strings.join(parts), output_stream="file:///dev/stderr")
+        return tf.constant(True)
+
+    tf.cond(tf.reduce_any(gave_up), warn, lambda: tf.constant(False))
 
 
 def state_dtype(variable) -> tf.DType:

@@ -1,6 +1,6 @@
 """The statistics of one step of data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -46,6 +46,10 @@ class Step:
             for record in records
         ]
 
+    def uses(self) -> list[Use]:
+        """Returns all calls of layers."""
+        return [use for record in self._records for use in record.uses]
+
     def examples(self) -> tf.Tensor:
         """Returns the number of examples, an int64 scalar."""
         output = self._records[0].outputs[0]
@@ -69,6 +73,7 @@ class Step:
         variables,
         update: tf.Tensor,
         examples_before: tf.Tensor | int,
+        observe: Callable[[Use], list[tf.Tensor]],
     ) -> tuple[list[Use], tf.Tensor]:
         """Computes the gradients of the statistics' loss.
 
@@ -77,6 +82,7 @@ class Step:
             update: t, the key of the sampled targets.
             examples_before: The number of examples of the joint batch of the
                 update that come before those of this step.
+            observe: As of `Capture.own_backward`.
 
         Returns:
             (all uses of layers with their gradients, the number N of terms).
@@ -91,6 +97,7 @@ class Step:
                 self._records,
                 self._terms,
                 dtype=dtype,
+                observe=observe,
                 seed=self._settings.seed,
                 update=update,
                 examples_before=examples_before,
@@ -101,9 +108,10 @@ class Step:
                 self._records,
                 self._terms,
                 dtype=dtype,
+                observe=observe,
                 loss_scale=tf.cast(self._loss_scale(), dtype),
             )
-        uses = [use for record in self._records for use in record.uses]
+        uses = self.uses()
         self._note_unreached(uses, variables)
         return uses, count
 

@@ -18,8 +18,12 @@ def _false():
 
 def _dot(a, b):
     """Returns the sum of the products, in float64."""
-    terms = [tf.cast(tf.reduce_sum(a[k] * b[k]), tf.float64) for k in a]
-    return tf.add_n(terms or [tf.zeros([], tf.float64)])
+    total = tf.zeros([], tf.float64)
+    for dtype in {v.dtype: None for v in a.values()}:
+        keys = [key for key, value in a.items() if value.dtype == dtype]
+        terms = tf.stack([tf.reduce_sum(a[k] * b[k]) for k in keys])
+        total += tf.reduce_sum(tf.cast(terms, tf.float64))
+    return total
 
 
 class Update:
@@ -191,7 +195,9 @@ class Update:
         V = self._clip(V)
         self._update_curvature(update_factors)
         U = self.preconditioner.precondition(V, self._dampings())
-        sums = tf.stack([_dot(U, V), _dot(V, V)])
+        # |V|^2 is for the clip alone.
+        clipped = {} if optimizer.global_clipnorm is None else V
+        sums = tf.stack([_dot(U, V), _dot(clipped, clipped)])
         shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
         U, sums = self.exchange.gather_updates(U, sums, shapes)
         dot, square = tf.unstack(sums)
@@ -199,8 +205,11 @@ class Update:
         eta = tf.cast(optimizer.learning_rate, tf.float64)
         step = eta * scale * self._kl_scale(scale * scale * dot, eta)
         mu = optimizer.at_update("momentum", tf.float64)
-        for v in self.variables:
-            self._move(v, U[id(v)], step, mu, eta)
+        for dtype in {u.dtype: None for u in U.values()}:
+            numbers = [tf.cast(x, dtype) for x in (step, mu, eta)]
+            for v in self.variables:
+                if U[id(v)].dtype == dtype:
+                    self._move(v, U[id(v)], *numbers)
         if optimizer.use_ema:
             self._average_weights()
         optimizer.skips_in_a_row.assign(0)
@@ -234,7 +243,10 @@ class Update:
         return tf.logical_or(due, forced)
 
     def _statistics(self, examples_before):
-        return self.step.statistics(self.variables, self.t, examples_before)
+        observe = self.preconditioner.observer(self.step.uses())
+        return self.step.statistics(
+            self.variables, self.t, examples_before, observe
+        )
 
     def _update_curvature(self, update_factors):
         """Does what is due of factor updates and inversions."""
@@ -262,13 +274,12 @@ class Update:
         """m <- mu m - eta nu U, W <- (1 - eta wd) W + m; the constraint."""
         optimizer = self.optimizer
         momentum = optimizer.momenta[optimizer._get_variable_index(variable)]
-        dtype = u.dtype
-        m = tf.cast(mu, dtype) * momentum - tf.cast(eta_nu, dtype) * u
+        m = mu * momentum - eta_nu * u
         momentum.assign(m)
-        w = tf.cast(variable.value, dtype)
+        w = tf.cast(variable.value, u.dtype)
         decay = optimizer.weight_decay
         if decay is not None and optimizer._use_weight_decay(variable):
-            w = w * (1 - tf.cast(eta * decay, dtype))
+            w = w * (1 - eta * tf.constant(decay, u.dtype))
         variable.assign(tf.cast(w + m, variable.dtype))
         if variable.constraint is not None:
             variable.assign(variable.constraint(variable.value))

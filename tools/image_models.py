@@ -3,6 +3,7 @@
 import keras
 
 from tfkfac import assignment, registry
+from tfkfac.diagnostics import factor_storage
 from trainers import models
 
 _SHAPES = {"resnet50": ((224, 224, 3), 1000)}
@@ -33,15 +34,9 @@ def items_of(found: registry.Registration) -> list[assignment.Item]:
 
 
 def state_mib(found: registry.Registration) -> dict[str, float]:
-    """Returns the size of the curvature state in float32, in MiB."""
-    factors = [f for block in found.blocks for f in block.factors]
-    dense = packed = 0
-    for f in factors:
-        dense += f.groups * f.dim * (1 if f.diagonal else f.dim)
-        packed += f.groups * f.dim * (1 if f.diagonal else (f.dim + 1) / 2)
-    mib = 4 / 2**20
+    """Returns the size of the factors in float32, in MiB."""
+    dense, packed = factor_storage(found.blocks)
     return {
-        "factors": round(dense * mib, 1),
-        "factors as sent, triangles": round(packed * mib, 1),
-        "inverses": round(dense * mib, 1),
+        "factors": round(dense / 2**20, 1),
+        "factors as sent, triangles": round(packed / 2**20, 1),
     }

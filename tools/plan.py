@@ -1,15 +1,30 @@
-"""Who owns what on N ranks, and what they send each other.
+"""What K-FAC takes of a model: state, FLOPs, messages, and who owns what.
 
+    python -m tools.plan --model=resnet50 --batch_size=32 --budget=0.1
+    python -m tools.plan --model=resnet50 --ranks=64 --strategy=owner --json
     python -m tools.plan --model=resnet50 --ranks=2,4,8,16,32,64
-    python -m tools.plan --model=resnet50 --norm_curvature=full
     horovodrun -np 2 python -m tools.plan --model=resnet8 --measure
 
-The first two print the size of the state in MiB and, for each number of ranks
-under strategy="owner", what the fullest rank has, beside the bound that the
+The first two print `tfkfac.plan`: by layer and by rank the state, the FLOPs of
+each kind of step and the bytes sent in it, the overhead over the gradient step
+that follows, and the periods for a --budget of it. Before it stands the size of
+the factors by what is kept of normalization layers, in MiB of float32: as
+square matrices, as Osawa et al. 2019 count in section 5.4, and as triangles,
+which are sent.
+
+With several numbers of --ranks, and below the plan of one above 1, for each of
+them under strategy="owner" what the fullest rank has, beside the bound that the
 mean and the largest item force; and the elements that a rank sends in a step,
-in the mean and at most, beside those of an even reduce-scatter. The last counts
-collectives and bytes at run time, in plain steps and in those with a factor
-update, beside the formula.
+in the mean and at most, beside those of an even reduce-scatter.
+
+The last counts collectives and bytes at run time, by the kind of step, beside
+the bytes of the plan: with 2 ranks of ResNet-8 both are 293.2 KiB in a plain
+step and 860.7 KiB with factors.
+
+The overhead counts the FLOPs of products alone. For ResNet-20 at batch size 128
+the plan says 1 + 0.12 with periods 10 and 100, 1 + 1.11 with 1 and 10, 1 + 0.78
+with these and fisher="empirical"; tools.step_benchmark measured ratios of 1.13
+to 1.18, 1.89 to 1.96 and 1.56 to 1.64 on 2 cores.
 """
 
 import json
@@ -19,21 +34,30 @@ from absl import app, flags
 from tfkfac import assignment
 
 _MODEL = flags.DEFINE_string("model", "resnet50", "Of trainers/models.")
-_RANKS = flags.DEFINE_list(
-    "ranks", ["2", "4", "8", "16", "32", "64"], "How many."
-)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON lines.")
+_RANKS = flags.DEFINE_list("ranks", ["1"], "One number, or several.")
+_JSON = flags.DEFINE_bool("json", False, "Print one line of JSON.")
 _MEASURE = flags.DEFINE_bool("measure", False, "Count at run time.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Examples of a rank.")
 _NORM = flags.DEFINE_enum(
     "norm_curvature", "diagonal", ["diagonal", "unitwise", "full"],
     "As of KFAC.",
 )  # fmt: skip
-_STRATEGY = flags.DEFINE_string("strategy", "owner", "For --measure.")
-_HALF = flags.DEFINE_bool("half", False, "For --measure: float16 factors.")
+_STRATEGY = flags.DEFINE_string("strategy", "owner", "As of KFAC.")
+_FACTORS = flags.DEFINE_integer("factor_update_period", 1, "As of KFAC.")
+_INVERSES = flags.DEFINE_integer("inverse_update_period", 10, "As of KFAC.")
+_FISHER = flags.DEFINE_string("fisher", "sampled", "As of KFAC.")
+_INVERTER = flags.DEFINE_string("inverter", "cholesky", "As of KFAC.")
+_MAX_SIZE = flags.DEFINE_integer("max_factor_size", None, "As of KFAC.")
+_HALF = flags.DEFINE_bool("half", False, "Send statistics in float16.")
+_BUDGET = flags.DEFINE_float(
+    "budget", None, "The overhead to find periods for: 0.1 is a tenth more."
+)
+_VOCABULARY = flags.DEFINE_integer("vocabulary", 8192, "Of language models.")
+_LENGTH = flags.DEFINE_integer("length", 64, "In tokens, of their examples.")
 
 
-def plan(items: list[assignment.Item], ranks: int) -> dict:
-    """Returns the figures for a number of ranks."""
+def share(items: list[assignment.Item], ranks: int) -> dict:
+    """Returns how items are shared out under strategy="owner"."""
     owners = assignment.assign(items, ranks)
     loads = assignment.loads(items, owners, ranks)
     bounds = assignment.bounds(items, ranks)
@@ -69,17 +93,79 @@ def plan(items: list[assignment.Item], ranks: int) -> dict:
 
 def print_rows(rows: list[dict]) -> None:
     """Prints a table, a column for each row."""
-    if _JSON.value:
-        for row in rows:
-            print(json.dumps(row))
-        return
     width = max(len(key) for key in rows[0])
     for key in rows[0]:
         cells = [
-            f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key])
+            f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key])
             for row in rows
         ]
         print(key.ljust(width), *(cell.rjust(11) for cell in cells))
+
+
+def build():
+    """Returns the model, and what it takes where it does not say itself.
+
+    Raises:
+        SystemExit: There is no such model.
+    """
+    import tensorflow as tf
+
+    from tools.image_models import build_model
+    from trainers import models
+
+    name = _MODEL.value
+    if name in models.LANGUAGE_MODELS:
+        model = models.LANGUAGE_MODELS[name](_VOCABULARY.value)
+        return model, tf.TensorSpec([None, _LENGTH.value], "int32")
+    if name not in models.MODELS:
+        known = [*models.MODELS, *models.LANGUAGE_MODELS]
+        raise SystemExit(f"--model={name}: must be one of {known}.")
+    return build_model(name)[0], None
+
+
+def strategy() -> str | int:
+    value = _STRATEGY.value
+    return int(value) if value.isdigit() else value
+
+
+def make_plan(model, inputs, ranks: int):
+    """Returns the plan with the settings of the flags."""
+    import tfkfac
+
+    try:
+        return tfkfac.plan(
+            model,
+            batch_size=_BATCH_SIZE.value,
+            ranks=ranks,
+            strategy=strategy(),
+            factor_update_period=_FACTORS.value,
+            inverse_update_period=_INVERSES.value,
+            budget=_BUDGET.value,
+            fisher=_FISHER.value,
+            inverter=_INVERTER.value,
+            norm_curvature=_NORM.value,
+            max_factor_size=_MAX_SIZE.value,
+            communication_dtype="float16" if _HALF.value else "float32",
+            inputs=inputs,
+        )
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
+
+def storage(model) -> list[dict]:
+    """Returns the size of the factors by the curvature of normalizations."""
+    from tools.image_models import register, state_mib
+
+    rows = []
+    for kind in ("diagonal", "unitwise", "full"):
+        sizes = state_mib(register(model, kind))
+        in_mib = {f"{key}, MiB": value for key, value in sizes.items()}
+        rows.append({"norm_curvature": kind, **in_mib})
+    full = rows[-1]["factors, MiB"]
+    for row in rows:
+        less = 100 * (1 - row["factors, MiB"] / full) if full else 0.0
+        row["less than full, %"] = round(less, 1)
+    return rows
 
 
 def measure() -> list[dict]:
@@ -89,15 +175,22 @@ def measure() -> list[dict]:
 
     import tfkfac
     from tools.counting import counted
-    from tools.image_models import build_model, items_of, register
+    from tools.image_models import build_model
+    from trainers import models
 
-    strategy = _STRATEGY.value
+    if _MODEL.value not in models.MODELS:
+        raise SystemExit(
+            f"--model={_MODEL.value}: --measure takes one of "
+            f"{[*models.MODELS]}."
+        )
     with counted(tfkfac.init()) as counting:
         model, shape, classes = build_model(_MODEL.value)
         optimizer = tfkfac.KFAC(
             factor_update_period=2,
             inverse_update_period=4,
-            strategy=int(strategy) if strategy.isdigit() else strategy,
+            strategy=strategy(),
+            norm_curvature=_NORM.value,
+            max_factor_size=_MAX_SIZE.value,
             communication_dtype="float16" if _HALF.value else "float32",
             model=model,
         )
@@ -113,27 +206,29 @@ def measure() -> list[dict]:
             (kind, int(counting.calls) - before[0],
              float(counting.sent) - before[1])
         )  # fmt: skip
-    n = counting.size
-    items = items_of(register(model))
-    part = 4 * (n - 1) / n
-    gradient = part * sum(i.gradient for i in items)
-    factors = part * sum(i.statistics for i in items) / (1 + _HALF.value)
+    planned = make_plan(model, None, counting.size)
     rows = []
     for kind in kinds:
         found = [s for s in steps[4:] if s[0] == kind]
         calls = {c for of_rank in counting.gather_objects(found)
                  for _, c, _ in of_rank}  # fmt: skip
         sent = np.mean(counting.gather_objects([b for _, _, b in found]))
-        formula = 2 * gradient + factors * (kind != "plain")
         rows.append(
             {
                 "step": kind,
                 "collectives": ", ".join(map(str, sorted(calls))),
                 "KiB sent by a rank": round(float(sent) / 1024, 1),
-                "formula for owner": round(formula / 1024, 1),
+                "KiB planned": round(planned.step(kind).sent / 1024, 1),
             }
         )
     return rows
+
+
+def ranks_of_flag() -> list[int]:
+    """Returns --ranks; raises SystemExit where they are none."""
+    if all(n.isdigit() and int(n) > 0 for n in _RANKS.value) and _RANKS.value:
+        return [int(n) for n in _RANKS.value]
+    raise SystemExit(f"--ranks={_RANKS.value}: must be positive integers.")
 
 
 def main(argv: list[str]) -> None:
@@ -144,15 +239,32 @@ def main(argv: list[str]) -> None:
 
         rows = measure()
         if communicator.current().rank == 0:
-            print_rows(rows)
+            if _JSON.value:
+                print(json.dumps(rows))
+            else:
+                print_rows(rows)
         return
-    from tools.image_models import build_model, items_of, register, state_mib
+    from tools.image_models import items_of, register
 
-    found = register(build_model(_MODEL.value)[0], _NORM.value)
-    size = {"norm_curvature": _NORM.value, **state_mib(found)}
-    print_rows([size])
-    items = items_of(found)
-    print_rows([plan(items, int(n)) for n in _RANKS.value])
+    ranks = ranks_of_flag()
+    model, inputs = build()
+    items = items_of(register(model, _NORM.value))
+    result = {
+        "model": _MODEL.value,
+        "storage": storage(model),
+        "shares": [share(items, n) for n in ranks if n > 1],
+    }
+    planned = make_plan(model, inputs, ranks[0]) if len(ranks) == 1 else None
+    if _JSON.value:
+        result["plan"] = planned and planned.to_dict()
+        print(json.dumps(result))
+        return
+    print_rows(result["storage"])
+    if planned:
+        print(f"\n{planned}")
+    if result["shares"]:
+        print()
+        print_rows(result["shares"])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ class Use:
         options: The keyword arguments of the call, `training` among them.
         gradient: The gradient of the statistics' loss with respect to s; None
             until it is known, or where the loss does not depend on s.
+        moments: Those of its block, where it is the block's only use and they
+            are known.
     """
 
     layer: keras.layers.Layer
@@ -34,6 +36,7 @@ class Use:
     part: str = ""
     options: dict = dataclasses.field(default_factory=dict)
     gradient: Any = None
+    moments: "list[Moment] | None" = None
 
 
 @dataclasses.dataclass
@@ -201,21 +204,23 @@ class CurvatureBlock(abc.ABC):
         return list(means)
 
     @abc.abstractmethod
-    def invert(self, damping: tf.Tensor) -> list[tf.Tensor]:
-        """Returns inverses of the factors as they are, for `accept`.
+    def problem(
+        self, damping: tf.Tensor
+    ) -> tuple[list[bool], list[tf.Tensor], tf.Tensor]:
+        """Returns the arguments of `Inverter.invert`, the factors as they are.
 
-        They hold NaN or infinity where that fails.
+        Args:
+            damping: In the type of the state.
         """
 
     @abc.abstractmethod
-    def accept(self, values: Sequence[tf.Tensor]) -> None:
-        """Takes new inverses, all finite."""
+    def take(
+        self, values: Sequence[tf.Tensor], again: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
+        """Takes new inverses, the first of the two that are finite.
 
-    @abc.abstractmethod
-    def recover(self, values: Sequence[tf.Tensor], damping: tf.Tensor) -> None:
-        """Takes new inverses, or makes do where they are not finite.
-
-        Called for all blocks where the inversion of any failed.
+        Returns whether the block gives up with this failure: neither is finite,
+        and too often in a row.
         """
 
     @abc.abstractmethod

@@ -1,5 +1,6 @@
 """Blocks of convolutions."""
 
+import functools
 import math
 
 import keras
@@ -9,6 +10,7 @@ from tfkfac import autocorrelation, linalg, patches
 from tfkfac.blocks.base import Use
 from tfkfac.blocks.dense import unsupported_variant
 from tfkfac.blocks.kronecker import KroneckerBlock
+from tfkfac.tracing import traced_once
 
 
 class ConvolutionBlock(KroneckerBlock):
@@ -68,12 +70,8 @@ class ConvolutionBlock(KroneckerBlock):
             return super().input_moment(
                 inputs, mask, count, product_dtype, dtype
             )
-        x = tf.cast(x, dtype)
-        S = autocorrelation.second_moment(x, window, self.groups)
-        if self.bias is None:
-            return S
-        sums = patches.sums(x, window, self.groups)
-        return linalg.append_sums(S, sums, count)
+        moment = _moment(window, self.groups, self.bias is not None)
+        return moment(tf.cast(x, dtype), count)
 
     def mask_rows(self, inputs, mask):
         return None  # Keras' convolutions do not look at masks.
@@ -82,6 +80,19 @@ class ConvolutionBlock(KroneckerBlock):
         g = self._channels_last(outputs)
         g = tf.reshape(g, [-1, 1, self.groups * self.d_out])
         return patches.group_rows(g, self.groups)
+
+
+@functools.cache
+def _moment(window: patches.Window, groups: int, append_one: bool):
+    """Returns the function from x and the number of rows to their moment."""
+
+    def moment(x, count):
+        S = autocorrelation.second_moment(x, window, groups)
+        if not append_one:
+            return S
+        return linalg.append_sums(S, patches.sums(x, window, groups), count)
+
+    return traced_once(moment)
 
 
 class DepthwiseConvolutionBlock(ConvolutionBlock):

@@ -1,6 +1,7 @@
 """Blocks whose inverse is that of their factors."""
 
 import abc
+import functools
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -8,6 +9,7 @@ import tensorflow as tf
 from tfkfac import linalg
 from tfkfac.blocks.base import CurvatureBlock
 from tfkfac.factors import DiagonalFactor
+from tfkfac.tracing import traced_once
 
 MAX_FAILURES = 5  # Inversions in a row that may fail before U = V.
 
@@ -19,13 +21,7 @@ class FactoredBlock(CurvatureBlock):
     is tried again in float64 and with ten times the damping. Where that fails
     too the last good inverse stays and the factors start anew, and after
     `MAX_FAILURES` in a row U = V, until an inversion succeeds.
-
-    Attributes:
-        may_print: Whether the step is known to run without XLA, which cannot
-            print.
     """
-
-    may_print = False
 
     @abc.abstractmethod
     def to_matrix(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -52,70 +48,33 @@ class FactoredBlock(CurvatureBlock):
 
     def build_inverses(self, inverter, add_state, dtype):
         self._inverter = inverter
-        self._dtype = dtype
         start = inverter.start(self.factors, dtype)
         self._inverses = [add_state(name, v) for name, v in start.items()]
         # How many inversions failed: in a row, and in all.
         self.failures = add_state("failures", tf.zeros([2], tf.int64))
         return [*self._inverses, self.failures]
 
-    def _problem(self, damping: tf.Tensor, dtype: tf.DType) -> tuple:
-        """Returns the arguments of `Inverter.invert`."""
+    def problem(self, damping):
         return (
             [factor.diagonal for factor in self.factors],
-            [tf.cast(factor.value(), dtype) for factor in self.factors],
-            tf.cast(damping, dtype),
+            [factor.value() for factor in self.factors],
+            damping,
         )
 
-    def invert(self, damping):
-        return self._inverter.invert(*self._problem(damping, self._dtype))
-
-    def _known(self):
-        return tf.reduce_all([factor.known() for factor in self.factors])
-
-    def accept(self, values):
-        known = self._known()
-        for variable, value in zip(self._inverses, values):
-            variable.assign(tf.where(known, value, variable))
-        self.failures.assign(self.failures * tf.constant([0, 1], tf.int64))
-
-    def recover(self, values, damping):
-        problem = self._problem(10 * damping, tf.float64)
-        self._take(values, self._inverter.invert(*problem))
-
-    def _take(self, values, again):
-        """Takes the first of two inversions that is finite, if one is."""
-        good = linalg.all_finite(values)
-        again = [tf.cast(value, self._dtype) for value in again]
-        known = self._known()
-        usable = tf.logical_or(good, linalg.all_finite(again))
-        failed = tf.cast(
-            tf.logical_and(known, tf.logical_not(usable)), tf.int64
+    def take(self, values, again):
+        # All factors have a weight that is not 0.
+        weights = [factor.weight.value() for factor in self.factors]
+        known = tf.not_equal(functools.reduce(tf.multiply, weights), 0)
+        old = [variable.value() for variable in self._inverses]
+        new, failures, failed = _choose(
+            old, list(values), list(again), self.failures.value(), known
         )
-        in_a_row, total = tf.unstack(self.failures)
-        in_a_row = tf.where(known, failed * (in_a_row + 1), in_a_row)
-        self.failures.assign([in_a_row, total + failed])
+        for variable, value in zip(self._inverses, new):
+            variable.assign(value)
+        self.failures.assign(failures)
         for factor in self.factors:
-            factor.restart(tf.equal(failed, 1))
-        for variable, first, second in zip(self._inverses, values, again):
-            value = tf.where(good, first, tf.where(usable, second, variable))
-            variable.assign(tf.where(known, value, variable))
-        self._warn(tf.equal(failed * in_a_row, MAX_FAILURES))
-
-    def _warn(self, condition):
-        """Says once that the block gave up."""
-
-        def warn():
-            tf.print(
-                f"tfkfac: {self.path}: {MAX_FAILURES} inversions failed in a "
-                "row; it takes the plain gradient until one succeeds. Raise "
-                "the damping, or look for infinities in its inputs.",
-                output_stream="file:///dev/stderr",
-            )
-            return tf.constant(True)
-
-        if self.may_print:
-            tf.cond(condition, warn, lambda: tf.constant(False))
+            factor.restart(failed)
+        return tf.logical_and(failed, tf.equal(failures[0], MAX_FAILURES))
 
     def precondition(self, gradients, damping):
         V = self.to_matrix(gradients)
@@ -126,52 +85,22 @@ class FactoredBlock(CurvatureBlock):
         return self.from_matrix(tf.where(usable, U, V))
 
 
-def recover(
-    blocks: Sequence[CurvatureBlock],
-    values: Sequence[Sequence[tf.Tensor]],
-    dampings: Sequence[tf.Tensor],
-) -> None:
-    """Calls `block.recover(values, damping)`, many at once if it can.
+@traced_once
+def _choose(old, first, second, failures, known):
+    """Returns which of three states to take, the failures, whether it failed.
 
-    Args:
-        blocks, dampings: As of `invert`.
-        values: What `invert` gave.
+    The first if it is finite, else the second if that is; where both failed, or
+    the factors are not known, the old one.
     """
-    ours = [i for i, b in enumerate(blocks) if isinstance(b, FactoredBlock)]
-    if ours:
-        inverter = blocks[ours[0]]._inverter
-        again = inverter.invert_all(
-            [blocks[i]._problem(10 * dampings[i], tf.float64) for i in ours]
-        )
-        for i, of_block in zip(ours, again):
-            blocks[i]._take(values[i], of_block)
-    for i in set(range(len(blocks))) - set(ours):
-        blocks[i].recover(values[i], dampings[i])
-
-
-def invert(
-    blocks: Sequence[CurvatureBlock], dampings: Sequence[tf.Tensor]
-) -> list[list[tf.Tensor]]:
-    """Returns `block.invert(damping)` for each block, many at once if it can.
-
-    Args:
-        blocks: The blocks; those of this module's kind have one inverter.
-        dampings: One for each, in the type of its state.
-    """
-    values = [None] * len(blocks)
-    for dtype in {d.dtype: None for d in dampings}:
-        together = [
-            i
-            for i, block in enumerate(blocks)
-            if isinstance(block, FactoredBlock) and dampings[i].dtype == dtype
-        ]
-        if not together:
-            continue
-        problems = [blocks[i]._problem(dampings[i], dtype) for i in together]
-        found = blocks[together[0]]._inverter.invert_all(problems)
-        for i, of_block in zip(together, found):
-            values[i] = of_block
-    return [
-        block.invert(damping) if of_block is None else of_block
-        for block, damping, of_block in zip(blocks, dampings, values)
+    good = linalg.all_finite(first)
+    usable = tf.logical_or(good, linalg.all_finite(second))
+    failed = tf.logical_and(known, tf.logical_not(usable))
+    one = tf.cast(failed, failures.dtype)
+    in_a_row, total = tf.unstack(failures)
+    in_a_row = tf.where(known, one * (in_a_row + 1), in_a_row)
+    usable = tf.logical_and(known, usable)
+    new = [
+        tf.where(usable, tf.where(good, a, b), v)
+        for v, a, b in zip(old, first, second)
     ]
+    return new, tf.stack([in_a_row, total + one]), failed

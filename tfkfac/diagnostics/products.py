@@ -1,0 +1,119 @@
+"""FLOPs of the matrix products and convolutions of a graph.
+
+A product of an m x k and a k x n matrix counts 2 m n k, a convolution the
+products of its patches, and so do the gradients of both. All else (sums,
+normalizations, activations, what is copied) counts nothing.
+"""
+
+import math
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+# How often their bodies run is not known from the graph.
+_CONTROL_FLOW = (
+    "While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase",
+    "XlaWhile", "XlaIf",
+)  # fmt: skip
+
+
+def count(operations: Iterable[tf.Operation]) -> tuple[int, list[str]]:
+    """Returns (FLOPs, what is not counted), bodies of functions included.
+
+    Args:
+        operations: Of a graph, with static shapes.
+
+    Returns:
+        The FLOPs, and the names of loops and branches and of products whose
+        shape is not known.
+    """
+    total, left_out = 0, []
+    for op in operations:
+        if op.type in _CALLS:
+            name = op.get_attr("f").name
+            inner = op.graph._get_function(name).graph.get_operations()
+            flops, names = count(inner)
+            total += flops
+            left_out += names
+        elif op.type in _CONTROL_FLOW:
+            left_out.append(op.name)
+        elif op.type in _PRODUCTS:
+            try:
+                total += 2 * _PRODUCTS[op.type](op)
+            except TypeError:  # A side is None.
+                left_out.append(op.name)
+    return total, left_out
+
+
+def _sides(tensor: tf.Tensor) -> list[int | None]:
+    return tensor.shape.as_list() if tensor.shape.rank is not None else [None]
+
+
+def _size(tensor: tf.Tensor) -> int:
+    return math.prod(_sides(tensor))
+
+
+def _matmul(op) -> int:
+    name = "transpose_a" if op.type == "MatMul" else "adj_x"
+    sides = _sides(op.inputs[0])
+    return _size(op.outputs[0]) * sides[-2 if op.get_attr(name) else -1]
+
+
+def _einsum(op) -> int:
+    """Of one or two operands; one by itself is no product."""
+    if len(op.inputs) != 2:
+        return 0
+    equation = op.get_attr("equation").decode().replace("...", ".")
+    left, right = equation.split("->")
+    summed = {}
+    for labels, tensor in zip(left.split(","), op.inputs):
+        sides, dots = _sides(tensor), labels.find(".")
+        for i, label in enumerate(labels):
+            if label != "." and label not in right:
+                # What the dots stand for comes before, if they do.
+                after = 0 <= dots < i
+                summed[label] = sides[i - len(labels) if after else i]
+    return _size(op.outputs[0]) * math.prod(summed.values())
+
+
+def _convolution(op) -> int:
+    return _size(op.outputs[0]) * math.prod(_sides(op.inputs[1])[:-1])
+
+
+def _convolution_to_input(op) -> int:
+    return _size(op.inputs[2]) * math.prod(_sides(op.inputs[1])[:-1])
+
+
+def _convolution_to_kernel(op) -> int:
+    return _size(op.inputs[2]) * math.prod(_sides(op.outputs[0])[:-1])
+
+
+def _depthwise(op) -> int:
+    return _size(op.outputs[0]) * math.prod(_sides(op.inputs[1])[:-2])
+
+
+def _depthwise_to_input(op) -> int:
+    return _size(op.inputs[2]) * math.prod(_sides(op.inputs[1])[:-2])
+
+
+def _depthwise_to_kernel(op) -> int:
+    return _size(op.inputs[2]) * math.prod(_sides(op.outputs[0])[:-2])
+
+
+_PRODUCTS = {
+    "MatMul": _matmul,
+    "BatchMatMul": _matmul,
+    "BatchMatMulV2": _matmul,
+    "BatchMatMulV3": _matmul,
+    "Einsum": _einsum,
+    "Conv2D": _convolution,
+    "Conv2DBackpropInput": _convolution_to_input,
+    "Conv2DBackpropFilter": _convolution_to_kernel,
+    "Conv3D": _convolution,
+    "Conv3DBackpropInputV2": _convolution_to_input,
+    "Conv3DBackpropFilterV2": _convolution_to_kernel,
+    "DepthwiseConv2dNative": _depthwise,
+    "DepthwiseConv2dNativeBackpropInput": _depthwise_to_input,
+    "DepthwiseConv2dNativeBackpropFilter": _depthwise_to_kernel,
+}

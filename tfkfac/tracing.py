@@ -1,0 +1,35 @@
+"""Functions that a graph calls, where it would hold a copy for each layer."""
+
+import functools
+from collections.abc import Callable
+
+import tensorflow as tf
+
+
+def traced_once(function: Callable) -> Callable:
+    """Makes a graph call `function`, traced once for equal shapes and types.
+
+    Layers of equal shapes share one trace, and TensorFlow optimizes a body once
+    and not before it is run, so that the first step takes less time. Eager
+    calls go to `function` itself.
+
+    Args:
+        function: Of tensors, without side effects.
+    """
+    in_graph = tf.function(
+        function, autograph=False, experimental_attributes={"_noinline": True}
+    )
+
+    @functools.wraps(function)
+    def call(*args):
+        return function(*args) if tf.executing_eagerly() else in_graph(*args)
+
+    return call
+
+
+def apart(branch: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
+    """Makes a branch that is seldom taken be optimized when it first is."""
+    in_graph = tf.function(
+        branch, autograph=False, experimental_attributes={"_noinline": True}
+    )
+    return lambda: branch() if tf.executing_eagerly() else in_graph()
