@@ -1,22 +1,45 @@
-"""What the trainers share: flags, directories, callbacks, models."""
+"""What the trainers share: flags, directories, resuming, evaluation."""
 
 import json
+import os
+import shutil
+import signal
 
 import keras
 import numpy as np
 import pytest
 from absl import flags
 
-from trainers import command_line, extras, harness, mnist, output
+import tfkfac
+from tfkfac import communicator
+from trainers import (
+    callbacks,
+    checkpoints,
+    cifar,
+    command_line,
+    data,
+    evaluation,
+    extras,
+    harness,
+    mnist,
+    output,
+)
 from trainers.models import MODELS
+from trainers.steps import Steps
 
 
-def check(*argv):
+def check(*argv, trainer=mnist.TRAINER):
     """Returns the run of a command line."""
     args = flags.FlagValues()
-    command_line.define_flags(mnist.TRAINER, args)
-    args(["mnist", "--verbose=0", *argv])
-    return command_line.check(mnist.TRAINER, args)
+    command_line.define_flags(trainer, args)
+    args([trainer.name, "--verbose=0", *argv])
+    return command_line.check(trainer, args)
+
+
+def train(*argv):
+    """Returns the summary of a run of `mnist`."""
+    keras.utils.clear_session(free_memory=False)
+    return harness.main(check(*argv))
 
 
 @pytest.mark.parametrize(
@@ -25,12 +48,15 @@ def check(*argv):
         ("--dataset=cats", "dataset=cats: .*digits"),
         ("--model=resnet", "model=resnet: .*small_cnn"),
         ("--optimizer=newton", "optimizer=newton: .*kfac"),
+        ("--schedule=cosine", "schedule=cosine: .*polynomial"),
+        ("--target_metric=f1", "target_metric=f1: .*val_accuracy"),
         ("--epochs=0", "epochs=0: 0 is not a positive integer"),
         ("--batch_size=-1", "batch_size=-1: -1 is not a positive integer"),
         ("--learning_rate=0", "learning_rate=0.0: must be greater than 0"),
         ("--learning_rate=nan", "learning_rate=nan: must be greater than 0"),
         ("--damping=-1", "damping=-1.0: must be greater than 0"),
         ("--momentum=1", "momentum=1.0: must be at least 0 and less than 1"),
+        ("--ema=1", "ema=1.0: must be at least 0 and less than 1"),
     ],
 )
 def test_bad_value(flag, message):
@@ -46,17 +72,60 @@ def test_bad_value(flag, message):
         (["--compare=kfac"], "--compare: kfac is trained already"),
         (["--compare=adam,adam"], "--compare: adam is trained already"),
         (["--optimizer=adam", "--damping=1"], "--damping is no setting of"),
+        (
+            ["--optimizer=kfac_without_momentum", "--momentum=0.5"],
+            "--momentum is no setting of --optimizer=kfac_without",
+        ),
+        (["--damping_target=1e-5"], "--damping_target and --damping_warmup"),
+        (
+            ["--damping_target=1", "--damping_warmup=9"],
+            "--damping_target=1.0: must be less than --damping=0.003",
+        ),
+        (["--strategy=all"], "--strategy=all: must be owner"),
+        (["--schedule=steps", "--decay_at=40,x"], "--decay_at=x: must be"),
+        (
+            ["--schedule=polynomial", "--decay_start=3", "--decay_end=2"],
+            "--decay_end=2.0: must be after --decay_start=3.0",
+        ),
+        (["--adjust_epochs", "--batch_size=64"], "--adjust_epochs: .*below"),
+        (["--target_value=0.5"], "--target_metric and --target_value"),
+        (["--resume"], "--resume: give the run's directory"),
+        (["--resume", "--compare=adam"], "--resume: not with --compare"),
+        (["--ema=0.9", "--gradient_accumulation_steps=2"], "--ema: not with"),
+        (["--json"], "--json: only with --dry_run"),
         (["--model_dir=file/run"], "--model_dir=file/run: cannot write"),
         (["--model_dir=file"], "--model_dir=file: cannot write"),
+        (["--resume", "--model_dir=none"], "no configuration.json"),
     ],
 )
 def test_bad_run(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("kept")
     with pytest.raises(SystemExit, match=message):
-        check(*argv)
+        harness.main(check(*argv))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "argv, multiple",
+    [
+        (["--batch_size=100"], "3 ranks; give a multiple of 3"),
+        (
+            ["--batch_size=96", "--gradient_accumulation_steps=5"],
+            "3 ranks in 5 micro-steps; give a multiple of 15",
+        ),
+        (
+            ["--batch_size=48", "--model=resnet32_ghost"],
+            "3 ranks and groups of 32 .*; give a multiple of 96",
+        ),
+    ],
+)
+def test_batch_that_cannot_be_shared_out(argv, multiple, monkeypatch):
+    monkeypatch.setenv("HOROVOD_SIZE", "3")
+    size = argv[0].split("=")[1]
+    with pytest.raises(SystemExit, match=f"batch_size={size}: .*{multiple}"):
+        check("--dataset=digits", *argv, trainer=cifar.TRAINER)
 
 
 def test_missing_package_is_named():
@@ -72,7 +141,7 @@ def test_flags_override_settings(tmp_path):
         "--compare=momentum",
         f"--model_dir={tmp_path}",
     )
-    changed = {"damping": 0.5, "inverter": "eigen", "kl_clip": None}
+    changed = {"damping": 0.5, "inverter": "eigen", "kl_clip": np.inf}
     assert run.settings["kfac"] == {**mnist.SETTINGS["kfac"], **changed}
     assert run.settings["momentum"] == mnist.SETTINGS["momentum"]
 
@@ -80,6 +149,7 @@ def test_flags_override_settings(tmp_path):
 def test_another_run_is_kept(tmp_path):
     model_dir = f"--model_dir={tmp_path}"
     (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
     (tmp_path / "notes.txt").write_text("kept")
     with pytest.raises(SystemExit, match="summary.json of another run"):
         check(model_dir)
@@ -96,11 +166,22 @@ def test_default_directories_are_fresh(tmp_path, monkeypatch):
 
 def test_whole_keeps_the_old_file_when_writing_fails(tmp_path):
     path = tmp_path / "summary.json"
-    output.write_json(path, {"loss": 1.0})
-    with pytest.raises(ValueError, match="JSON"):
-        output.write_json(path, {"loss": float("nan")})
-    assert json.loads(path.read_text()) == {"loss": 1.0}
+    output.write_json(path, {"loss": float("nan")})
+    with pytest.raises(TypeError, match="JSON"):
+        output.write_json(path, {"loss": object()})
+    assert json.loads(path.read_text()) == {"loss": "nan"}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_steps_and_ends_of_epochs():
+    """1,437 digits in batches of 128: 11.2 updates an epoch."""
+    steps = Steps(1437, 128, 3)
+    assert steps.total == 34
+    assert steps.ends(None, None) == [12, 23, 34]
+    assert steps.ends(None, 17) == [12, 17]
+    assert steps.ends(10, None) == [10, 20, 30, 34]
+    assert steps.ends(10, 30) == [10, 20, 30]
+    assert Steps(1000, 100, 2).ends(None, None) == [10, 20]
 
 
 @pytest.mark.parametrize(
@@ -112,30 +193,28 @@ def test_whole_keeps_the_old_file_when_writing_fails(tmp_path):
 )
 def test_divergence_is_an_error(argv, tmp_path):
     run = check(*argv, "--epochs=3", f"--model_dir={tmp_path}")
-    with pytest.raises(SystemExit, match="diverged in.*lower --learning_rate"):
+    with pytest.raises(SystemExit, match="diverged within .* lower --learning"):
         harness.main(run)
     assert not (tmp_path / "summary.json").exists()
 
 
 def test_tensorboard_logs(tmp_path):
-    summary = harness.main(
-        check(
-            "--optimizer=sgd",
-            "--tensorboard",
-            "--epochs=1",
-            "--batch_size=1000",
-            f"--model_dir={tmp_path}",
-        )
+    summary = train(
+        "--optimizer=sgd",
+        "--tensorboard",
+        "--steps=1",
+        "--batch_size=1000",
+        f"--model_dir={tmp_path}",
     )
     assert summary["steps"] == 1
-    assert list((tmp_path / "tensorboard" / "sgd").glob("train/events*"))
+    assert list((tmp_path / "tensorboard" / "sgd").glob("events*"))
 
 
 def test_step_losses_are_those_of_the_batches():
     x = np.arange(12.0).reshape(12, 1)
     model = keras.Sequential([keras.layers.Dense(1, kernel_initializer="ones")])
     model.compile(optimizer=keras.optimizers.SGD(0.0), loss="mse")
-    losses = harness.StepLosses()
+    losses = callbacks.StepLosses()
     y = np.zeros_like(x)
     fit = dict(batch_size=4, shuffle=False, verbose=0, callbacks=[losses])
     model.fit(x, y, epochs=2, **fit)
@@ -147,3 +226,211 @@ def test_parameters_of_small_cnn():
     small_cnn = MODELS["small_cnn"]
     assert small_cnn((8, 8, 1), 10).count_params() == 13_706
     assert small_cnn((28, 28, 1), 10).count_params() == 105_866
+    # The "Simple CNN" of Zhang et al. 2019, F.2.
+    assert MODELS["simple_cnn"]((28, 28, 1), 10).count_params() == 3_274_634
+
+
+# Resuming.
+
+
+def interrupt(monkeypatch, step):
+    """Has the process get a SIGINT in a step of a call of `fit`."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(
+        callbacks.StopOnNaN,
+        "on_train_batch_begin",
+        on_train_batch_begin,
+        raising=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--optimizer=kfac", "--inverse_update_period=4"],
+        ["--optimizer=kfac", "--schedule=linear", "--mixup=0.4"]
+        + ["--gradient_accumulation_steps=2", "--update_interval=growing"],
+        ["--optimizer=adam", "--ema=0.9", "--random_erasing"],
+    ],
+)
+def test_resumed_run_is_the_uninterrupted_one(argv, tmp_path, monkeypatch):
+    """On one rank, after Ctrl-C in mid-epoch: all bits of state and log."""
+    argv = [*argv, "--epochs=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = train(*argv, f"--model_dir={whole}")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6)
+        with pytest.raises(SystemExit) as interrupted:
+            train(*argv, f"--model_dir={parts}")
+    assert interrupted.value.code == 130
+    assert not (parts / "summary.json").exists()
+    step = 4 if "--gradient_accumulation_steps=2" in argv else 7
+    assert checkpoints.latest(parts).name == f"{step:08d}.keras"
+    found = train(*argv, f"--model_dir={parts}", "--resume")
+    for key in ("steps", "train_loss", "test_loss", "test_accuracy"):
+        assert found[key] == expected[key]
+    last = [checkpoints.latest(folder) for folder in (whole, parts)]
+    logs = [checkpoints.read(path)[0]["records"] for path in last]
+    for record in sum(logs, []):
+        del record["seconds"]
+    assert logs[0] == logs[1]
+    for a, b in zip(load(last[0]), load(last[1])):
+        np.testing.assert_array_equal(a, b)
+
+
+def load(path):
+    """Returns the weights and the optimizer's state of a checkpoint."""
+    model = keras.models.load_model(path)
+    optimizer = model.optimizer
+    if isinstance(optimizer, tfkfac.KFAC):
+        tfkfac.attach(model)
+    found = [v.numpy() for v in model.variables + optimizer.variables]
+    if isinstance(optimizer, tfkfac.KFAC):
+        state = optimizer.curvature.state()
+        found += [state[key] for key in sorted(state)]
+        assert len(state) > 10
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs, with a checkpoint of each."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    train("--optimizer=momentum", "--epochs=2", f"--model_dir={path}")
+    return path
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path):
+    """A copy of it, and what is in it."""
+    path = shutil.copytree(finished, tmp_path / "run")
+    return path, {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def resume(path, *argv):
+    argv = ["--optimizer=momentum", "--epochs=2", *argv]
+    return train(*argv, f"--model_dir={path}", "--resume")
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--epochs=3"], "epochs is 3 now and was 2"),
+        (["--seed=1"], "seed is 1 now and was 0"),
+        (["--learning_rate=0.5"], "learning_rate is 0.5 now and was 0.1"),
+        (
+            ["--optimizer=adam"],
+            "optimizer is 'adam' now and was 'momentum'",
+        ),
+    ],
+)
+def test_another_configuration_is_not_resumed(argv, message, run_dir):
+    path, before = run_dir
+    with pytest.raises(SystemExit, match=f"{path} holds .*{message}"):
+        resume(path, *argv)
+    after = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert after == before
+
+
+@pytest.mark.parametrize("spoil", ["cut", "flip"])
+def test_corrupt_checkpoint_is_named(spoil, run_dir):
+    path, before = run_dir
+    file = checkpoints.latest(path)
+    content = bytearray(file.read_bytes())
+    if spoil == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(SystemExit, match="00000023.keras is corrupt .*remove"):
+        resume(path)
+    after = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert after == {**before, file: bytes(content)}
+    # Without it, the run goes on from the one before.
+    file.unlink()
+    assert resume(path)["steps"] == 23
+
+
+def test_finished_run_is_resumed_as_it_is(run_dir):
+    path, _ = run_dir
+    expected = json.loads((path / "summary.json").read_text())
+    found = resume(path)
+    for key in ("train_loss", "test_loss", "steps", "seconds"):
+        assert found[key] == expected[key]
+
+
+def test_checkpoints_are_kept_by_number(tmp_path):
+    argv = ["--optimizer=sgd", "--steps=5", "--evaluation_period=1"]
+    for keep, expected in ((2, [4, 5]), (-1, [1, 2, 3, 4, 5]), (0, [])):
+        path = tmp_path / str(keep)
+        train(*argv, f"--keep_checkpoints={keep}", f"--model_dir={path}")
+        found = sorted(path.glob("checkpoints/*"))
+        assert [p.name for p in found] == [f"{n:08d}.keras" for n in expected]
+
+
+@pytest.mark.parametrize(
+    "metric, value", [("val_accuracy", 0.5), ("loss", 2.1)]
+)
+def test_target_ends_a_run(metric, value, tmp_path):
+    summary = train(
+        "--optimizer=adam",
+        f"--target_metric={metric}",
+        f"--target_value={value}",
+        "--evaluation_period=2",
+        f"--model_dir={tmp_path}",
+    )
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    good = [
+        r[metric] <= value if "loss" in metric else r[metric] >= value
+        for r in found
+    ]
+    assert len(good) > 1 and good == [False] * (len(good) - 1) + [True]
+    assert summary["steps"] == found[-1]["step"] < 113
+    assert summary["seconds"] == found[-1]["seconds"]
+    target = {"metric": metric, "value": value, "reached": True}
+    assert summary["target"] == target
+
+
+# Evaluation.
+
+
+def test_evaluation_counts_every_example_once(monkeypatch):
+    """360 digits in batches of 100, of which the last is filled up."""
+    digits = data.load("digits")
+    keras.utils.set_random_seed(0)
+    model = MODELS["small_cnn"]((8, 8, 1), 10)
+    ranks = communicator.LocalCommunicator()
+    found = evaluation.Evaluation(model, ranks)(digits.evaluation("test", 100))
+    x, y = next(iter(digits.test(360)))
+    logits = np.asarray(model(x), "float64")
+    losses = np.log(np.exp(logits).sum(-1)) - logits[range(360), y]
+    assert found["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    accuracy = np.mean(logits.argmax(-1) == np.asarray(y))
+    assert found["accuracy"] == pytest.approx(accuracy)
+
+
+def test_averaged_weights_are_evaluated(tmp_path):
+    """And training goes on from the weights themselves."""
+    argv = ["--optimizer=sgd", "--learning_rate=0.5", "--epochs=2"]
+    plain = train(*argv, f"--model_dir={tmp_path / 'plain'}")
+    summary = train(*argv, "--ema=0.8", f"--model_dir={tmp_path / 'ema'}")
+    assert summary["train_loss"] == plain["train_loss"]
+    assert summary["test_loss"] != plain["test_loss"]
+    saved = keras.models.load_model(tmp_path / "ema" / "model.keras")
+    digits = data.load("digits")
+    ranks = communicator.LocalCommunicator()
+    batches = digits.evaluation("test", 128)
+    found = evaluation.Evaluation(saved, ranks)(batches)
+    assert found["loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
+    raw = keras.models.load_model(checkpoints.latest(tmp_path / "ema"))
+    np.testing.assert_array_equal(
+        raw.get_weights()[0],
+        keras.models.load_model(
+            checkpoints.latest(tmp_path / "plain")
+        ).get_weights()[0],
+    )

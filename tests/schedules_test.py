@@ -1,4 +1,6 @@
-"""Intervals of Osawa et al. 2019 as periods."""
+"""The schedules of Osawa et al. 2019, and the intervals as periods."""
+
+import math
 
 import keras
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfkfac
+from tfkfac import schedules
 
 SPE = 3  # Steps per epoch.
 KINDS = {
@@ -52,6 +55,103 @@ def test_both_periods_of_kfac(kind, tmp_path):
             changed = not np.array_equal(before.get(key), state[key])
             assert changed == due, (update, name)
         before = state
+
+
+def test_interval_of_a_fraction_of_updates():
+    """ImageNet at 32,768: epoch 5 is complete after 195.49 updates."""
+    interval = tfkfac.GrowingInterval(1_281_167 / 32_768)
+    assert [int(interval(t)) for t in (0, 195, 196, 390, 391)] == [
+        1, 1, 6, 6, 11,
+    ]  # fmt: skip
+
+
+def test_warmup_damping_is_the_recursion():
+    """Equations 13 and 14 with table 3 at 32,768: alpha = 4 / 59."""
+    damping = schedules.WarmupDamping(2e-2, 2e-4, 59)
+    # (1 - 4 / 59) 0.02 + 4 / 59 0.0002
+    assert float(damping(1)) == pytest.approx(0.018657627, rel=1e-6)
+    gamma = 2e-2
+    for t in range(200):
+        assert float(damping(t)) == pytest.approx(gamma, rel=1e-6)
+        gamma = (1 - 4 / 59) * gamma + 4 / 59 * 2e-4
+    # It is not there yet after the warm-up, and goes on.
+    assert 2.35 < float(damping(59)) / 2e-4 < 2.77
+    assert float(damping(200)) / 2e-4 < 1.001
+
+
+def test_polynomial_decay_by_hand():
+    """Equation 15 at 4,096: eta(0) = 8.18e-3, power 11, epochs 1 to 53."""
+    rate = schedules.EpochPolynomialDecay(
+        8.18e-3, 1_281_167 / 4096, start=1, end=53, power=11
+    )
+    assert float(rate(0)) == float(rate(312)) == np.float32(8.18e-3)
+    # Update 3,128 is epoch 10.000482: (1 - 9.000482 / 52)^11 = 0.1236126.
+    assert float(rate(3128)) == pytest.approx(8.18e-3 * 0.1236126, rel=1e-6)
+    assert float(rate(10_947)) == pytest.approx(
+        8.18e-3 * ((53 - 10_947 * 4096 / 1_281_167) / 52) ** 11, rel=1e-6
+    )
+    assert float(rate(53 * 313)) == 0.0
+    assert float(rate(10**6)) == 0.0
+
+
+def test_momentum_follows_the_learning_rate():
+    """Equation 16: half the learning rate, half the momentum."""
+    rate = schedules.EpochPolynomialDecay(0.2, 10, start=0, end=2, power=1)
+    momentum = schedules.CoupledMomentum(0.9, rate)
+    found = [float(momentum(t)) for t in (0, 5, 10, 15, 20)]
+    assert found == pytest.approx([0.9, 0.675, 0.45, 0.225, 0.0], rel=1e-6)
+
+
+def test_schedules_in_a_saved_optimizer(tmp_path):
+    """They are numbers of the update in KFAC, and come back from a file."""
+    rate = schedules.EpochPolynomialDecay(0.1, 2.5, start=1, end=4, power=2)
+    settings = {
+        "learning_rate": rate,
+        "momentum": schedules.CoupledMomentum(0.9, rate),
+        "damping": schedules.WarmupDamping(0.1, 1e-3, 20),
+        "norm_damping": schedules.WarmupDamping(1.6, 16e-3, 20),
+    }
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(tfkfac.KFAC(**settings, model=model), "mse")
+    model.save(tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    tfkfac.attach(model)
+    for t in range(5):
+        damping = model.optimizer.at_update("damping")
+        norm_damping = model.optimizer.at_update("norm_damping")
+        eta = 0.1 * min(1, (4 - t / 2.5) / 3) ** 2
+        expected = 1e-3 * (1 + 99 * (1 - 0.2) ** t)
+        assert float(model.optimizer.learning_rate) == pytest.approx(eta)
+        assert float(model.optimizer.momentum) == pytest.approx(9 * eta)
+        assert float(damping) == pytest.approx(expected)
+        # The damping of normalization layers stays 16 times as large.
+        assert float(norm_damping) == pytest.approx(16 * expected)
+        model.train_on_batch(np.ones([4, 2]), np.ones([4, 1]))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: schedules.WarmupDamping(1e-4, 1e-3, 9), "initial=0.0001"),
+        (lambda: schedules.WarmupDamping(1e-3, 0, 9), "target=0"),
+        (lambda: schedules.WarmupDamping(1e-1, 1e-3, 4), "warmup_steps=4"),
+        (lambda: schedules.CoupledMomentum(1.0, 0.1), "initial=1.0"),
+        (lambda: schedules.CoupledMomentum(0.9, 0.1), "learning_rate=0.1"),
+        (lambda: decay(0, 2), "steps_per_epoch=0"),
+        (lambda: decay(9, -1), "start=-1"),
+        (lambda: decay(9, 3), "end=3"),
+        (lambda: decay(math.nan, 2), "steps_per_epoch=nan"),
+    ],
+)
+def test_numbers_that_make_no_schedule(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def decay(steps_per_epoch, start):
+    return schedules.EpochPolynomialDecay(
+        0.1, steps_per_epoch, start=start, end=3, power=2
+    )
 
 
 def test_refusals():

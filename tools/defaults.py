@@ -50,7 +50,7 @@ class Problem:
 
 @functools.cache
 def _digits(batch_size: int, seed: int) -> list:
-    batches = data.load("digits").train(batch_size, seed).repeat()
+    batches = data.load("digits").train(batch_size, seed)
     return list(batches.take(60).as_numpy_iterator())
 
 

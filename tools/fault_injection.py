@@ -67,7 +67,7 @@ def run(faults: bool) -> tuple[float, float, dict]:
     )
     rng = np.random.default_rng(0)
     counts = {"NaN batches": 0, "damaged factors": 0}
-    batches = digits.train(_BATCH_SIZE.value, seed=0).repeat()
+    batches = digits.train(_BATCH_SIZE.value, seed=0)
     for x, y in batches.take(_STEPS.value).as_numpy_iterator():
         if faults and rng.random() < _RATE:
             x = x.copy()
@@ -78,7 +78,7 @@ def run(faults: bool) -> tuple[float, float, dict]:
             counts["damaged factors"] += 1
         model.train_on_batch(x, y)
     counts["failed inversions"] = sum(kfac.failed_inversions.values())
-    loss, accuracy = model.evaluate(digits.test(360), verbose=0)
+    loss, accuracy = model.evaluate(digits.evaluation("test", 360), verbose=0)
     return loss, accuracy, counts
 
 

@@ -74,14 +74,14 @@ def steps_to_target(name: str, settings: dict, seed: int) -> int:
     build = models.MODELS["small_cnn"]
     model = build(digits.image_shape, digits.classes)
     model.compile(make_optimizer(name, model, settings), LOSS)
-    x_test, y_test = next(iter(digits.test(10**6)))
+    x_test, y_test, _ = next(iter(digits.evaluation("test", 360)))
 
     @tf.function
     def accuracy():
         hits = tf.argmax(model(x_test, training=False), -1) == y_test
         return tf.reduce_mean(tf.cast(hits, tf.float32))
 
-    batches = digits.train(_BATCH_SIZE.value, seed).repeat()
+    batches = digits.train(_BATCH_SIZE.value, seed)
     for step, (x, y) in enumerate(batches.take(_MAX_STEPS.value), start=1):
         try:
             loss = model.train_on_batch(x, y)

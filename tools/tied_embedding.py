@@ -16,9 +16,7 @@ of K-FAC: Adam 4.545, K-FAC pooled 4.115, balanced 4.117, on the embedding alone
 4.342.
 """
 
-import io
 import time
-from pydoc_data import topics
 
 import keras
 import numpy as np
@@ -26,6 +24,7 @@ import sentencepiece
 from absl import app, flags
 
 import tfkfac
+from trainers.data import text as corpora
 from trainers.models.transformer import transformer
 
 _COST = flags.DEFINE_bool("cost", False, "Measure bytes and time alone.")
@@ -37,17 +36,9 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 def tokens(vocabulary: int) -> np.ndarray:
     """Returns the text as sentencepiece's unigram tokens, [count]."""
-    text = "\n".join(topics.topics[key] for key in sorted(topics.topics))
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.splitlines()),
-        model_writer=model,
-        vocab_size=vocabulary,
-        minloglevel=2,
-    )
-    processor = sentencepiece.SentencePieceProcessor(
-        model_proto=model.getvalue()
-    )
+    text = "\n".join(corpora.pydocs_topics())
+    model = corpora.train_tokenizer(text.splitlines(), vocabulary, "pydocs")
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     return np.array(processor.encode(text), "int32")
 
 

@@ -1,37 +1,22 @@
-"""The flags that all trainers share, and what can be wrong with them.
+"""From the command line to a run, and what can be wrong with it.
 
 Nothing here needs TensorFlow: bad input is refused before it is imported.
 """
 
 import dataclasses
-import math
 import os
 import pathlib
+from typing import Any
 
 from absl import flags
 
-from trainers import data, extras, output
+from trainers import data, flag_definitions, output, presets, refusals
+from trainers import steps as steps_of_run
+from trainers.data import catalog
+from trainers.flag_definitions import SETTINGS, WITHOUT_MOMENTUM
+from trainers.steps import Steps
 
-flags.disclaim_key_flags()  # They are the trainer's: its --help shows them.
-
-# The flags that are arguments of each optimizer.
-_ARGUMENTS = {
-    "kfac": (
-        "learning_rate",
-        "momentum",
-        "damping",
-        "kl_clip",
-        "factor_decay",
-        "factor_update_period",
-        "inverse_update_period",
-        "fisher",
-        "inverter",
-        "weight_decay",
-    ),
-    "momentum": ("learning_rate", "momentum", "weight_decay"),
-    "sgd": ("learning_rate", "weight_decay"),
-    "adam": ("learning_rate", "weight_decay"),
-}
+flags.disclaim_key_flags()  # As in flag_definitions.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +24,27 @@ class Trainer:
     """What a trainer chooses from, and its defaults.
 
     Attributes:
+        name: Of the program, trainers.<name>.
         datasets: Names for --dataset, the default first.
         models: Names for --model, the default first.
-        settings: The arguments of each optimizer, the default first.
+        settings: The arguments of each optimizer.
         batch_size: The default.
         epochs: The default.
+        text: Whether the data is text.
+        of_datasets: From a data set to (defaults of flags, settings by
+            optimizer) that take the place of those above.
     """
 
+    name: str
     datasets: tuple[str, ...]
     models: tuple[str, ...]
     settings: dict[str, dict]
     batch_size: int
     epochs: int
+    text: bool = False
+    of_datasets: dict[str, tuple[dict, dict]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,144 +52,184 @@ class Run:
     """A command line that has been found good.
 
     Attributes:
-        args: The flags.
-        data: The data set.
-        settings: The arguments of --optimizer and of each in --compare.
-        model_dir: A directory with no other run in it.
+        trainer: The trainer.
+        args: The flags, those of the preset among them.
+        data: The data set; None in a dry run where it is not on disk.
+        settings: The arguments of --optimizer and of each in --compare, by the
+            names of the flags.
+        steps: How many updates, and where epochs end.
+        model_dir: A directory with no other run in it, or the one to resume;
+            None in a dry run.
     """
 
+    trainer: Trainer
     args: flags.FlagValues
-    data: data.ImageData
+    data: data.ImageData | data.TokenData | None
     settings: dict[str, dict]
-    model_dir: pathlib.Path
+    steps: Steps
+    model_dir: pathlib.Path | None
+
+    def configuration(self) -> dict[str, Any]:
+        """Returns all that the run depends on."""
+        names = flag_definitions.configuration(self.trainer.text)
+        found = {name: getattr(self.args, name) for name in names}
+        return {
+            **found,
+            "train_size": self.steps.train_size,
+            "settings": self.settings[self.args.optimizer],
+        }
 
 
 def define_flags(trainer: Trainer, flag_values: flags.FlagValues) -> None:
     """Defines the flags of `trainer`, in `flag_values`."""
-
-    def define(kind, name, default, text, *choices, **bounds):
-        kind(name, default, *choices, text, flag_values=flag_values, **bounds)
-
-    def check(name, test, text):
-        flags.register_validator(
-            name,
-            lambda value: value is None or test(value),
-            message=f"must be {text}",
-            flag_values=flag_values,
-        )
-
-    _define_run(trainer, define)
-    _define_settings(define, check)
-
-
-def _define_run(trainer, define):
-    """The flags of data, model, training and output."""
-    enum, integer = flags.DEFINE_enum, flags.DEFINE_integer
-    boolean, string = flags.DEFINE_boolean, flags.DEFINE_string
-    datasets, models = trainer.datasets, trainer.models
-    optimizers = list(trainer.settings)
-    define(enum, "dataset", datasets[0], "Data set.", datasets)
-    text = "Where tensorflow-datasets keeps its data; by default its own place."
-    define(string, "data_dir", None, text)
-    define(enum, "model", models[0], "Model.", models)
-    define(enum, "optimizer", optimizers[0], "Optimizer.", optimizers)
-    text = (
-        "Optimizers to train with after that, each with its own settings, from "
-        "the same weights on the same batches; loss.png shows them all."
-    )
-    define(flags.DEFINE_list, "compare", [], text)
-    text = "Examples in a batch, on all ranks together."
-    define(integer, "batch_size", trainer.batch_size, text, lower_bound=1)
-    text = "Passes over the training data."
-    define(integer, "epochs", trainer.epochs, text, lower_bound=1)
-    text = "Of the initial weights, the order of the data, K-FAC's samples."
-    define(integer, "seed", 0, text, lower_bound=0, upper_bound=2**31 - 1)
-    text = "Where to write; by default a fresh directory in ./runs."
-    define(string, "model_dir", None, text)
-    define(boolean, "overwrite", False, "Replace the run in --model_dir.")
-    define(boolean, "tensorboard", False, "Write TensorBoard logs.")
-    text = "0: results only; 1: progress bar; 2: one line per epoch."
-    define(integer, "verbose", 1, text, lower_bound=0, upper_bound=2)
-
-
-def _define_settings(define, check):
-    """The flags that override the settings of --optimizer."""
-    enum, integer, number = (
-        flags.DEFINE_enum,
-        flags.DEFINE_integer,
-        flags.DEFINE_float,
-    )
-    define(number, "learning_rate", None, "Learning rate.")
-    check("learning_rate", lambda x: 0 < x < math.inf, "greater than 0")
-    define(number, "momentum", None, "Momentum.")
-    check("momentum", lambda x: 0 <= x < 1, "at least 0 and less than 1")
-    define(number, "weight_decay", None, "Decoupled weight decay.")
-    check("weight_decay", lambda x: 0 <= x < math.inf, "0 or more")
-    define(number, "damping", None, "K-FAC: damping.")
-    check("damping", lambda x: 0 < x < math.inf, "greater than 0")
-    text = "K-FAC: bound on the size of an update; inf for none."
-    define(number, "kl_clip", None, text)
-    check("kl_clip", lambda x: x > 0, "greater than 0")
-    text = "K-FAC: decay of the factors' running averages."
-    define(number, "factor_decay", None, text)
-    check("factor_decay", lambda x: 0 <= x < 1, "at least 0 and less than 1")
-    text = "K-FAC: steps from one factor update to the next."
-    define(integer, "factor_update_period", None, text, lower_bound=1)
-    text = "K-FAC: steps from one inversion to the next."
-    define(integer, "inverse_update_period", None, text, lower_bound=1)
-    text = "K-FAC: the Fisher of the model's own predictions or of the labels."
-    define(enum, "fisher", None, text, ["sampled", "empirical"])
-    text = "K-FAC: factored or exact damping."
-    define(enum, "inverter", None, text, ["cholesky", "eigen"])
+    define = flag_definitions.Definitions(flag_values)
+    flag_definitions.define_run(trainer, define)
+    flag_definitions.define_data(trainer, define)
+    flag_definitions.define_training(define)
+    flag_definitions.define_settings(define)
 
 
 def check(trainer: Trainer, args: flags.FlagValues) -> Run:
     """Returns the run that `args` ask for, or exits with what is wrong."""
-    _check_compare(trainer, args)
-    if args.compare:
-        extras.require("matplotlib", "plot", "--compare")
-    if args.tensorboard:
-        extras.require("tensorboard", "tensorboard", "--tensorboard")
-    settings = {name: trainer.settings[name] for name in args.compare}
-    settings[args.optimizer] = _settings(trainer, args)
-    found = data.load(args.dataset, args.data_dir)
-    if args.batch_size > found.train_size:
-        raise SystemExit(
-            f"--batch_size={args.batch_size}: {found.name} has "
-            f"{found.train_size:,} training examples; give at most that many"
-        )
-    model_dir = pathlib.Path(os.devnull)
-    if int(os.environ.get("HOROVOD_RANK", "0")) == 0:  # Which writes for all.
-        model_dir = output.make_model_dir(
-            args.model_dir, f"{args.dataset}_{args.optimizer}", args.overwrite
-        )
-    return Run(args, found, settings, model_dir)
-
-
-def _check_compare(trainer, args):
-    for i, name in enumerate(args.compare):
-        if name not in trainer.settings:
-            raise SystemExit(
-                f"--compare: {name!r} is no optimizer; choose from "
-                f"{', '.join(trainer.settings)}"
-            )
-        if name in (args.optimizer, *args.compare[:i]):
-            raise SystemExit(f"--compare: {name} is trained already")
-
-
-def _settings(trainer, args):
-    """Returns the trainer's settings of --optimizer, overridden by flags."""
-    given = {
-        name: getattr(args, name)
-        for name in _ARGUMENTS["kfac"]
-        if getattr(args, name) is not None
+    more_settings = _apply_defaults(trainer, args)
+    refusals.check_compare(args)
+    refusals.check_combinations(args)
+    refusals.check_batch(args)
+    settings = {
+        name: _defaults([trainer.settings, *more_settings], name)
+        for name in (args.optimizer, *args.compare)
     }
-    for name in given:
-        if name not in _ARGUMENTS[args.optimizer]:
+    settings[args.optimizer] |= _given(args)
+    refusals.check_settings(args, settings[args.optimizer])
+    found, size = _load(trainer, args)
+    epochs = args.epochs
+    if args.adjust_epochs:
+        epochs = steps_of_run.adjusted(epochs, args.batch_size)
+    steps = Steps(size, args.batch_size, epochs)
+    for place in args.decay_at if args.schedule == "steps" else []:
+        steps.boundary(place)
+    if args.batch_size > size:
+        raise SystemExit(
+            f"--batch_size={args.batch_size}: {args.dataset} has {size:,} "
+            "training examples; give at most that many"
+        )
+    run = Run(trainer, args, found, settings, steps, None)
+    if args.dry_run:
+        return run
+    return dataclasses.replace(run, model_dir=_model_dir(run))
+
+
+def _apply_defaults(trainer, args) -> list[dict[str, dict]]:
+    """Gives flags the values of the preset, else those of the data set.
+
+    Returns:
+        Settings by optimizer, the more special ones last.
+    """
+    preset = _preset(trainer, args)
+    chosen = preset.flags if preset else {}
+    dataset = args.dataset
+    if not args["dataset"].present:
+        dataset = chosen.get("dataset", dataset)
+    of_dataset, settings = trainer.of_datasets.get(dataset, ({}, {}))
+    for name, value in {**of_dataset, **chosen}.items():
+        if not args[name].present:
+            args[name].value = value
+    return [settings, preset.settings if preset else {}]
+
+
+def _preset(trainer, args):
+    if args.preset is None:
+        return None
+    preset = presets.PRESETS.get(args.preset)
+    if preset is None:
+        raise SystemExit(
+            f"--preset={args.preset}: choose from {', '.join(presets.PRESETS)}"
+        )
+    if preset.trainer != trainer.name:
+        raise SystemExit(
+            f"--preset={args.preset} is a run of another program: "
+            f"python -m trainers.{preset.trainer} --preset={args.preset}"
+        )
+    return preset
+
+
+def _defaults(levels, optimizer):
+    """Returns the settings of an optimizer without the command line."""
+    name, changed = WITHOUT_MOMENTUM.get(optimizer, (optimizer, {}))
+    found = {}
+    for settings in levels:
+        found |= settings.get(name, {})
+    return found | changed
+
+
+def _given(args):
+    """Returns the settings of --optimizer on the command line."""
+    name, changed = WITHOUT_MOMENTUM.get(args.optimizer, (args.optimizer, {}))
+    every = dict.fromkeys(s for names in SETTINGS.values() for s in names)
+    given = {s: args[s].value for s in every if args[s].value is not None}
+    for setting in given:
+        if setting not in SETTINGS[name] or setting in changed:
             raise SystemExit(
-                f"--{name} is no setting of --optimizer={args.optimizer}: "
+                f"--{setting} is no setting of --optimizer={args.optimizer}: "
                 "leave it out"
             )
-    if given.get("kl_clip") == math.inf:
-        given["kl_clip"] = None
-    return {**trainer.settings[args.optimizer], **given}
+    return given
+
+
+def _load(trainer, args):
+    """Returns the data and the number of training examples.
+
+    In a dry run the published number serves where nothing is on disk.
+    """
+    options = data.Options(
+        validation=args.validation,
+        text_dir=args.text_dir,
+        **(_text_options(args) if trainer.text else _image_options(args)),
+    )
+    size = data.published_size(args.dataset, args.validation)
+    published = args.dry_run and size is not None
+    if published and trainer.text:  # To count sequences would take hours.
+        return None, size
+    try:
+        found = data.load(args.dataset, args.data_dir, options)
+    except SystemExit:
+        if published:
+            return None, size
+        raise
+    return found, found.train_size
+
+
+def _image_options(args):
+    return {
+        "augment": args.augment,
+        "mixup": args.mixup,
+        "random_erasing": args.random_erasing,
+        "one_hot": args.label_smoothing > 0 or args.mixup is not None,
+    }
+
+
+def _text_options(args):
+    return {
+        "vocabulary": args.vocabulary,
+        "length": args.length,
+        "packed": args.packed,
+    }
+
+
+def input_shape(run: Run) -> tuple[int, ...]:
+    """Returns the shape of a model's image, or of its tokens."""
+    if run.trainer.text:
+        return (run.args.length,)
+    return catalog.CATALOG[run.args.dataset].shape
+
+
+def _model_dir(run):
+    """Returns where to write; on rank 0, which writes, it is made."""
+    args = run.args
+    if args.resume:
+        return output.resumed(args.model_dir, run.configuration())
+    if int(os.environ.get("HOROVOD_RANK", "0")) > 0:
+        return pathlib.Path(os.devnull)
+    return output.make_model_dir(
+        args.model_dir, f"{args.dataset}_{args.optimizer}", args.overwrite
+    )

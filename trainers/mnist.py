@@ -26,6 +26,7 @@ from trainers import command_line, program
 #   momentum  15: learning rate 0.03 to 0.2, momentum 0.8, 0.9 and 0.95
 #   adam      16: learning rate 0.0003 to 0.03, beta_1 0.8, 0.9 and 0.95
 #   sgd       8: learning rate 0.1 to 2
+# The other optimizers have not been tuned here.
 SETTINGS = {
     "kfac": {
         "learning_rate": 0.1,
@@ -37,11 +38,15 @@ SETTINGS = {
     "momentum": {"learning_rate": 0.1, "momentum": 0.9},
     "adam": {"learning_rate": 0.02, "beta_1": 0.8},
     "sgd": {"learning_rate": 0.5},
+    "nesterov": {"learning_rate": 0.1, "momentum": 0.9},
+    "adamw": {"learning_rate": 0.02, "beta_1": 0.8, "weight_decay": 0.004},
+    "muon": {"learning_rate": 0.02, "momentum": 0.95},
 }
 
 TRAINER = command_line.Trainer(
+    name="mnist",
     datasets=("digits", "mnist", "fashion_mnist"),
-    models=("small_cnn",),
+    models=("small_cnn", "small_cnn_bn", "simple_cnn"),
     settings=SETTINGS,
     batch_size=128,
     epochs=10,

@@ -4,18 +4,29 @@ import contextlib
 import csv
 import itertools
 import json
+import math
 import os
 import pathlib
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-SUMMARY, LOG = "summary.json", "log.csv"
+CONFIGURATION, SUMMARY = "configuration.json", "summary.json"
+RECORDS, LOG, CURVES = "log.jsonl", "log.csv", "curves.png"
+CHECKPOINTS = "checkpoints"
 _OF_A_RUN = (
+    CONFIGURATION,
     SUMMARY,
-    "log*.csv",
+    RECORDS,
+    LOG,
+    CURVES,
+    CHECKPOINTS,
+    "compare_*",
     "loss.csv",
     "loss.png",
     "model.keras",
+    "tensorboard",
 )
 
 
@@ -39,10 +50,11 @@ def make_model_dir(
     if found and not overwrite:
         raise SystemExit(
             f"--model_dir={path}: {found[0].name} of another run is there; "
-            "give another directory, or --overwrite to replace that run"
+            "give another directory, --resume to go on with that run, or "
+            "--overwrite to replace it"
         )
     for file in found:
-        file.unlink()
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
     return path
 
 
@@ -65,6 +77,51 @@ def _refusal(path: pathlib.Path):
         ) from None
 
 
+def resumed(model_dir: str, configuration: dict[str, Any]) -> pathlib.Path:
+    """Returns the directory of a run to go on with.
+
+    Args:
+        model_dir: As --model_dir.
+        configuration: That of the command line.
+
+    Raises:
+        SystemExit: There is no run in it, or one of another configuration.
+    """
+    path = pathlib.Path(model_dir)
+    file = path / CONFIGURATION
+    try:
+        saved = json.loads(file.read_text())
+    except OSError:
+        raise SystemExit(
+            f"--resume: --model_dir={path} has no {file.name}: there is no run "
+            "to go on with; leave --resume out"
+        ) from None
+    except ValueError:
+        raise SystemExit(
+            f"--resume: {file} is corrupt: give another directory"
+        ) from None
+    configuration = json.loads(json.dumps(plain(configuration)))
+    differences = [
+        f"{key} is {own[key]!r} now and was {other[key]!r}"
+        for own, other in _levels(configuration, saved)
+        for key in {**own, **other}
+        if own.setdefault(key, None) != other.setdefault(key, None)
+    ]
+    if differences:
+        raise SystemExit(
+            f"--resume: {path} holds a run of another configuration: "
+            f"{'; '.join(differences)}; give the same flags, or another "
+            "--model_dir"
+        )
+    return path
+
+
+def _levels(own, other):
+    """Returns the pairs of dictionaries to compare key by key."""
+    own, other = dict(own), dict(other)
+    return [(own.pop("settings", {}), other.pop("settings", {})), (own, other)]
+
+
 @contextlib.contextmanager
 def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a path to write to, which becomes `path` when all is written."""
@@ -76,9 +133,34 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
         partial.unlink(missing_ok=True)
 
 
+def plain(value: Any) -> Any:
+    """Returns a value for JSON, which has no infinity: "inf", "nan"."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return value if finite else str(value)
+
+
 def write_json(path: pathlib.Path, value: dict) -> None:
     with whole(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(plain(value), indent=2, allow_nan=False)
+        partial.write_text(text + "\n")
+
+
+def write_records(
+    directory: pathlib.Path, records: Sequence[dict[str, float]]
+) -> None:
+    """Writes the log: a line of JSON for each record, and a table."""
+    with whole(directory / RECORDS) as partial:
+        lines = [json.dumps(plain(record)) + "\n" for record in records]
+        partial.write_text("".join(lines))
+    with whole(directory / LOG) as partial, partial.open("w") as file:
+        columns = list(records[0]) if records else []
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
 
 
 def write_losses(path: pathlib.Path, losses: dict[str, list[float]]) -> None:
@@ -87,5 +169,6 @@ def write_losses(path: pathlib.Path, losses: dict[str, list[float]]) -> None:
         writer = csv.writer(file)
         writer.writerow(["step", *losses])
         writer.writerows(
-            [step, *row] for step, row in enumerate(zip(*losses.values()))
+            [step, *row]
+            for step, row in enumerate(itertools.zip_longest(*losses.values()))
         )

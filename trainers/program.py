@@ -4,7 +4,7 @@ from absl import app, flags
 
 from trainers import command_line
 
-flags.disclaim_key_flags()  # As in command_line.
+flags.disclaim_key_flags()  # As in flag_definitions.
 
 
 def main(trainer: command_line.Trainer) -> None:
@@ -15,7 +15,13 @@ def main(trainer: command_line.Trainer) -> None:
         if argv[1:]:
             raise SystemExit(f"{argv[1]!r} is no flag: write --name=value")
         checked = command_line.check(trainer, flags.FLAGS)
-        from trainers import harness  # After the checks: TensorFlow is slow.
+        # After the checks: TensorFlow is slow.
+        if flags.FLAGS.dry_run:
+            from trainers import dry_run
+
+            dry_run.main(checked)
+            return
+        from trainers import harness
 
         harness.main(checked)
 

@@ -18,10 +18,32 @@ MODELS = {
     "small_cnn": partial(
         simple_cnn, filters=(16, 32), kernel_size=3, units=64, name="small_cnn"
     ),
+    "small_cnn_bn": partial(
+        simple_cnn,
+        filters=(16, 32),
+        kernel_size=3,
+        units=None,
+        normalization="batch",
+        name="small_cnn_bn",
+    ),
+    "simple_cnn": partial(
+        simple_cnn,
+        filters=(32, 64),
+        kernel_size=5,
+        units=1024,
+        name="simple_cnn",
+    ),
     "resnet8": partial(
         resnet_cifar, depth=8, normalization="none", name="resnet8"
     ),
     "resnet8_bn": partial(resnet_cifar, depth=8, name="resnet8_bn"),
+    "resnet8_ghost": partial(
+        resnet_cifar,
+        depth=8,
+        normalization="ghost",
+        unit_norm=True,
+        name="resnet8_ghost",
+    ),
     "resnet20": partial(resnet_cifar, depth=20, name="resnet20"),
     "resnet32": partial(resnet_cifar, depth=32, name="resnet32"),
     "resnet32_ghost": partial(
@@ -39,4 +61,9 @@ MODELS = {
     "alexnet": alexnet,
 }
 
-LANGUAGE_MODELS = {"transformer": transformer}
+LANGUAGE_MODELS = {
+    "transformer": transformer,
+    "small_transformer": partial(
+        transformer, width=64, heads=4, hidden=256, name="small_transformer"
+    ),
+}

@@ -3,6 +3,7 @@
 import keras
 from keras import layers, ops
 
+from trainers import constraints
 from trainers.layers import normalize
 
 
@@ -68,7 +69,9 @@ def resnet_cifar(
             x = block(x, filters, strides, f"stage_{stage}_block_{i}")
     x = layers.GlobalAveragePooling2D(name="pooling")(x)
     x = layers.Dense(classes, kernel_initializer="he_normal", name="logits")(x)
-    return keras.Model(inputs, x, name=name)
+    model = keras.Model(inputs, x, name=name)
+    constraints.enforce(model)
+    return model
 
 
 def _shortcut(x, filters: int, strides: int):

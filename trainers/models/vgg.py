@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from trainers import constraints
 from trainers.layers import normalize
 
 
@@ -52,4 +53,6 @@ def vgg11(
         )(x)
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(classes, kernel_initializer="he_normal", name="logits")(x)
-    return keras.Model(inputs, x, name=name)
+    model = keras.Model(inputs, x, name=name)
+    constraints.enforce(model)
+    return model

@@ -1,4 +1,4 @@
-"""Hyperparameters as functions of the update count."""
+"""Numbers and schedules as arguments of `KFAC`."""
 
 import math
 import numbers
@@ -189,63 +189,3 @@ class Period:
         if self._last is None:
             return int(self._value)
         return serialize(self.name, self._value)
-
-
-class _EpochInterval:
-    """A period that follows from the epochs completed.
-
-    Args:
-        steps_per_epoch: The number of updates of an epoch.
-        after: The update up to which the interval is 1 in any case.
-    """
-
-    def __init__(self, steps_per_epoch: int, after: int = 0):
-        self.steps_per_epoch = positive_integer(
-            "steps_per_epoch", steps_per_epoch
-        )
-        self.after = positive_integer("after", after, least=0)
-
-    def __call__(self, update: tf.Tensor) -> tf.Tensor:
-        """Returns the interval at `update`, int64."""
-        update = tf.cast(update, tf.int64)
-        interval = self._interval(update // self.steps_per_epoch)
-        return tf.where(update < self.after, tf.ones_like(update), interval)
-
-    def get_config(self) -> dict:
-        return {"steps_per_epoch": self.steps_per_epoch, "after": self.after}
-
-    @classmethod
-    def from_config(cls, config: dict):
-        return cls(**config)
-
-
-@keras.saving.register_keras_serializable(package="tfkfac")
-class GrowingInterval(_EpochInterval):
-    """min(20, 5 floor(e / 5) + 1) in epoch e (Osawa et al. 2019, eq. 20).
-
-    To be given as both periods of `KFAC`.
-
-    Args:
-        steps_per_epoch: The number of updates of an epoch.
-        after: The update up to which the interval is 1 in any case: 500 by the
-            paper's text, 0 by its equation.
-    """
-
-    def _interval(self, epoch):
-        return tf.minimum(tf.constant(20, tf.int64), 5 * (epoch // 5) + 1)
-
-
-@keras.saving.register_keras_serializable(package="tfkfac")
-class LateInterval(_EpochInterval):
-    """1 in the first 13 epochs, 20 from then on (Osawa et al. 2019, eq. 21).
-
-    To be given as both periods of `KFAC`.
-
-    Args:
-        steps_per_epoch: The number of updates of an epoch.
-        after: The update up to which the interval is 1 in any case.
-    """
-
-    def _interval(self, epoch):
-        one = tf.ones_like(epoch)
-        return tf.where(epoch < 13, one, 20 * one)

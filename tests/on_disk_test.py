@@ -1,0 +1,117 @@
+"""Data sets that are not on disk, or not whole."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import small_data
+import tensorflow as tf
+
+from trainers import data
+
+
+def load(name, data_dir):
+    return data.load(name, str(data_dir))
+
+
+def test_missing_data_is_told_at_once(tmp_path):
+    names = ["cifar10", "svhn_cropped", "mnist", "imagenet2012", "lm1b", "x"]
+    program = f"""
+import sys
+from trainers import data
+for name in {names}:
+    try:
+        data.load(name, {str(tmp_path)!r})
+    except SystemExit as error:
+        print(error)
+assert "tensorflow" not in sys.modules
+"""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert time.perf_counter() - start < 5
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(names)
+    for name, line in zip(names[:-1], lines):
+        assert line.startswith(f"--dataset={name}: {tmp_path}/{name}/")
+        assert (
+            'python -c "import tensorflow_datasets as tfds; tfds.builder('
+            f"'{name}', data_dir='{tmp_path}').download_and_prepare()\"" in line
+        )
+    assert "put ILSVRC2012_img_train.tar and" in lines[3]
+    assert f"{tmp_path}/downloads/manual" in lines[3]
+    assert lines[-1].startswith("--dataset=x: choose from digits, mnist")
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """The directory of a data set to spoil."""
+    small_data.write(tmp_path, "mnist")
+    return tmp_path
+
+
+def spoil_record(path):
+    """Changes a byte in the middle of a file of records."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_file_is_missing(mnist):
+    next(mnist.glob("mnist/*/mnist-test.tfrecord*")).unlink()
+    with pytest.raises(
+        SystemExit, match="mnist: .*mnist-test.tfrecord.* is missing; remove"
+    ):
+        load("mnist", mnist)
+
+
+def test_description_is_corrupt(mnist):
+    next(mnist.glob("mnist/*/dataset_info.json")).write_text("{")
+    with pytest.raises(SystemExit, match="--dataset=mnist: .*cannot be read"):
+        load("mnist", mnist)
+
+
+@pytest.mark.parametrize("spoil", ["a byte", "the end", "whole records"])
+def test_corrupt_record(mnist, spoil):
+    (path,) = mnist.glob("mnist/*/mnist-train.tfrecord*")
+    if spoil == "a byte":
+        spoil_record(path)
+    else:
+        first = 16 + int.from_bytes(path.read_bytes()[:8], "little")
+        end = first if spoil == "whole records" else -1
+        path.write_bytes(path.read_bytes()[:end])
+    found = load("mnist", mnist)
+    expected = (
+        "expected to contain 48 elements but contained only 1"
+        if spoil == "whole records"
+        else "mnist-train.tfrecord-00000-of-00001: .*record"
+    )
+    with pytest.raises(SystemExit, match=f"--dataset=mnist: .*{expected}"):
+        found.train(8, 0)
+    assert len(list(found.evaluation("test", 8))) == 2
+
+
+def test_empty_split(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = small_data.images(rng, 4, (28, 28, 1))
+    small_data.store(tmp_path, "mnist", {"train": {"image": x, "label": y}})
+    with pytest.raises(SystemExit, match="mnist: .*split 'test' is empty"):
+        load("mnist", tmp_path)
+    with pytest.raises(SystemExit, match="validation: 4 .* are too few"):
+        data.catalog.split_ranges({"train": 4}, 10, True)
+
+
+def test_corrupt_record_of_a_stream_is_named(tmp_path):
+    small_data.write(tmp_path, "imagenet2012")
+    found = load("imagenet2012", tmp_path)
+    found.evaluation("validation", 2)  # Computes the mean image.
+    path = sorted(tmp_path.glob("imagenet2012/*/*-train.tfrecord*"))[1]
+    spoil_record(path)
+    with pytest.raises(tf.errors.DataLossError) as caught:
+        next(iter(found.train(48, 0)))
+    message = found.explain(caught.value)
+    assert message.startswith(f"--dataset=imagenet2012: {path}: corrupted")

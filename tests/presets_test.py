@@ -1,0 +1,255 @@
+"""Presets: steps, schedules and settings against the papers, by hand."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+
+import tfkfac
+from trainers import cifar, command_line, imagenet, lm1b, mnist, optimizers
+from trainers.presets import PRESETS
+
+TRAINERS = {
+    module.TRAINER.name: module.TRAINER
+    for module in (cifar, imagenet, lm1b, mnist)
+}
+IMAGENET = 1_281_167
+
+
+def resolve(preset, *argv):
+    """Returns the run of a preset, as published, and its optimizer."""
+    trainer = TRAINERS[PRESETS[preset].trainer]
+    args = flags.FlagValues()
+    command_line.define_flags(trainer, args)
+    argv = [f"--preset={preset}", "--dry_run", "--data_dir=/nowhere", *argv]
+    args(["program", *argv])
+    run = command_line.check(trainer, args)
+    name = run.args.optimizer
+    optimizer = optimizers.make(
+        name, None, run.args, run.settings[name], run.steps
+    )
+    return run, optimizer
+
+
+def at(optimizer, t):
+    """Returns the learning rate, and of K-FAC the rest, at the update t."""
+    optimizer._iterations.assign(t)
+    found = {"learning_rate": float(optimizer.learning_rate)}
+    if isinstance(optimizer, tfkfac.KFAC):
+        for name in optimizer.hyperparameters:
+            found[name] = float(optimizer.at_update(name))
+    return found
+
+
+@pytest.mark.parametrize(
+    "batch_size, iterations",
+    [
+        (4096, 10_948),
+        (8192, 5474),  # The paper prints 5,434; its epochs give this.
+        (16_384, 2737),
+        (32_768, 1760),
+        (65_536, 1173),
+        (131_072, 978),
+    ],
+)
+def test_iterations_of_osawa(batch_size, iterations):
+    """Tables 1 and 3; equations 13 to 16 step by step."""
+    run, optimizer = resolve(f"osawa_{batch_size}")
+    assert run.steps.total == iterations
+    assert run.steps.ends(None, None)[-1] == iterations
+    settings, args = run.settings["kfac"], run.args
+    gamma, target = settings["damping"], settings["damping_target"]
+    alpha = 2 * np.log10(gamma / target) / settings["damping_warmup"]
+    for t in range(50):
+        e = np.clip(t * batch_size / IMAGENET, args.decay_start, args.decay_end)
+        part = (e - args.decay_start) / (args.decay_end - args.decay_start)
+        eta = settings["learning_rate"] * (1 - part) ** args.decay_power
+        expected = {
+            "learning_rate": eta,
+            "momentum": settings["momentum"] / settings["learning_rate"] * eta,
+            "damping": gamma,
+            "norm_damping": settings["norm_damping_factor"] * gamma,
+            "factor_decay": 0.0,
+        }
+        assert at(optimizer, t) == pytest.approx(expected, rel=1e-5)
+        gamma = (1 - alpha) * gamma + alpha * target
+    assert optimizer.fisher == "empirical"
+    assert optimizer.weight_decay is None
+    assert optimizer.kl_clip is None
+    assert [p.number for p in optimizer.periods.values()] == [1, 1]
+    assert isinstance(optimizer.inverter, tfkfac.CholeskyInverter)
+
+
+def test_osawa_by_hand():
+    """131,072: e = 10 at t = 97.7, the rate 0.07 (97.6 / 104.6)^2.9."""
+    run, optimizer = resolve("osawa_131072")
+    assert (run.args.mixup, run.args.random_erasing) == (1.0, True)
+    assert run.args.weight_rescaling
+    values = at(optimizer, 98)  # e = 10.02606; (97.57394 / 104.6)^2.9
+    assert values["learning_rate"] == pytest.approx(0.0572169, rel=1e-5)
+    assert values["momentum"] == pytest.approx(0.760167, rel=1e-5)
+    # alpha = 4 / 30; 1e-4 (1 + 99 (26 / 30)^30) = 2.35269e-4 after warm-up.
+    assert at(optimizer, 30)["damping"] == pytest.approx(2.35269e-4, rel=1e-5)
+
+
+def test_stale_preset_is_equation_20():
+    """Epoch 5 begins with update 196, epoch 10 with 391, epoch 20 with 782."""
+    _, optimizer = resolve("osawa_32768_stale")
+    for period in optimizer.periods.values():
+        found = [int(period._value(t)) for t in (0, 195, 196, 391, 781, 782)]
+        assert found == [1, 1, 6, 11, 16, 20]
+
+
+@pytest.mark.parametrize(
+    "batch_size, epochs", [(128, 100), (1024, 400), (16_384, 800)]
+)
+@pytest.mark.parametrize("preset", ["ma_kfac", "ma_sgd"])
+def test_budget_of_ma(preset, batch_size, epochs):
+    """100 (log2(B / 128) + 1) epochs, the rate times 0.1 at 40 and 80 %."""
+    run, optimizer = resolve(preset, f"--batch_size={batch_size}")
+    assert run.steps.epochs == epochs
+    assert run.steps.total == -(-epochs * 50_000 // batch_size)
+    rate = run.settings[run.args.optimizer]["learning_rate"]
+    for part, factor in ((0.4, 0.1), (0.8, 0.01)):
+        t = -(-int(part * epochs) * 50_000 // batch_size)
+        before, after = (
+            at(optimizer, step)["learning_rate"] for step in (t - 1, t)
+        )
+        assert before == pytest.approx(10 * factor * rate, rel=1e-6)
+        assert after == pytest.approx(factor * rate, rel=1e-6)
+    assert optimizer.weight_decay == 5e-4
+
+
+def test_ma_at_other_schedules():
+    run, optimizer = resolve(
+        "ma_alexnet", "--batch_size=256", "--decay_at=40,80"
+    )
+    assert run.steps.train_size == 73_257
+    t = -(-40 * 73_257 // 256)
+    rates = [at(optimizer, step)["learning_rate"] for step in (t - 1, t)]
+    assert rates == pytest.approx([0.027, 0.0027])
+    assert at(optimizer, 0)["factor_decay"] == pytest.approx(0.9)
+    assert at(optimizer, 0)["kl_clip"] == pytest.approx(0.1)
+    assert isinstance(optimizer.inverter, tfkfac.EigenInverter)
+    _, optimizer = resolve("ma_kfac", "--inverter=cholesky_unit_pi")
+    assert optimizer.inverter.pi == 1.0
+    run, optimizer = resolve("ma_kfac", "--weight_decay_mode=l2")
+    assert optimizer.weight_decay is None
+    assert run.settings["kfac"]["weight_decay"] == 5e-4
+
+
+def test_zhang():
+    """F.2 to F.4: label smoothing and decay where there are ghosts."""
+    for name, size in (("mnist", 55_000), ("fmnist", 55_000)):
+        run, optimizer = resolve(f"zhang_{name}")
+        assert run.steps.train_size == size
+        assert run.args.model == "simple_cnn"
+        assert at(optimizer, 0) == at(optimizer, run.steps.total - 1)
+    for name in ("resnet32", "vgg11"):
+        run, optimizer = resolve(f"zhang_{name}", "--learning_rate=0.5")
+        total = -(-200 * 45_000 // 256)
+        assert run.steps.total == total
+        assert run.args.label_smoothing == 0.1
+        assert run.args.model == f"{name}_ghost"
+        # alpha (1 - (1 - gamma) t / T), then held.
+        for t in (0, 1000, total, 2 * total):
+            expected = 0.5 * (1 - 0.99 * min(t / total, 1))
+            found = at(optimizer, t)["learning_rate"]
+            assert found == pytest.approx(expected, rel=1e-5)
+    run, _ = resolve("zhang_resnet8")
+    assert (run.args.label_smoothing, run.args.schedule) == (0.0, "constant")
+    _, optimizer = resolve("zhang_lm1b")
+    values = at(optimizer, 5)
+    assert values["momentum"] == pytest.approx(0.9)
+    assert values["factor_decay"] == pytest.approx(0.99)
+
+
+def test_flags_override_presets_and_other_optimizers_take_their_own():
+    run, optimizer = resolve(
+        "osawa_4096",
+        "--optimizer=nesterov",
+        "--epochs=2",
+        "--noweight_rescaling",
+    )
+    assert run.steps.total == -(-2 * IMAGENET // 4096)
+    assert not run.args.weight_rescaling
+    assert isinstance(optimizer, keras.optimizers.SGD) and optimizer.nesterov
+    assert run.args.mixup == 0.4
+    assert set(run.settings["nesterov"]) == {
+        "learning_rate",
+        "momentum",
+        "weight_decay",
+    }
+    run, optimizer = resolve("ma_kfac", "--damping=0.5", "--momentum=0")
+    assert at(optimizer, 0)["damping"] == 0.5
+    assert at(optimizer, 0)["momentum"] == 0.0
+
+
+def test_optimizers_count_updates_not_micro_steps():
+    _, optimizer = resolve(
+        "zhang_vgg11",
+        "--optimizer=adam",
+        "--learning_rate=1",
+        "--gradient_accumulation_steps=4",
+    )
+    found = [at(optimizer, 4 * t + 3)["learning_rate"] for t in (0, 100)]
+    total = -(-200 * 45_000 // 256)
+    assert found == pytest.approx([1, 1 - 0.99 * 100 / total], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "preset, message",
+    [
+        ("osawa_1024", "--preset=osawa_1024: choose from osawa_4096"),
+        ("ma_kfac", "--preset=ma_kfac .*python -m trainers.cifar --preset"),
+    ],
+)
+def test_unknown_preset(preset, message):
+    args = flags.FlagValues()
+    command_line.define_flags(imagenet.TRAINER, args)
+    args(["program", f"--preset={preset}"])
+    with pytest.raises(SystemExit, match=message):
+        command_line.check(imagenet.TRAINER, args)
+
+
+def test_dry_run_prints_everything_and_writes_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "trainers.imagenet", "--preset=osawa_8192"]
+        + ["--dry_run", "--json", "--ranks=256", f"--data_dir={tmp_path}"]
+        + [f"--model_dir={tmp_path / 'run'}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    steps = found["steps"]
+    assert steps["steps"] == 5474 and steps["counted"] == "published"
+    assert (steps["ranks"], steps["batch_of_a_rank"]) == (256, 32)
+    assert steps["steps_per_epoch"] == pytest.approx(156.39246)
+    assert found["model"]["parameters"] == 25_610_152
+    assert found["configuration"]["settings"]["kl_clip"] == "inf"
+    row = next(r for r in found["schedules"] if r["step"] == 157)
+    assert row["damping"] / 2.5e-4 == pytest.approx(2.72165, rel=1e-5)
+    # Section 5.4: all factors take 1017 MiB.
+    assert round(found["plan"]["dense_bytes"] / 2**20) == 1017
+    assert len(found["plan"]["ranks"]) == 256
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_is_readable(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "trainers.mnist", "--preset=zhang_mnist"]
+        + ["--dry_run", "--optimizer=momentum", f"--data_dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "dataset: mnist" in lines and "optimizer: momentum" in lines
+    assert any("simple_cnn" in line for line in lines)
+    assert any(line.split() == ["steps", "2149"] for line in lines)
+    assert any("optimizer_bytes" in line for line in lines)

@@ -1,0 +1,130 @@
+"""Text as sequences of tokens, and the files that rank 0 makes for all."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import small_data
+
+from trainers import data
+from trainers.data import once, text, tokens
+
+TEXT = {"vocabulary": 300, "length": 16}
+
+
+def load(name, data_dir, **options):
+    return data.load(name, str(data_dir), data.Options(**options))
+
+
+@pytest.fixture(scope="module")
+def lm1b(tmp_path_factory):
+    """A directory with a small lm1b, and its sentences."""
+    path = tmp_path_factory.mktemp("data")
+    return path, small_data.write(path, "lm1b")
+
+
+@pytest.fixture
+def hand_made(tmp_path):
+    """Three sentences: 5 6 | 7 | 8 9 4, each ended by 1."""
+    np.array([1, 5, 6, 1, 7, 1, 8, 9, 4, 1], "uint16").tofile(
+        tmp_path / "train.tokens"
+    )
+    np.array([4, 6, 10], "int64").tofile(tmp_path / "train.ends")
+    return tmp_path
+
+
+def test_packed_sequences_by_hand(hand_made):
+    found = tokens.Sequences(
+        hand_made, "train", 0, 3, data.Options(vocabulary=10, length=4)
+    )
+    x, y = found.inputs_and_targets([1, 0])
+    assert len(found) == 2 and x.dtype == y.dtype == np.int32
+    np.testing.assert_array_equal(x, [[7, 1, 8, 9], [1, 5, 6, 1]])
+    np.testing.assert_array_equal(y, [[1, 8, 9, 4], [5, 6, 1, 7]])
+    five = data.Options(vocabulary=10, length=5)  # Of 10 tokens, 9 are targets.
+    assert len(tokens.Sequences(hand_made, "train", 0, 3, five)) == 1
+
+
+def test_padded_sequences_by_hand(hand_made):
+    options = data.Options(vocabulary=10, length=3, packed=False)
+    found = tokens.Sequences(hand_made, "train", 0, 3, options)
+    x, y = found.inputs_and_targets([0, 1, 2])
+    np.testing.assert_array_equal(x, [[1, 5, 6], [1, 7, 0], [1, 8, 9]])
+    np.testing.assert_array_equal(y, [[5, 6, 1], [7, 1, 0], [8, 9, 4]])
+    rest = tokens.Sequences(hand_made, "train", 1, 3, options)
+    x, _ = rest.inputs_and_targets([1, 0])
+    assert len(rest) == 2
+    np.testing.assert_array_equal(x, [[1, 8, 9], [1, 7, 0]])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_tokens_are_the_text_on_disk(packed, lm1b):
+    path, written = lm1b
+    found = load("lm1b", path, vocabulary=200, length=64, packed=packed)
+    assert found.classes == 200 and found.input_shape == (64,)
+    processor = text.tokenizer(found.directory)
+    assert processor.vocab_size() == 200
+    sentences = written["test"][0]
+    ((_, y, w),) = found.evaluation("test", 200)
+    stream = np.asarray(y)[np.asarray(w) > 0]
+    parts = np.split(stream, np.flatnonzero(stream == text.END) + 1)
+    read = processor.decode([part.tolist() for part in parts if len(part)])
+    if packed:  # The last sequence that is left out cuts a sentence.
+        assert len(read) > 20 and set(read[:-1]) <= set(sentences)
+    else:
+        assert found.train_size == 400
+        assert sorted(read) == sorted(sentences)
+
+
+def test_sentencepiece_of_too_many_tokens(tmp_path):
+    with pytest.raises(SystemExit, match="--vocabulary=32768: pydocs .*value"):
+        load("pydocs", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokens_of_another_vocabulary(tmp_path):
+    found = load("pydocs", tmp_path, **TEXT)
+    meta = found.directory / "meta.json"
+    meta.write_text(meta.read_text().replace("300", "299"))
+    with pytest.raises(SystemExit, match="--vocabulary=300: .*meta.json is of"):
+        load("pydocs", tmp_path, **TEXT)
+    meta.write_text(meta.read_text().replace("299", "300"))
+    ends = found.directory / "train.ends"
+    ends.write_bytes(ends.read_bytes()[:-8])
+    with pytest.raises(SystemExit, match="train.ends: has .* bytes"):
+        load("pydocs", tmp_path, **TEXT)
+    meta.write_text("{")
+    with pytest.raises(SystemExit, match="cannot be read .*; remove"):
+        load("pydocs", tmp_path, **TEXT)
+
+
+def test_other_ranks_wait_for_rank_0(tmp_path, monkeypatch):
+    path = tmp_path / "made"
+    monkeypatch.setenv("HOROVOD_RANK", "1")
+    monkeypatch.setattr(once, "SECONDS", 0.3)
+    with pytest.raises(SystemExit, match="made: rank 0 has not made it within"):
+        once.made_once(path, pytest.fail)
+    monkeypatch.setattr(once, "SECONDS", 30)
+    found = []
+    polls, sleep = threading.Event(), time.sleep
+    monkeypatch.setattr(time, "sleep", lambda s: polls.set() or sleep(s))
+    waiting = threading.Thread(
+        target=lambda: found.append(once.made_once(path, pytest.fail))
+    )
+    waiting.start()
+    assert polls.wait(10)
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    with pytest.raises(ZeroDivisionError):
+        once.made_once(path, lambda work: (work / "half").touch() or 1 / 0)
+    assert not list(tmp_path.iterdir()) and waiting.is_alive()
+    once.made_once(path, lambda work: (work / "whole").touch())
+    waiting.join(timeout=10)
+    assert found == [path] and list(tmp_path.iterdir()) == [path]
+    assert [file.name for file in path.iterdir()] == ["whole"]
+
+
+def test_sequences_longer_than_the_text(lm1b):
+    found = load("lm1b", lm1b[0], vocabulary=300, length=10**6)
+    with pytest.raises(SystemExit, match="'train' has no sequence of 1000000"):
+        found.train(2, 0)

@@ -1,0 +1,53 @@
+"""Runs trainers in one process of several, for `trainers_test`.
+
+    horovodrun -np 2 python tests/trainers_program.py <file>
+
+The file holds a JSON list of [trainer, [flag, ...], step]; at `step`, if it is
+no null, the last rank gets a SIGTERM. What rank 0 has of each run, the summary
+or the exit status or the sentence of the refusal, it writes to <file>.out.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import signal
+import sys
+
+import keras
+from absl import flags
+
+import tfkfac
+from trainers import callbacks, command_line, harness
+
+
+def run(name: str, argv: list[str], step: int | None = None):
+    """Returns the summary of a run, or what it exited with."""
+    trainer = importlib.import_module(f"trainers.{name}").TRAINER
+    args = flags.FlagValues()
+    command_line.define_flags(trainer, args)
+    keras.utils.clear_session()
+    signal_at(step)
+    try:
+        args([name, "--verbose=0", *argv])
+        return harness.main(command_line.check(trainer, args))
+    except SystemExit as end:
+        return end.code
+
+
+def signal_at(step):
+    """Has the last rank terminate itself in a step of a call of `fit`."""
+    ranks = tfkfac.init()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == step and ranks.rank == ranks.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    callbacks.StopOnNaN.on_train_batch_begin = on_train_batch_begin
+
+
+if __name__ == "__main__":
+    path = pathlib.Path(sys.argv[1])
+    results = [run(*command) for command in json.loads(path.read_text())]
+    if tfkfac.init().rank == 0:
+        pathlib.Path(f"{path}.out").write_text(json.dumps(results))

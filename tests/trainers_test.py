@@ -1,0 +1,196 @@
+"""All trainers and presets on two ranks; runs that are resumed."""
+
+import io
+import json
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import small_data
+from distributed_test import launch
+
+from trainers import presets
+
+# Few layers, so that graphs are quick; data and path are those of the preset.
+MODELS = {
+    "imagenet": "small_cnn_bn",
+    "cifar": "small_cnn",
+    "mnist": "small_cnn",
+    "lm1b": "small_transformer",
+}
+GHOSTS = "zhang_resnet32"  # With a model that has them.
+OPTIMIZERS = {
+    "muon": ["--ema=0.9"],
+    "adamw": ["--gradient_accumulation_steps=2", "--schedule=linear"],
+    "sgd": ["--ema=0.5", "--weight_decay_mode=l2", "--weight_decay=0.1"],
+}
+_SHORT = ["--dataset=digits", "--epochs=2", "--batch_size=64"]
+_SHORT += ["--keep_checkpoints=-1"]
+RESUMED = {  # The moving statistics of batch norm are each rank's own.
+    "norms": ["--model=resnet8_bn", "--optimizer=momentum", *_SHORT],
+    "factors": ["--model=small_cnn", "--steps_per_execution=2", *_SHORT],
+}
+TOKENS = ["--dataset=pydocs", "--vocabulary=300", "--length=16", "--packed=0"]
+TOKENS += ["--evaluation_period=3", "--steps=6", "--batch_size=8"]
+TOKENS += ["--optimizer=adam"]
+
+
+def of_preset(name, data_dir):
+    """Returns the command of two steps of a preset."""
+    trainer = presets.PRESETS[name].trainer
+    model, size = MODELS[trainer], 8
+    if name == GHOSTS:
+        model, size = "resnet8_ghost", 64
+    argv = [f"--preset={name}", f"--data_dir={data_dir}", "--steps=2"]
+    argv += [f"--model={model}", f"--batch_size={size}"]
+    argv += ["--keep_checkpoints=0"]
+    if name.startswith("ma_"):
+        argv.append("--noadjust_epochs")  # Which needs batches of 128.
+    if trainer == "lm1b":
+        argv += ["--vocabulary=60", "--length=16"]
+    return [trainer, argv]
+
+
+def of_optimizer(name):
+    argv = ["--dataset=digits", f"--optimizer={name}", "--steps=3"]
+    return ["mnist", [*argv, *OPTIMIZERS[name]]]
+
+
+def commands(folder, data_dir):
+    """Returns the commands of the two ranks by name."""
+    found = {name: of_preset(name, data_dir) for name in presets.PRESETS}
+    found |= {name: of_optimizer(name) for name in OPTIMIZERS}
+    for name, argv in RESUMED.items():
+        found[f"{name} whole"] = ["cifar", argv]
+        if name == "norms":
+            found["norms cut"] = ["cifar", [*argv, "--steps=28"]]
+            found["norms cut, resumed"] = ["cifar", [*argv, "--resume"]]
+        found[f"{name} ended"] = ["cifar", argv, 2]
+        found[f"{name} ended, resumed"] = ["cifar", [*argv, "--resume"]]
+    found["tokens"] = ["lm1b", [*TOKENS, f"--text_dir={data_dir}"]]
+    for name, command in found.items():
+        command[1] = [
+            *command[1],
+            f"--model_dir={folder / name.split(',')[0]}",
+        ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    for name in ("imagenet2012", "svhn_cropped", "mnist", "fashion_mnist"):
+        small_data.write(path, name)
+    small_data.write(path, "lm1b")
+    # Enough for a group of the ghost batch on each rank.
+    rng = np.random.default_rng(0)
+    columns = {
+        split: small_data.images(rng, size, (32, 32, 3))
+        for split, size in (("train", 80), ("test", 16))
+    }
+    examples = {
+        split: {"image": x, "label": y} for split, (x, y) in columns.items()
+    }
+    small_data.store(path, "cifar10", examples)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(data_dir, tmp_path_factory):
+    """Folder and results of all commands on two ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, execute(2, folder, commands(folder, data_dir))
+
+
+def execute(ranks, folder, of_names):
+    file = folder / "commands.json"
+    file.write_text(json.dumps(list(of_names.values())))
+    launch(ranks, "trainers_program.py", file, timeout=900)
+    results = json.loads((folder / "commands.json.out").read_text())
+    return dict(zip(of_names, results))
+
+
+@pytest.mark.parametrize("name", list(presets.PRESETS))
+def test_preset_runs_on_two_ranks(name, runs):
+    folder, results = runs
+    result, preset = results[name], presets.PRESETS[name]
+    assert isinstance(result, dict), result
+    assert (result["steps"], result["ranks"]) == (2, 2)
+    assert result["dataset"] == preset.flags["dataset"]
+    assert result["optimizer"] == preset.flags["optimizer"]
+    assert np.isfinite(result["train_loss"])
+    saved = json.loads((folder / name / "summary.json").read_text())
+    assert saved["steps"] == 2
+    expected = {"log.jsonl", "log.csv", "curves.png", "model.keras"}
+    found = {path.name for path in (folder / name).iterdir()}
+    assert expected < found and not (folder / name / "checkpoints").exists()
+
+
+def test_two_ranks_are_one_on_the_joint_batch(runs, tmp_path):
+    """With Muon, averaged weights, micro-steps and penalties, too."""
+    alone = {name: of_optimizer(name) for name in OPTIMIZERS}
+    for name, command in alone.items():
+        command[1] = [*command[1], f"--model_dir={tmp_path / name}"]
+    found = execute(1, tmp_path, alone)
+    for name, expected in found.items():
+        result = runs[1][name]
+        for key in ("train_loss", "test_loss", "test_accuracy"):
+            assert result[key] == pytest.approx(expected[key], rel=1e-3), name
+
+
+def test_padded_tokens(runs):
+    folder, results = runs
+    records = read_log(folder / "tokens")
+    assert [r["step"] for r in records] == [3, 6]
+    assert results["tokens"]["model"] == "small_transformer"
+    assert 0 < records[-1]["val_loss"] < np.log(300) + 1
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "kind, end",
+    [("norms", "cut"), ("norms", "ended"), ("factors", "ended")],
+)
+def test_resumed_run_is_the_uninterrupted_one(kind, end, runs):
+    """On two ranks, in mid-epoch: all bits of weights, state and log.
+
+    "cut" ends by --steps in the second epoch, "ended" by a signal to one of the
+    ranks in the first.
+    """
+    folder, results = runs
+    name = f"{kind} {end}"
+    first, second = results[name], results[f"{name}, resumed"]
+    assert end == "cut" or first == 130
+    assert second["steps"] == 45
+    saved = {int(p.stem) for p in (folder / name / "checkpoints").iterdir()}
+    assert {23, 45} <= saved and (end == "ended" or 28 in saved)
+    whole = weights(folder / f"{kind} whole" / "model.keras")
+    resumed = weights(folder / name / "model.keras")
+    assert len(whole) > 20 and set(whole) == set(resumed)
+    for key, value in whole.items():
+        np.testing.assert_array_equal(value, resumed[key], key)
+    logs = [read_log(folder / run) for run in (f"{kind} whole", name)]
+    for record in sum(logs, []):
+        del record["seconds"]
+    assert logs[0] == logs[1] and len(logs[0]) == 2
+
+
+def weights(path):
+    """Returns what a .keras file holds of model and optimizer, by name."""
+    found = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()]
+
+    with zipfile.ZipFile(path) as file:
+        store = io.BytesIO(file.read("model.weights.h5"))
+    with h5py.File(store) as file:
+        file.visititems(visit)
+    return found
+
+
+def read_log(folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,29 @@
+"""Hyperparameters as functions of the update count."""
+
+from tfkfac.schedules.hyperparameters import (
+    Hyperparameter,
+    Period,
+    is_number,
+    positive_integer,
+    serialize,
+)
+from tfkfac.schedules.rules import (
+    CoupledMomentum,
+    EpochPolynomialDecay,
+    GrowingInterval,
+    LateInterval,
+    WarmupDamping,
+)
+
+__all__ = [
+    "CoupledMomentum",
+    "EpochPolynomialDecay",
+    "GrowingInterval",
+    "Hyperparameter",
+    "LateInterval",
+    "Period",
+    "WarmupDamping",
+    "is_number",
+    "positive_integer",
+    "serialize",
+]

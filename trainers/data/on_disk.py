@@ -1,0 +1,121 @@
+"""Data sets that tensorflow-datasets has prepared on disk.
+
+Everything that can be wrong with them is told at once, without TensorFlow, or
+when it is read, by a SystemExit of one sentence.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+
+from trainers import extras
+
+_IMAGENET = (
+    "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into "
+    "{manual}, then prepare it"
+)
+
+
+def builder(name: str, data_dir: str | None, splits: Iterable[str]):
+    """Returns the TFDS builder of a data set that is whole on disk.
+
+    Args:
+        name: Of the data set.
+        data_dir: Where TFDS keeps its data; None: its own place.
+        splits: Those that are needed.
+
+    Raises:
+        SystemExit: It is not there, or a split is empty or lacks a file.
+    """
+    extras.require("tensorflow_datasets", "data", f"--dataset={name}")
+    import tensorflow_datasets as tfds
+
+    with _readable(name, data_dir):
+        found = tfds.builder(name, data_dir=data_dir)
+        prepared = (found.data_path / "dataset_info.json").exists()
+        present = dict(found.info.splits) if prepared else {}
+    command = prepare_command(name, data_dir)
+    if not prepared:
+        mend = "prepare it"
+        if name == "imagenet2012":
+            root = found.data_path.parent.parent
+            mend = _IMAGENET.format(manual=root / "downloads" / "manual")
+        raise SystemExit(
+            f"--dataset={name}: {found.data_path} has no data; {mend} with: "
+            f"{command}"
+        )
+    for split in splits:
+        if split not in present or not present[split].num_examples:
+            problem = f"its split {split!r} is empty"
+        else:
+            missing = [p for p in present[split].filepaths if not p.exists()]
+            if not missing:
+                continue
+            problem = f"{missing[0].name} is missing"
+        raise SystemExit(
+            f"--dataset={name}: {found.data_path}: {problem}; remove the "
+            f"directory and prepare it again with: {command}"
+        )
+    return found
+
+
+def prepare_command(name: str, data_dir: str | None) -> str:
+    """Returns the shell command that prepares a data set."""
+    place = f", data_dir={str(data_dir)!r}" if data_dir else ""
+    return (
+        'python -c "import tensorflow_datasets as tfds; '
+        f'tfds.builder({name!r}{place}).download_and_prepare()"'
+    )
+
+
+@contextlib.contextmanager
+def _readable(name, data_dir) -> Iterator[None]:
+    """Turns what TFDS raises at descriptions it cannot read into one line."""
+    try:
+        yield
+    except Exception as error:  # Of many kinds: parsers of JSON, protos, ...
+        raise SystemExit(
+            f"--dataset={name}: the description of the data in "
+            f"{data_dir or '~/tensorflow_datasets'} cannot be read "
+            f"({_first_line(error)}); remove it and prepare it again with: "
+            f"{prepare_command(name, data_dir)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(builder, split: str) -> Iterator[None]:
+    """Names the file when a record cannot be read in the block."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise SystemExit(explain(builder, [split], error)) from error
+
+
+def explain(builder, splits: Iterable[str], error: Exception) -> str:
+    """Returns a sentence on a record that could not be read.
+
+    It reads the files of the splits up to the first one with a bad checksum.
+    """
+    import tensorflow as tf
+
+    where, problem = builder.data_path, _first_line(error)
+    paths = (p for s in splits for p in builder.info.splits[s].filepaths)
+    for path in paths:
+        try:
+            for _ in tf.data.TFRecordDataset(str(path)):
+                pass
+        except tf.errors.OpError as found:
+            where, problem = path, _first_line(found)
+            break
+    return (
+        f"--dataset={builder.name}: {where}: {problem}; remove "
+        f"{builder.data_path} and prepare it again"
+    )
+
+
+def _first_line(error):
+    """Returns what an error says, less the names of TensorFlow's nodes."""
+    said = str(getattr(error, "message", error)).strip() or repr(error)
+    return re.sub(r"\{\{.*?\}\} | \[(Op:|\[).*", "", said.splitlines()[0])

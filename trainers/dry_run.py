@@ -1,0 +1,134 @@
+"""What a run would do, without training: --dry_run."""
+
+import json
+import os
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import tfkfac
+from tfkfac.loss_scale import unwrapped
+from trainers import harness, optimizers, output
+from trainers.command_line import Run, input_shape
+from trainers.refusals import number_of_ranks
+
+
+def main(run: Run) -> None:
+    """Prints configuration, model, steps, schedules and plan on rank 0."""
+    if int(os.environ.get("HOROVOD_RANK", "0")) > 0:
+        return
+    args = run.args
+    model = harness.make_model(run)
+    optimizer = unwrapped(  # Attached to no model, it takes no memory.
+        optimizers.make(
+            args.optimizer, None, args, run.settings[args.optimizer], run.steps
+        )
+    )
+    values = schedules(run, optimizer)
+    plan = plan_of(run, model, optimizer)
+    if args.json:
+        found = {
+            "configuration": run.configuration(),
+            "model": {"name": model.name, "parameters": model.count_params()},
+            "steps": steps_of(run),
+            "schedules": values,
+            "plan": plan if isinstance(plan, dict) else plan.to_dict(),
+        }
+        print(json.dumps(output.plain(found), indent=2))
+        return
+    for name, value in run.configuration().items():
+        print(f"{name}: {value}")
+    model.summary()
+    print_table([steps_of(run)])
+    print_table(values)
+    print(plan)
+
+
+def steps_of(run: Run) -> dict[str, Any]:
+    """Returns how many steps there are, and of what size."""
+    ranks = number_of_ranks(run.args)
+    micro_steps = run.args.gradient_accumulation_steps
+    return {
+        "training_examples": run.steps.train_size,
+        "counted": "on disk"
+        if run.data
+        else "published" + run.trainer.text * " sentences",
+        "ranks": ranks,
+        "batch_of_a_rank": run.args.batch_size // (ranks * micro_steps),
+        "micro_steps": micro_steps,
+        "steps_per_epoch": run.steps.per_epoch,
+        "epochs": run.steps.epochs,
+        "steps": run.steps.ends(None, run.args.steps)[-1],
+    }
+
+
+def schedules(
+    run: Run, optimizer: keras.optimizers.Optimizer
+) -> list[dict[str, float]]:
+    """Returns the values of what changes, at some updates."""
+    total = run.steps.total
+    at = {0, 1, 10, 100, total // 4, total // 2, 3 * total // 4, total - 1}
+    warmup = run.settings[run.args.optimizer].get("damping_warmup")
+    at |= {int(warmup)} if warmup else set()
+    rows = []
+    for t in sorted(t for t in at if t < total):
+        micro_steps = optimizer.gradient_accumulation_steps or 1
+        optimizer._iterations.assign(t * micro_steps)
+        values = _values(optimizer, tf.constant(t, tf.int64))
+        rows.append({"step": t, "epoch": run.steps.epoch(t), **values})
+    return rows
+
+
+def _values(optimizer, t):
+    """Returns the hyperparameters of an optimizer at the update t."""
+    found = {"learning_rate": optimizer.learning_rate}
+    if isinstance(optimizer, tfkfac.KFAC):
+        for name in optimizer.hyperparameters:
+            found[name] = optimizer.at_update(name, tf.float64)
+        for name, period in optimizer.periods.items():
+            value = period.number
+            found[name] = period._value(t) if value is None else value
+    return {name: float(value) for name, value in found.items()}
+
+
+def plan_of(
+    run: Run, model: keras.Model, optimizer: keras.optimizers.Optimizer
+) -> tfkfac.diagnostics.Plan | dict[str, int]:
+    """Returns what K-FAC takes, or the bytes of another optimizer's state.
+
+    Periods that grow are taken as 1.
+    """
+    if not isinstance(optimizer, tfkfac.KFAC):
+        optimizer.build(model.trainable_variables)
+        sizes = (
+            v.value.dtype.size * v.value.shape.num_elements()
+            for v in optimizer.variables
+        )
+        return {"optimizer_bytes": sum(sizes)}
+    args = run.args
+    settings = run.settings[args.optimizer]
+    inverter = settings.get("inverter", "cholesky")
+    dtype = "int32" if run.trainer.text else "float32"
+    return tfkfac.plan(
+        model,
+        batch_size=steps_of(run)["batch_of_a_rank"],
+        ranks=number_of_ranks(args),
+        strategy=optimizer.strategy,
+        fisher=optimizer.fisher,
+        inverter="eigen" if inverter == "eigen" else "cholesky",
+        norm_curvature=settings.get("norm_curvature", "diagonal"),
+        **{name: p.number or 1 for name, p in optimizer.periods.items()},
+        inputs=tf.TensorSpec([None, *input_shape(run)], dtype),
+    )
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Prints a table, a column for each row."""
+    width = max(len(key) for key in rows[0])
+    for key in rows[0]:
+        cells = [
+            f"{row[key]:.5g}" if isinstance(row[key], float) else str(row[key])
+            for row in rows
+        ]
+        print(key.ljust(width), *(cell.rjust(12) for cell in cells))
