@@ -15,7 +15,7 @@ from trainers import presets
 # Few layers, so that graphs are quick; data and path are those of the preset.
 MODELS = {
     "imagenet": "small_cnn_bn",
-    "cifar": "small_cnn",
+    "cifar": "small_cnn_bn",
     "mnist": "small_cnn",
     "lm1b": "small_transformer",
 }

@@ -53,6 +53,7 @@ class Training:
             self._ranks, self._save_within, self._micro_steps
         )
         self._losses = callbacks.StepLosses() if run.args.compare else None
+        self._distributed = tfkfac.callbacks.Distributed()
         self._own = None  # What each rank had for itself, to be restored.
         self._stream = None
         self._evaluation = evaluation.Evaluation(
@@ -118,7 +119,7 @@ class Training:
             lambda _: self._stream.get_next()
         )
         of_part = [
-            tfkfac.callbacks.Distributed(),
+            self._distributed,
             callbacks.OfRun(self._count, own),
             callbacks.StopOnNaN(ranks),
             self.interruption,
