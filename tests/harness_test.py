@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from absl import flags
+from tensorflow.python.framework import config
 
 import tfkfac
 from tfkfac import communicator
@@ -26,6 +27,13 @@ from trainers import (
 )
 from trainers.models import MODELS
 from trainers.steps import Steps
+
+
+@pytest.fixture(autouse=True)
+def leave_determinism():
+    """Other tests in this process have their operations back."""
+    yield
+    config.disable_op_determinism()
 
 
 def check(*argv, trainer=mnist.TRAINER):

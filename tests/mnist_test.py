@@ -23,23 +23,28 @@ def columns(path):
     return {key: [float(row[key]) for row in rows] for key in rows[0]}
 
 
-@pytest.fixture(scope="module")
-def comparison(tmp_path_factory):
+def test_comparison(tmp_path):
     """The files and the printed lines of the program with two optimizers."""
-    path = tmp_path_factory.mktemp("run")
     done = subprocess.run(
         [sys.executable, "-m", "trainers.mnist", "--dataset=digits"]
         + ["--compare=momentum,adam", "--epochs=3", "--verbose=0"]
-        + [f"--model_dir={path}"],
+        + [f"--model_dir={tmp_path}"],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return path, done.stdout.splitlines()
+    lines = done.stdout.splitlines()
+    names = ["kfac", "momentum", "adam"]
+    assert [line.split(":")[0] for line in lines[:3]] == names
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    check_kfac(tmp_path, summary, lines[0])
+    check_losses(tmp_path, summary, names)
+    check_pictures(tmp_path)
+    check_model(tmp_path, summary)
 
 
-def test_kfac_learns_digits(comparison):
-    path, lines = comparison
+def check_kfac(path, summary, line):
+    """It learns, and the log, the summary and the line say the same."""
     log = columns(path / "log.csv")
     assert log["step"] == [12, 23, 34]
     assert log["epoch"] == pytest.approx([n * 128 / 1437 for n in log["step"]])
@@ -48,24 +53,21 @@ def test_kfac_learns_digits(comparison):
     lines_of_log = (path / "log.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines_of_log]
     assert {key: [r[key] for r in records] for key in records[0]} == log
-    summary = json.loads((path / "summary.json").read_text())
     assert summary["test_accuracy"] == log["val_accuracy"][2]
     assert summary["test_loss"] == log["val_loss"][2]
     assert summary["train_loss"] == log["loss"][2]
     assert summary["steps"] == 34
     assert summary["optimizer"] == "kfac"
     assert summary["settings"] == mnist.SETTINGS["kfac"]
-    assert lines[0].startswith(
+    assert line.startswith(
         f"kfac: test accuracy {summary['test_accuracy']:.4f}, "
         f"test loss {summary['test_loss']:.4f} after 34 steps"
     )
 
 
-def test_comparison_is_from_the_same_start_on_the_same_batches(comparison):
-    path, lines = comparison
+def check_losses(path, summary, names):
+    """All start with the same weights, on the same batches."""
     losses = columns(path / "loss.csv")
-    names = ["kfac", "momentum", "adam"]
-    assert [line.split(":")[0] for line in lines[:3]] == names
     assert list(losses) == ["step", *names]
     assert losses["kfac"][0] == losses["momentum"][0] == losses["adam"][0]
     for name in names:
@@ -76,7 +78,6 @@ def test_comparison_is_from_the_same_start_on_the_same_batches(comparison):
         means = [part.mean() for part in parts]
         np.testing.assert_allclose(means, log["loss"], rtol=1e-5)
         assert log["loss"][2] < log["loss"][0]
-    summary = json.loads((path / "summary.json").read_text())
     others = summary["compare"]
     assert [run["optimizer"] for run in others] == names[1:]
     assert [run["settings"] for run in others] == [
@@ -86,14 +87,8 @@ def test_comparison_is_from_the_same_start_on_the_same_batches(comparison):
     assert all(summary["train_loss"] < run["train_loss"] for run in others)
 
 
-def colored(path, color):
-    """Returns where a picture has a color, [height, width]."""
-    image = keras.utils.img_to_array(keras.utils.load_img(path))
-    return np.all(image == color, axis=-1)
-
-
-def test_pictures_show_every_curve(comparison):
-    path, _ = comparison
+def check_pictures(path):
+    """They show every curve."""
     # matplotlib's first three colours: an optimizer each, in both panels.
     for color in ([31, 119, 180], [255, 127, 14], [44, 160, 44]):
         drawn = colored(path / "loss.png", color)
@@ -112,12 +107,16 @@ def test_pictures_show_every_curve(comparison):
             assert (count > 200) == (panel in panels)
 
 
-def test_model_is_saved(comparison):
-    path, _ = comparison
+def colored(path, color):
+    """Returns where a picture has a color, [height, width]."""
+    image = keras.utils.img_to_array(keras.utils.load_img(path))
+    return np.all(image == color, axis=-1)
+
+
+def check_model(path, summary):
     model = keras.models.load_model(path / "model.keras")
     tfkfac.attach(model)
     result = model.evaluate(data.load("digits").test(64), verbose=0)
-    summary = json.loads((path / "summary.json").read_text())
     expected = [summary["test_loss"], summary["test_accuracy"]]
     np.testing.assert_allclose(result, expected, rtol=1e-4)
 

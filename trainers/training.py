@@ -106,7 +106,7 @@ class Training:
             SystemExit: Training has diverged, or was interrupted.
         """
         args, ranks = self.run.args, self._ranks
-        count = (end - self.step) * self._micro_steps
+        self._end, count = end, (end - self.step) * self._micro_steps
         if self._cut(end) and args.keep_checkpoints:
             # Saved as what it is, a part that is begun.
             self.interruption.save_at = count
@@ -251,7 +251,9 @@ class Training:
     def _save_within(self, micro_steps):
         """Saves after so many micro-steps of this call of `fit`."""
         start, seconds = self.step, self.seconds
-        self.step += micro_steps // self._micro_steps
+        # The last of several steps at once may be less.
+        made = self.step + micro_steps // self._micro_steps
+        self.step = min(made, self._end)
         self.seconds += time.perf_counter() - self._begin
         self._save(begun=True)
         if not self.interruption.stopped:
