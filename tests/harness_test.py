@@ -414,7 +414,7 @@ def test_evaluation_counts_every_example_once(monkeypatch):
     model = MODELS["small_cnn"]((8, 8, 1), 10)
     ranks = communicator.LocalCommunicator()
     found = evaluation.Evaluation(model, ranks)(digits.evaluation("test", 100))
-    x, y = next(iter(digits.test(360)))
+    x, y, _ = next(iter(digits.evaluation("test", 360)))
     logits = np.asarray(model(x), "float64")
     losses = np.log(np.exp(logits).sum(-1)) - logits[range(360), y]
     assert found["loss"] == pytest.approx(losses.mean(), rel=1e-5)

@@ -116,7 +116,9 @@ def colored(path, color):
 def check_model(path, summary):
     model = keras.models.load_model(path / "model.keras")
     tfkfac.attach(model)
-    result = model.evaluate(data.load("digits").test(64), verbose=0)
+    result = model.evaluate(
+        data.load("digits").evaluation("test", 360), verbose=0
+    )
     expected = [summary["test_loss"], summary["test_accuracy"]]
     np.testing.assert_allclose(result, expected, rtol=1e-4)
 

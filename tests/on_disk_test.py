@@ -1,15 +1,17 @@
 """Data sets that are not on disk, or not whole."""
 
+import re
 import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 import small_data
-import tensorflow as tf
+from absl import flags
 
-from trainers import data
+from trainers import command_line, data, harness, imagenet
 
 
 def load(name, data_dir):
@@ -105,13 +107,26 @@ def test_empty_split(tmp_path):
         data.catalog.split_ranges({"train": 4}, 10, True)
 
 
-def test_corrupt_record_of_a_stream_is_named(tmp_path):
+def test_corrupt_record_ends_a_run(tmp_path, monkeypatch):
     small_data.write(tmp_path, "imagenet2012")
-    found = load("imagenet2012", tmp_path)
-    found.evaluation("validation", 2)  # Computes the mean image.
+    # Computes the mean image.
+    load("imagenet2012", tmp_path).evaluation("validation", 2)
     path = sorted(tmp_path.glob("imagenet2012/*/*-train.tfrecord*"))[1]
     spoil_record(path)
-    with pytest.raises(tf.errors.DataLossError) as caught:
-        next(iter(found.train(48, 0)))
-    message = found.explain(caught.value)
-    assert message.startswith(f"--dataset=imagenet2012: {path}: corrupted")
+    small = keras.Sequential(
+        [
+            keras.Input((224, 224, 3)),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(1000),
+        ]
+    )
+    monkeypatch.setattr(harness, "make_model", lambda run: small)
+    args = flags.FlagValues()
+    command_line.define_flags(imagenet.TRAINER, args)
+    argv = ["--optimizer=sgd", "--batch_size=48", "--steps=1", "--verbose=0"]
+    argv += [f"--data_dir={tmp_path}", f"--model_dir={tmp_path}/run"]
+    args(["imagenet", *argv])
+    run = command_line.check(imagenet.TRAINER, args)
+    message = f"--dataset=imagenet2012: {re.escape(str(path))}: corrupted"
+    with pytest.raises(SystemExit, match=message):
+        harness.main(run)

@@ -102,14 +102,13 @@ class Factor(abc.ABC):
 @traced_once
 def _average(moment, weight, X, decay):
     """Returns M_k and c_k for M_(k-1) and c_(k-1); as they were for a bad X."""
+    one, zero = tf.ones_like(decay), tf.zeros_like(decay)
     usable = linalg.all_finite([X])
     sound = tf.logical_and(linalg.all_finite([moment, weight]), weight > 0)
-    new_moment = decay * tf.where(sound, moment, 0) + (1 - decay) * X
-    new_weight = decay * tf.where(sound, weight, 0) + (1 - decay)
-    return (
-        tf.where(usable, new_moment, moment),
-        tf.where(usable, new_weight, weight),
-    )
+    old = tf.where(usable, tf.where(sound, decay, zero), one)
+    new = tf.where(usable, 1 - decay, zero)
+    times = tf.math.multiply_no_nan  # What counts 0 may be anything.
+    return times(moment, old) + times(X, new), times(weight, old) + new
 
 
 class DenseFactor(Factor):

@@ -47,14 +47,35 @@ def second_moment(
         x = tf.cast(tf.cast(rows, dtype) / scale, product_dtype)
     else:
         x = tf.cast(rows, product_dtype)
-    if groups == 1:
-        S = tf.matmul(x[0], x[0], transpose_a=True)[tf.newaxis]
-    else:
-        S = tf.matmul(x, x, transpose_a=True)
+    S = _gram(x[0])[tf.newaxis] if groups == 1 else _gram(x)
     S = tf.cast(S, dtype) * tf.square(scale)
     if not append_one:
         return S
     return append_sums(S, tf.reduce_sum(tf.cast(rows, dtype), axis=1), count)
+
+
+# Products of a matrix with itself are done by blocks of at most this side.
+_WIDE = 512
+
+
+def _gram(x: tf.Tensor) -> tf.Tensor:
+    """Returns x^T x; where it is large, the blocks above the diagonal once."""
+    wide = x.shape[-1] > 2 * _WIDE
+    return _gram_by_blocks(x) if wide else tf.matmul(x, x, transpose_a=True)
+
+
+@traced_once
+def _gram_by_blocks(x):
+    def gram(x):
+        if x.shape[-1] <= _WIDE:
+            return tf.matmul(x, x, transpose_a=True)
+        m = _split(x)
+        a, b = x[..., :m], x[..., m:]
+        right = tf.matmul(a, b, transpose_a=True)
+        below = tf.linalg.matrix_transpose(right)
+        return _blocks(gram(a), right, below, gram(b))
+
+    return gram(x)
 
 
 def append_sums(S: tf.Tensor, sums: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
@@ -100,7 +121,7 @@ def nonnegative(diagonal: tf.Tensor) -> tf.Tensor:
 
 
 # Blocks of this side have routines of their own; larger ones are products.
-_LEAF = 128
+_LEAF = 192
 
 
 @traced_once
@@ -118,21 +139,18 @@ def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
     damped = tf.linalg.set_diag(
         matrix, tf.linalg.diag_part(matrix) + damping[:, tf.newaxis]
     )
-    L = _inverse_of_cholesky(damped)
-    inverse = _product_with_transpose(L)
-    # Rounding leaves it slightly asymmetric, and the error would accumulate.
-    inverse = (inverse + tf.linalg.matrix_transpose(inverse)) / 2
-    # An infinite matrix would have zeros here.
-    good = tf.reduce_all(tf.linalg.diag_part(L) > 0, axis=-1)
-    return tf.where(good[:, tf.newaxis, tf.newaxis], inverse, float("nan"))
+    return _product_with_transpose(_inverse_of_cholesky(damped))
 
 
 def _inverse_of_cholesky(M: tf.Tensor) -> tf.Tensor:
-    """Returns L^-1, lower triangular, for M = L L^T."""
+    """Returns L^-1, lower triangular, for M = L L^T; else NaN."""
     n, m = M.shape[-1], _split(M)
     if n <= _LEAF:
         identity = tf.eye(n, batch_shape=M.shape[:1], dtype=M.dtype)
-        return tf.linalg.triangular_solve(tf.linalg.cholesky(M), identity)
+        L = tf.linalg.triangular_solve(tf.linalg.cholesky(M), identity)
+        # An infinite matrix has zeros here.
+        good = tf.reduce_all(tf.linalg.diag_part(L) > 0, axis=-1)
+        return tf.where(good[:, tf.newaxis, tf.newaxis], L, float("nan"))
     first = _inverse_of_cholesky(M[:, :m, :m])
     below = tf.matmul(M[:, m:, :m], first, transpose_b=True)  # Of L.
     rest = M[:, m:, m:] - tf.matmul(below, below, transpose_b=True)
@@ -146,13 +164,18 @@ def _product_with_transpose(L: tf.Tensor) -> tf.Tensor:
     """Returns L^T L for a lower triangular L."""
     n, m = L.shape[-1], _split(L)
     if n <= 2 * _LEAF:
-        return tf.matmul(L, L, transpose_a=True)
+        return _symmetric(tf.matmul(L, L, transpose_a=True))
     first, corner, last = L[:, :m, :m], L[:, m:, :m], L[:, m:, m:]
     top = _product_with_transpose(first)
-    top += tf.matmul(corner, corner, transpose_a=True)
+    top += _symmetric(_gram(corner))
     below = tf.matmul(last, corner, transpose_a=True)
     right = tf.linalg.matrix_transpose(below)
     return _blocks(top, right, below, _product_with_transpose(last))
+
+
+def _symmetric(matrix: tf.Tensor) -> tf.Tensor:
+    """Returns the matrix without the asymmetry that rounding leaves."""
+    return (matrix + tf.linalg.matrix_transpose(matrix)) / 2
 
 
 def _split(matrix: tf.Tensor) -> int:

@@ -136,9 +136,10 @@ class Preconditioner:
     def observer(self, uses: Sequence[Use]) -> Callable[[Use], list[tf.Tensor]]:
         """Returns what to call with a use when its gradient is known.
 
-        It takes the moments of a block with one use, and returns them. If the
-        backward pass waits for them, it does not leave the gradients of all
-        layers behind, and what the layers saw can be freed.
+        It takes the moments of a block with one use, and returns those of the
+        use before. If the backward pass waits for them, it does not leave the
+        gradients of all layers behind, and what the layers saw can be freed;
+        one use behind, it need not stand still.
 
         Args:
             uses: All calls of layers of the step.
@@ -148,6 +149,7 @@ class Preconditioner:
             own = [use for use in uses if block.is_of(use)]
             if len(own) == 1:
                 single[id(own[0])] = block
+        before = []
 
         def observe(use):
             if id(use) not in single:
@@ -155,7 +157,9 @@ class Preconditioner:
             # What needs no gradient would otherwise be computed before all.
             with tf.control_dependencies([use.gradient]):
                 use.moments = self._moments_of(single[id(use)], [use])
-            return [moment.total for moment in use.moments]
+            awaited = list(before)
+            before[:] = [moment.total for moment in use.moments]
+            return awaited
 
         return observe
 

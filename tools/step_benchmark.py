@@ -3,8 +3,8 @@
     python -m tools.step_benchmark --model=resnet20 --batch_size=128 \
         --factor_update_period=10 --inverse_update_period=100 --json
 
-Both sides take blocks of steps in turn in one process, with the same threads
-and allocator; a block is a whole number of refresh periods. `ratio` is the mean
+Both sides take ten steps in turn in one process, with the same threads and
+allocator, and a whole number of refresh periods in all. `ratio` is the mean
 step of K-FAC, refreshes included, over that of the baseline. The median hides
 the refreshes and stands beside it, as does the slowest step. Stages are
 differences of the means of steps with and without factor updates and
@@ -41,9 +41,9 @@ _INVERSES = flags.DEFINE_integer("inverse_update_period", 100, "As of KFAC.")
 _FISHER = flags.DEFINE_string("fisher", "sampled", "As of KFAC.")
 _REFRESH = flags.DEFINE_string("refresh", "periodic", "As of KFAC.")
 _INVERTER = flags.DEFINE_string("inverter", "cholesky", "As of KFAC.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Blocks of each side.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "How many times --steps.")
 _STEPS = flags.DEFINE_integer(
-    "steps", 20, "The least number of steps of a block."
+    "steps", 20, "At the least; rounded up to whole periods."
 )
 _CHILDREN = flags.DEFINE_integer("children", 5, "Processes for memory; or 0.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Of TensorFlow; 0 for all.")
@@ -57,6 +57,7 @@ _TUNABLES = (
     "glibc.malloc.mmap_threshold=8589934592:"
     "glibc.malloc.trim_threshold=17179869184"
 )
+TURN = 10  # Steps of one side, then of the other: machines drift.
 WARM_UP = 3  # Steps before the first that counts.
 VOCABULARY, LENGTH = 8192, 64
 
@@ -120,7 +121,7 @@ def make_step(side: str, build, x, y):
 
 
 def block_of(period: int) -> int:
-    """Returns the steps of a block: whole periods, and at least --steps."""
+    """Returns the least number of steps: whole periods, at least --steps."""
     return period * math.ceil(_STEPS.value / period)
 
 
@@ -134,11 +135,13 @@ def measure() -> dict:
     for side, name in sides.items():
         steps[side], _ = make_step(name, build, x, y)
         times[side] = []
+    for step in steps.values():  # Seeding has TensorFlow optimize graphs anew.
         for _ in range(WARM_UP):
-            steps[side]()  # The first traces.
-    for _ in range(_ROUNDS.value):
+            step()
+    total = _ROUNDS.value * block_of(period)
+    for start in range(0, total, TURN):
         for side, step in steps.items():
-            for _ in range(block_of(period)):
+            for _ in range(min(TURN, total - start)):
                 begin = time.perf_counter()
                 step()
                 times[side].append(time.perf_counter() - begin)

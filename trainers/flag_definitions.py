@@ -27,6 +27,7 @@ _KFAC = (
     "factor_update_period",
     "inverse_update_period",
     "update_interval",
+    "refresh",
     "fisher",
     "inverter",
     "strategy",
@@ -280,6 +281,10 @@ def define_settings(define: Definitions) -> None:
         "equation 20) or late (21); none takes the two flags above."
     )
     define.enum("update_interval", None, ["none", "growing", "late"], text)
+    text = "K-FAC: all inversions at once, spread over their period, or each "
+    text += "where its factors have moved."
+    kinds = ["periodic", "staggered", "drift"]
+    define.enum("refresh", None, kinds, text)
     text = "K-FAC: the Fisher of the model's own predictions or of the labels."
     define.enum("fisher", None, ["sampled", "empirical"], text)
     text = "K-FAC: factored damping, exact damping, or factored with pi = 1."

@@ -80,13 +80,17 @@ def train(
     """
     training = Training(run, name, build(run, name), directory)
     training.restore()
-    with training.interruption:
-        for part, end in training.parts():
-            training.fit(part, end)
-            training.evaluate()
-            if training.target_reached():
-                break
-    return training.finish(), training.step_losses(), training.records
+    try:
+        with training.interruption:
+            for part, end in training.parts():
+                training.fit(part, end)
+                training.evaluate()
+                if training.target_reached():
+                    break
+        result = training.finish()
+    except tf.errors.DataLossError as error:
+        raise SystemExit(run.data.explain(error)) from error
+    return result, training.step_losses(), training.records
 
 
 def build(run: Run, name: str) -> keras.Model:

@@ -154,11 +154,6 @@ class ImageData:
         """
         return on_disk.explain(self.source.builder, self.known.splits, error)
 
-    def test(self, batch_size: int) -> "tf.data.Dataset":
-        """Returns all test examples in batches, without weights."""
-        whole = self.evaluation(self.eval_splits[-1], batch_size)
-        return whole.map(lambda x, y, w: (x[w > 0], y[w > 0]))
-
     def _augmented(self, x, u):
         """Returns crops, where the data set has it mirrored, of a batch."""
         from trainers.data import augmentation
