@@ -68,11 +68,15 @@ def _grids(kfac):
     }
 
 
-_KFAC = _grid(damping=[0.001, 0.003, 0.01, 0.03], kl_clip=[0.001, 0.01])
+_KFAC = _grid(damping=[0.01, 0.1], kl_clip=[0.0001, 0.001], momentum=[0.5, 0.9])
+_KFAC_OF_TEXT = _grid(
+    damping=[0.001, 0.01], kl_clip=[0.001, 0.01], momentum=[0.5, 0.9]
+)
 
 
 def _stale(interval, curvature):
     settings = {
+        "momentum": 0.5,
         "update_interval": interval,
         "norm_curvature": curvature,
         "factor_update_period": 1,
@@ -84,7 +88,7 @@ def _stale(interval, curvature):
 def _refresh(**variants):
     """K-FAC as it comes, and with one thing changed."""
     usual = {"factor_update_period": 1, "inverse_update_period": 10}
-    usual |= {"damping": 0.01}
+    usual |= {"damping": 0.01, "momentum": 0.5}
     every = {"as it comes": {}, **variants}
     return {name: ("kfac", [usual | more]) for name, more in every.items()}
 
@@ -101,31 +105,33 @@ _DIGITS = (
     "--model=resnet8",
     "--batch_size=128",
     "--epochs=12",
+    "--schedule=linear",
     "--validation",
 )
-_PYDOCS = ("--dataset=pydocs", "--epochs=3", "--validation")
+_PYDOCS = (
+    "--dataset=pydocs",
+    "--epochs=3",
+    "--evaluation_period=15",
+    "--schedule=linear",
+    "--validation",
+)
 
 STUDIES = {
     "digits": Study(
         "cifar",
         _DIGITS,
-        ("val_loss", 0.1),
+        ("val_loss", 0.2),
         _grids(_KFAC),
     ),
-    "pydocs": Study(
-        "lm1b",
-        _PYDOCS,
-        ("val_loss", 4.5),
-        _grids(_KFAC),
-    ),
+    "pydocs": Study("lm1b", _PYDOCS, ("val_loss", 5.5), _grids(_KFAC_OF_TEXT)),
     "digits_refresh": Study(
         "cifar",
         _DIGITS,
-        ("val_loss", 0.1),
+        ("val_loss", 0.2),
         _refresh(**{"with patches": {"patches": True}}, **_REFRESH),
     ),
     "pydocs_refresh": Study(
-        "lm1b", _PYDOCS, ("val_loss", 4.5), _refresh(**_REFRESH)
+        "lm1b", _PYDOCS, ("val_loss", 5.5), _refresh(**_REFRESH)
     ),
     # Osawa et al. 2019, section 5.4, in small.
     "stale": Study(
@@ -135,6 +141,7 @@ STUDIES = {
             "--model=resnet8_bn",
             "--batch_size=128",
             "--epochs=25",
+            "--schedule=linear",
             "--validation",
         ),
         ("val_accuracy", 0.97),
