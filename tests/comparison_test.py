@@ -52,7 +52,7 @@ def test_runs_are_made_once(tmp_path, monkeypatch):
     assert seeds == [comparison.TUNING_SEED] * 2 + [0, 0]
     assert [line["label"] for line in lines] == ["sgd"] * 3 + ["adam"]
     assert best["sgd"][0]["settings"] == {"learning_rate": 0.1}
-    assert all(line["log"][-1]["step"] == 2 for line in lines)
+    assert all(line["log"][-1]["step"] == 3 for line in lines)
     monkeypatch.delattr(comparison, "train")
     assert comparison.compare(some, path, True) == best
     comparison.draw(some, best, tmp_path / "picture.png")
