@@ -13,6 +13,7 @@ again goes on from there. <study>.png and a table of medians, printed too.
 """
 
 import dataclasses
+import importlib
 import json
 import math
 import pathlib
@@ -158,8 +159,6 @@ STUDIES = {
 
 def train(study: Study, optimizer: str, settings: dict, seed: int) -> dict:
     """Runs one training on all ranks; returns what is kept of it."""
-    import importlib
-
     import keras
 
     from tfkfac.blocks import convolution
@@ -190,7 +189,7 @@ def train(study: Study, optimizer: str, settings: dict, seed: int) -> dict:
         except SystemExit as error:
             if "diverged" not in str(error):
                 raise
-            return {**found, "diverged": True, "log": []}
+            return {**found, "log": []}
     kept = ("step", "loss", "val_loss", "val_accuracy", "seconds")
     log = [{key: record[key] for key in kept} for record in log]
     tests = {k: result[k] for k in ("test_loss", "test_accuracy")}
