@@ -8,7 +8,6 @@ import signal
 import keras
 import numpy as np
 import pytest
-from absl import flags
 from tensorflow.python.framework import config
 
 import tfkfac
@@ -38,10 +37,7 @@ def leave_determinism():
 
 def check(*argv, trainer=mnist.TRAINER):
     """Returns the run of a command line."""
-    args = flags.FlagValues()
-    command_line.define_flags(trainer, args)
-    args([trainer.name, "--verbose=0", *argv])
-    return command_line.check(trainer, args)
+    return command_line.parse(trainer, ["--verbose=0", *argv])
 
 
 def train(*argv):
@@ -68,7 +64,7 @@ def train(*argv):
     ],
 )
 def test_bad_value(flag, message):
-    with pytest.raises(flags.IllegalFlagValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         check(flag)
 
 

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import pytest
 import small_data
-from absl import flags
 
 from trainers import command_line, data, harness, imagenet
 
@@ -121,12 +120,9 @@ def test_corrupt_record_ends_a_run(tmp_path, monkeypatch):
         ]
     )
     monkeypatch.setattr(harness, "make_model", lambda run: small)
-    args = flags.FlagValues()
-    command_line.define_flags(imagenet.TRAINER, args)
     argv = ["--optimizer=sgd", "--batch_size=48", "--steps=1", "--verbose=0"]
     argv += [f"--data_dir={tmp_path}", f"--model_dir={tmp_path}/run"]
-    args(["imagenet", *argv])
-    run = command_line.check(imagenet.TRAINER, args)
+    run = command_line.parse(imagenet.TRAINER, argv)
     message = f"--dataset=imagenet2012: {re.escape(str(path))}: corrupted"
     with pytest.raises(SystemExit, match=message):
         harness.main(run)

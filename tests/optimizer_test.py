@@ -1,5 +1,7 @@
 """The optimizer's contract: update rule details, errors, state, skipping."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -445,6 +447,20 @@ def test_config_round_trip():
         keras.optimizers.serialize(tfkfac.KFAC(**settings))
     )
     assert again.get_config() == config
+
+
+def test_config_holds_every_argument():
+    """None, too: what is left out would come back as the default."""
+    parameters = inspect.signature(tfkfac.KFAC.__init__).parameters
+    config = tfkfac.KFAC(kl_clip=None).get_config()
+    left_out = {
+        p.name
+        for p in parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name not in config
+    }
+    assert left_out == {"model", "norm_damping"}
+    assert parameters["norm_damping"].default is None
+    assert tfkfac.KFAC.from_config(config).kl_clip is None
 
 
 @pytest.mark.parametrize("name", ["damping", "learning_rate", "likelihood"])

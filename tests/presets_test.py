@@ -7,7 +7,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-from absl import flags
 
 import tfkfac
 from trainers import cifar, command_line, imagenet, lm1b, mnist, optimizers
@@ -23,11 +22,8 @@ IMAGENET = 1_281_167
 def resolve(preset, *argv):
     """Returns the run of a preset, as published, and its optimizer."""
     trainer = TRAINERS[PRESETS[preset].trainer]
-    args = flags.FlagValues()
-    command_line.define_flags(trainer, args)
     argv = [f"--preset={preset}", "--dry_run", "--data_dir=/nowhere", *argv]
-    args(["program", *argv])
-    run = command_line.check(trainer, args)
+    run = command_line.parse(trainer, argv)
     name = run.args.optimizer
     optimizer = optimizers.make(
         name, None, run.args, run.settings[name], run.steps
@@ -209,11 +205,8 @@ def test_optimizers_count_updates_not_micro_steps():
     ],
 )
 def test_unknown_preset(preset, message):
-    args = flags.FlagValues()
-    command_line.define_flags(imagenet.TRAINER, args)
-    args(["program", f"--preset={preset}"])
     with pytest.raises(SystemExit, match=message):
-        command_line.check(imagenet.TRAINER, args)
+        command_line.parse(imagenet.TRAINER, [f"--preset={preset}"])
 
 
 def test_dry_run_prints_everything_and_writes_nothing(tmp_path):

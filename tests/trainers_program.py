@@ -15,7 +15,6 @@ import signal
 import sys
 
 import keras
-from absl import flags
 
 import tfkfac
 from trainers import callbacks, command_line, harness
@@ -24,13 +23,11 @@ from trainers import callbacks, command_line, harness
 def run(name: str, argv: list[str], step: int | None = None):
     """Returns the summary of a run, or what it exited with."""
     trainer = importlib.import_module(f"trainers.{name}").TRAINER
-    args = flags.FlagValues()
-    command_line.define_flags(trainer, args)
     keras.utils.clear_session()
     signal_at(step)
     try:
-        args([name, "--verbose=0", *argv])
-        return harness.main(command_line.check(trainer, args))
+        run = command_line.parse(trainer, ["--verbose=0", *argv])
+        return harness.main(run)
     except SystemExit as end:
         return end.code
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -255,6 +255,26 @@ class Capture:
         for record in self.records:
             if any(call.y_pred is x for x in record.outputs):
                 record.losses.append(call)
+
+    def note_losses(
+        self, outputs: Sequence[tf.Tensor], compute: Callable[[], Any]
+    ) -> Record:
+        """Returns a record of outputs, with the losses called by `compute`.
+
+        Of a call that is no step of training.
+
+        Args:
+            outputs: The flat outputs of a call of the model.
+            compute: Calls the compiled losses with them.
+        """
+        self._watch_losses()
+        record, records = Record(_current_graph(), list(outputs)), self.records
+        self.records = [record]
+        try:
+            compute()
+        finally:
+            self.records = records
+        return record
 
     def take(self) -> list[Record]:
         """Returns the records of the current step, and forgets them all."""

@@ -43,28 +43,32 @@ class OutputTerms:
         w_n is 0 where Keras masks the term, else its sample weight times the
         loss weight; N is the number of terms that are not masked.
         """
+        w = self.mask(dtype)
+        count = tf.reduce_sum(w)
+        if self.call is not None:
+            if self.call.sample_weight is not None:
+                weight = tf.convert_to_tensor(self.call.sample_weight)
+                w *= _align(tf.cast(weight, dtype), w)
+            if self.call.loss_weight is not None:
+                w *= self.call.loss_weight
+        return tf.reshape(w, [-1]), count
+
+    def mask(self, dtype: tf.DType) -> tf.Tensor:
+        """Returns 0 where Keras masks a term, else 1, shaped as the terms."""
         if self.call is None:
             shape = tf.shape(self.output)[:-1]
             w = tf.ones(shape, dtype)
             mask = keras_mask(self.output)
             if mask is not None:
                 w = tf.broadcast_to(_align(tf.cast(mask, dtype), w), shape)
-            return tf.reshape(w, [-1]), tf.reduce_sum(w)
+            return w
         values = self.unreduced(self.output)
         w = tf.ones(tf.shape(values), dtype)
         masks = [keras_mask(x) for x in (self.output, values)]
         for mask in masks:
             if mask is not None:
                 w *= _align(tf.cast(mask, dtype), values)
-        count = tf.reduce_sum(w)
-        if self.call.sample_weight is not None:
-            weight = tf.cast(
-                tf.convert_to_tensor(self.call.sample_weight), dtype
-            )
-            w *= _align(weight, values)
-        if self.call.loss_weight is not None:
-            w *= self.call.loss_weight
-        return tf.reshape(w, [-1]), count
+        return w
 
 
 def _align(weight: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -130,7 +134,7 @@ def _compiled_loss(model: keras.Model) -> keras.losses.Loss | None:
     return keras.src.losses.losses.LossFunctionWrapper(loss)
 
 
-def _weigh(
+def weigh(
     terms: Sequence[Sequence[OutputTerms]], dtype: tf.DType
 ) -> tuple[list[list[tf.Tensor]], tf.Tensor]:
     """Returns the weights w of each output of each call of the model, and N.
@@ -173,9 +177,12 @@ def _sampled_gradient(term, w, dtype, stream, examples_before, **key):
     return tf.reshape(gradient, tf.shape(term.output))
 
 
-def _empirical_gradient(term, w, dtype):
+def empirical_gradient(
+    term: OutputTerms, w: tf.Tensor, dtype: tf.DType
+) -> tf.Tensor:
     """Returns d(sum_n w_n l_n) / d output, for the compiled loss."""
-    outputs = tf.cast(term.output, dtype)
+    # Of the output of a softmax itself Keras would take the logits.
+    outputs = tf.identity(tf.cast(term.output, dtype))
     if (mask := keras_mask(term.output)) is not None:
         keras.src.backend.set_keras_mask(outputs, mask)
     with tf.GradientTape() as tape:
@@ -222,7 +229,7 @@ def set_sampled_gradients(
     Returns:
         The number N of loss terms.
     """
-    (weights, count), stream = _weigh(terms, dtype), 0
+    (weights, count), stream = weigh(terms, dtype), 0
     for record, parts, of_outputs in zip(records, terms, weights):
         gradients = []
         for term, w in zip(parts, of_outputs):
@@ -251,7 +258,7 @@ def set_empirical_gradients(
     Returns:
         The number N of loss terms.
     """
-    weights, count = _weigh(terms, dtype)
+    weights, count = weigh(terms, dtype)
     for record, parts, of_outputs in zip(records, terms, weights):
         if _is_reusable(capture, records, parts):
             factor = _divisor(parts[0], of_outputs[0], count) / loss_scale
@@ -261,7 +268,7 @@ def set_empirical_gradients(
                     use.gradient = g * tf.cast(factor, dtype)
         else:
             gradients = [
-                _empirical_gradient(term, w, dtype)
+                empirical_gradient(term, w, dtype)
                 for term, w in zip(parts, of_outputs)
             ]
             outputs = [term.output for term in parts]
@@ -306,7 +313,7 @@ def divisor(
     number of loss terms, the mean over all terms. With several outputs, or
     calls of the model, it is that of the largest; where the loss is a sum, 1.
     """
-    weights, count = _weigh(terms, dtype)
+    weights, count = weigh(terms, dtype)
     if not is_mean(terms):
         return tf.ones_like(count)
     if len(terms) == len(terms[0]) == 1:

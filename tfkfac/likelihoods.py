@@ -40,6 +40,22 @@ class Likelihood(abc.ABC):
     def loss_scale(self, outputs: tf.Tensor) -> tf.Tensor | float:
         """Returns c, such that a loss term is c NLL."""
 
+    def curvature_along(
+        self, outputs: tf.Tensor, tangents: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns u^T H u, [terms]; H is the Fisher in the outputs.
+
+        What `tfkfac.diagnostics.measure` takes; training does without.
+
+        Args:
+            outputs: [terms, K].
+            tangents: u, [terms, K].
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no curvature_along(outputs, tangents): "
+            "define it to measure curvature."
+        )
+
     def get_config(self) -> dict:
         return {}
 
@@ -50,6 +66,13 @@ class Likelihood(abc.ABC):
 
 def _clip(probabilities: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(probabilities, _EPSILON, 1 - _EPSILON)
+
+
+def _push_forward(function, outputs, tangents):
+    """Returns f(outputs) and its derivative along the tangents."""
+    with tf.autodiff.ForwardAccumulator(outputs, tangents) as accumulator:
+        value = function(outputs)
+    return value, accumulator.jvp(value)
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
@@ -84,6 +107,13 @@ class Categorical(Likelihood):
         return tf.nn.sparse_softmax_cross_entropy_with_logits(
             labels=targets, logits=self._logits(outputs)
         )
+
+    def curvature_along(self, outputs, tangents):
+        """Returns the variance of u over the classes, u that of the logits."""
+        logits, u = _push_forward(self._logits, outputs, tangents)
+        p = tf.nn.softmax(logits)
+        u -= tf.reduce_sum(p * u, axis=-1, keepdims=True)
+        return tf.reduce_sum(p * tf.square(u), axis=-1)
 
     def loss_scale(self, outputs):
         return 1.0
@@ -124,6 +154,11 @@ class Bernoulli(Likelihood):
         )
         return tf.reduce_sum(losses, axis=-1)
 
+    def curvature_along(self, outputs, tangents):
+        logits, u = _push_forward(self._logits, outputs, tangents)
+        variance = tf.sigmoid(logits) * tf.sigmoid(-logits)
+        return tf.reduce_sum(variance * tf.square(u), axis=-1)
+
     def loss_scale(self, outputs):
         if self.scale is not None:
             return self.scale
@@ -153,6 +188,9 @@ class Gaussian(Likelihood):
 
     def negative_log_likelihood(self, outputs, targets):
         return tf.reduce_sum(tf.square(outputs - targets), axis=-1) / 2
+
+    def curvature_along(self, outputs, tangents):
+        return tf.reduce_sum(tf.square(tangents), axis=-1)
 
     def loss_scale(self, outputs):
         if self.scale is not None:

@@ -89,7 +89,7 @@ def _stale(interval, curvature):
 def _refresh(**variants):
     """K-FAC as it comes, and with one thing changed."""
     usual = {"factor_update_period": 1, "inverse_update_period": 10}
-    usual |= {"damping": 0.01, "momentum": 0.5}
+    usual |= {"damping": 0.01, "kl_clip": 0.001, "momentum": 0.5}
     every = {"as it comes": {}, **variants}
     return {name: ("kfac", [usual | more]) for name, more in every.items()}
 
@@ -132,7 +132,7 @@ STUDIES = {
         _refresh(**{"with patches": {"patches": True}}, **_REFRESH),
     ),
     "pydocs_refresh": Study(
-        "lm1b", _PYDOCS, ("val_loss", 5.5), _refresh(**_REFRESH)
+        "lm1b", _PYDOCS, ("val_loss", 5.7), _refresh(**_REFRESH)
     ),
     # Osawa et al. 2019, section 5.4, in small.
     "stale": Study(
@@ -169,8 +169,6 @@ def train(study: Study, optimizer: str, settings: dict, seed: int) -> dict:
     convolution.ConvolutionBlock.without_patches = not patches
     trainer = importlib.import_module(f"trainers.{study.trainer}").TRAINER
     keras.utils.clear_session()
-    values = flags.FlagValues()
-    command_line.define_flags(trainer, values)
     with tempfile.TemporaryDirectory() as directory:
         given = {
             "optimizer": optimizer,
@@ -181,8 +179,7 @@ def train(study: Study, optimizer: str, settings: dict, seed: int) -> dict:
             **arguments,
         }
         more = [f"--{key}={value}" for key, value in given.items()]
-        values(["comparison", *study.flags, *more])
-        run = command_line.check(trainer, values)
+        run = command_line.parse(trainer, [*study.flags, *more])
         found = {"settings": settings, "seed": seed}
         try:
             result, _, log = harness.train(run, optimizer, run.model_dir)
@@ -244,19 +241,23 @@ def compare(study: Study, path: pathlib.Path, is_first: bool) -> dict:
 
 
 def table(study: Study, best: dict[str, list[dict]]) -> str:
-    """Returns the medians over the seeds as a table in Markdown."""
+    """Returns the seeds, and medians of those that did not diverge, in
+    Markdown."""
     metric, value = study.target
     head = f"steps to {metric} {value} | seconds to it | steps in all | "
     head += "last val_loss | val_accuracy | test_accuracy | settings"
     lines = [f"| | {head} |", "|" + " --- |" * (head.count("|") + 2)]
     for label, runs in best.items():
+        at = [reached(study, run) for run in runs]
+        steps = [
+            str(r["step"]) if r else "-" if run["log"] else "diverged"
+            for r, run in zip(at, runs)
+        ]
+        seconds = [f"{r['seconds']:.0f}" if r else "-" for r in at]
         runs = [run for run in runs if run["log"]]
         if not runs:
             lines.append(f"| {label} | diverged |")
             continue
-        at = [reached(study, run) for run in runs]
-        steps = [str(r["step"]) if r else "-" for r in at]
-        seconds = [f"{r['seconds']:.0f}" if r else "-" for r in at]
         last = [{**r["log"][-1], "test": r["test_accuracy"]} for r in runs]
         settings = ", ".join(f"{k} {v}" for k, v in runs[0]["settings"].items())
         cells = [label, ", ".join(steps), ", ".join(seconds)]

@@ -23,11 +23,12 @@ _STATE, _OF_RANKS = "run.json", "of_ranks.npz"
 
 def latest(model_dir: pathlib.Path) -> pathlib.Path | None:
     """Returns the last checkpoint of a run; None if there is none."""
-    found = _numbered(model_dir)
+    found = numbered(model_dir)
     return found[-1] if found else None
 
 
-def _numbered(model_dir):
+def numbered(model_dir: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the checkpoints of a run, the last one last."""
     return sorted((model_dir / output.CHECKPOINTS).glob("[0-9]*.keras"))
 
 
@@ -98,7 +99,7 @@ def save(
         with partial.open("rb") as file:
             os.fsync(file.fileno())
     if keep >= 0:
-        for old in _numbered(model_dir)[: -max(keep, 1)]:
+        for old in numbered(model_dir)[: -max(keep, 1)]:
             old.unlink()
     return path
 

@@ -6,6 +6,7 @@ Nothing here needs TensorFlow: bad input is refused before it is imported.
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -87,6 +88,29 @@ def define_flags(trainer: Trainer, flag_values: flags.FlagValues) -> None:
     flag_definitions.define_data(trainer, define)
     flag_definitions.define_training(define)
     flag_definitions.define_settings(define)
+
+
+def parse(trainer: Trainer, argv: Sequence[str]) -> Run:
+    """Returns the run of a command line, or exits with what is wrong.
+
+    Args:
+        trainer: The trainer.
+        argv: Flags, without the name of a program.
+    """
+    args = flags.FlagValues()
+    define_flags(trainer, args)
+    try:
+        _, *rest = args([trainer.name, *argv])
+    except flags.Error as error:
+        raise SystemExit(str(error)) from error
+    refuse_words(rest)
+    return check(trainer, args)
+
+
+def refuse_words(words: Sequence[str]) -> None:
+    """Exits where something on the command line is no flag."""
+    if words:
+        raise SystemExit(f"{words[0]!r} is no flag: write --name=value")
 
 
 def check(trainer: Trainer, args: flags.FlagValues) -> Run:

@@ -21,12 +21,7 @@ def main(run: Run) -> dict:
     """Trains, compares and writes the files; returns the summary."""
     ranks = tfkfac.init()
     args, directory = run.args, run.model_dir
-    policy = args.mixed_precision
-    keras.config.set_dtype_policy(
-        f"mixed_{policy}" if policy else keras.config.floatx()
-    )
-    if args.deterministic:
-        tf.config.experimental.enable_op_determinism()
+    configure(run)
     if ranks.rank == 0 and not args.resume:
         output.write_json(directory / output.CONFIGURATION, run.configuration())
     result, losses, log = train(run, args.optimizer, directory)
@@ -52,6 +47,16 @@ def main(run: Run) -> dict:
         _draw(run, losses, logs)
         print(f"Written to {directory}/")
     return summary
+
+
+def configure(run: Run) -> None:
+    """Sets what holds for the whole process."""
+    policy = run.args.mixed_precision
+    keras.config.set_dtype_policy(
+        f"mixed_{policy}" if policy else keras.config.floatx()
+    )
+    if run.args.deterministic:
+        tf.config.experimental.enable_op_determinism()
 
 
 def _draw(run, losses, logs):

@@ -12,8 +12,7 @@ def main(trainer: command_line.Trainer) -> None:
     command_line.define_flags(trainer, flags.FLAGS)
 
     def run(argv):
-        if argv[1:]:
-            raise SystemExit(f"{argv[1]!r} is no flag: write --name=value")
+        command_line.refuse_words(argv[1:])
         checked = command_line.check(trainer, flags.FLAGS)
         # After the checks: TensorFlow is slow.
         if flags.FLAGS.dry_run:

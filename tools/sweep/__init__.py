@@ -1,0 +1,1 @@
+"""Steps to a target, measured: many trainings, each with other settings."""

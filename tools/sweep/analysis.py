@@ -1,0 +1,220 @@
+"""What the trials of a study come to."""
+
+import dataclasses
+import math
+import statistics
+
+import numpy as np
+
+from tools.sweep import space, trials
+from tools.sweep.trials import Study
+
+STAGE = 0.8  # Of the way through a stage: Ma et al. 2019, IV-C.
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a cell comes to.
+
+    Attributes:
+        label, batch_size: The cell.
+        tried: The trials of its search.
+        best: The best of them; None if all failed.
+        runs: Those of the best setting from the seeds.
+        steps: To the target, the median of `runs`; None if one of them, or the
+            best trial, has not come to it.
+        epochs: The same in passes over the data.
+        border: What of the best setting lies at the border of its range.
+    """
+
+    label: str
+    batch_size: int
+    tried: list[dict]
+    best: dict | None
+    runs: list[dict]
+    steps: float | None
+    epochs: float | None
+    border: list[str]
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The effective one, alpha / (1 - beta), of the best setting."""
+        if self.best is None:
+            return None
+        settings = self.best["settings"]
+        beta = settings.get("momentum", settings.get("beta_1", 0.0))
+        return settings["learning_rate"] / (1 - beta)
+
+    def failed(self, status: str) -> int:
+        """Returns how many trials ended so."""
+        return sum(r["status"] == status for r in self.tried)
+
+
+def results(study: Study, records: list[dict], train_size: int) -> list[Result]:
+    """Returns the results of all cells that have trials."""
+    found = []
+    for label in study.arms:
+        for batch_size in study.batch_sizes:
+            of_cell = trials.of_cell(records, label, batch_size)
+            if of_cell:
+                found.append(
+                    _result(study, label, batch_size, of_cell, train_size)
+                )
+    return found
+
+
+def _result(study, label, batch_size, records, train_size):
+    best = trials.best(study, records)
+    runs = [r for r in records if r["seed"] != trials.TUNING_SEED]
+    steps = None
+    if runs and all(r["steps"] for r in [best, *runs]):
+        steps = statistics.median(r["steps"] for r in runs)
+    border = (
+        space.at_border(study.space(label), best["settings"]) if best else []
+    )
+    return Result(
+        label=label,
+        batch_size=batch_size,
+        tried=trials.tuning(records),
+        best=best,
+        runs=runs,
+        steps=steps,
+        epochs=steps and steps * batch_size / train_size,
+        border=border,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """The fit S(B) = S_min (1 + B_crit / B).
+
+    Attributes:
+        least_steps: S_min.
+        critical: B_crit, the batch size at which twice S_min is taken; it is 0
+            where steps do not fall, infinite where they fall in proportion.
+        error: The root of the mean squared error of log S.
+    """
+
+    least_steps: float
+    critical: float
+    error: float
+
+
+def scaling(batch_sizes: list[int], steps: list[float]) -> Scaling:
+    """Fits log S by least squares.
+
+    S_min and S_min B_crit are the fewest steps and the fewest examples
+    (McCandlish et al. 2018). It takes two batch sizes or more.
+    """
+    from scipy.optimize import least_squares
+
+    size, log_steps = np.asarray(batch_sizes, float), np.log(steps)
+
+    def residual(x):
+        return np.logaddexp(x[0], x[1] - np.log(size)) - log_steps
+
+    start = [log_steps.min(), (log_steps + np.log(size)).min()]
+    fit = least_squares(residual, start, bounds=([-20, -20], [40, 40]))
+    least, examples = np.exp(fit.x)
+    return Scaling(
+        least_steps=float(least),
+        critical=float(examples / least),
+        error=float(np.sqrt(np.mean(fit.fun**2))),
+    )
+
+
+def speedup(found: list[Result]) -> dict[int, float]:
+    """Returns s(m; m0) = k(m0) / k(m) by m, m0 the least of the batch sizes.
+
+    Ma et al. 2019, III-C. The results are those of one arm.
+    """
+    steps = {r.batch_size: r.steps for r in found if r.steps}
+    if not steps:
+        return {}
+    first = steps[min(steps)]
+    return {size: first / k for size, k in steps.items()}
+
+
+def steps_to(curve: dict, metric: str, value: float) -> int | None:
+    """Returns the first step of a curve that is as good as a value."""
+    sign = 1 if metric.endswith("loss") else -1
+    for step, found in zip(curve.get("step", []), curve.get(metric, [])):
+        if sign * found <= sign * value:
+            return step
+    return None
+
+
+def fewest_steps(
+    found: list[Result], metric: str, value: float
+) -> dict[int, int]:
+    """Returns the fewest steps to a value among the trials, by batch size."""
+    at = {}
+    for result in found:
+        every = [steps_to(r["curve"], metric, value) for r in result.tried]
+        if any(every):
+            at[result.batch_size] = min(s for s in every if s)
+    return at
+
+
+def stage_targets(
+    curve: dict, metric: str, boundaries: list[int]
+) -> list[float]:
+    """Returns a target for each stage of a run, 80 % of the way through it.
+
+    Of the values directly before and after the stage: Ma et al. 2019, IV-C.
+    The run is that of the worst batch size and arm.
+
+    Args:
+        curve: Of the run.
+        metric: Of the curve.
+        boundaries: The steps at which a stage ends and the next one begins.
+    """
+    steps, values = np.asarray(curve["step"]), np.asarray(curve[metric])
+    ends = [steps[0], *boundaries, steps[-1]]
+    at = np.interp(ends, steps, values)
+    return [
+        float(before + STAGE * (after - before))
+        for before, after in zip(at, at[1:])
+    ]
+
+
+def worst(found: list[Result], metric: str) -> dict | None:
+    """Returns the best trial of the cell that comes least far by a metric."""
+    sign = 1 if metric.endswith("loss") else -1
+    sound = [r.best for r in found if r.best]
+    return max(sound, key=lambda r: sign * r["curve"][metric][-1], default=None)
+
+
+def best_value(result: Result, metric: str) -> float | None:
+    """Returns the best last value of a metric among the trials of a cell."""
+    last = [r["curve"][metric][-1] for r in result.tried if r["curve"]]
+    if not last:
+        return None
+    return min(last) if metric.endswith("loss") else max(last)
+
+
+def values_at(result: Result, metric: str, step: float) -> list[float]:
+    """Returns a metric of all trials at a step, or where they end before.
+
+    A trial that failed counts with the last value it has, none if it has none.
+    """
+    found = []
+    for record in result.tried:
+        steps = record["curve"].get("step", [])
+        past = [i for i, s in enumerate(steps) if s <= step]
+        if steps:
+            found.append(record["curve"][metric][past[-1] if past else 0])
+    return found
+
+
+def perfect_up_to(batch_sizes: list[int], steps: list[float]) -> int:
+    """Returns the largest batch size up to which doubling it saves at least
+    40 % of the steps on the way; perfect scaling saves half."""
+    last = batch_sizes[0]
+    pairs = zip(batch_sizes, batch_sizes[1:], steps, steps[1:])
+    for size, larger, before, after in pairs:
+        doublings = math.log2(larger / size)
+        if after > before * 0.6**doublings:
+            break
+        last = larger
+    return last

@@ -1,0 +1,144 @@
+"""The table, the warnings and the pictures of a study."""
+
+import json
+import pathlib
+import statistics
+
+from tools.sweep import analysis, figures, prediction, trials
+from tools.sweep.analysis import Result
+from tools.sweep.trials import Study
+
+
+def write(directory: pathlib.Path, spectra: pathlib.Path | None = None) -> None:
+    """Writes report.md and the pictures beside trials.jsonl; prints the table.
+
+    Args:
+        directory: Of the study.
+        spectra: A spectra.json of tools.spectra, to predict the steps from.
+
+    Raises:
+        SystemExit: There is no study in the directory, or no trial; or
+            `spectra` cannot be read.
+    """
+    try:
+        config = json.loads((directory / "study.json").read_text())
+    except FileNotFoundError as error:
+        raise SystemExit(f"--study_dir={directory}: holds no study") from error
+    study = Study.from_config(config)
+    records = trials.read(directory / "trials.jsonl")
+    if not records:
+        raise SystemExit(f"--study_dir={directory}: holds no trial yet")
+    label, batch_size = study.cells()[0]
+    train_size = study.run(label, batch_size).steps.train_size
+    found = analysis.results(study, records, train_size)
+    parts = [table(found), fits(study, found), *warnings(found)]
+    if spectra is not None:
+        predicted = predict(study, found, spectra)
+        parts.append(comparison(found, predicted))
+        figure = figures.prediction(study, found, predicted)
+        figure.savefig(directory / "prediction.png", dpi=110)
+    text = "\n\n".join(parts)
+    (directory / "report.md").write_text(text + "\n")
+    print(text)
+    for name, draw in figures.FIGURES.items():
+        figure = draw(study, found, train_size)
+        if figure is not None:
+            figure.savefig(directory / f"{name}.png", dpi=110)
+    print(f"Written to {directory}/")
+
+
+def table(found: list[Result]) -> str:
+    """Returns the best settings and their steps in Markdown."""
+    head = "| optimizer | batch size | steps to the target | epochs | tried, "
+    head += "diverged | best settings |"
+    lines = [head, "|" + " --- |" * 6]
+    for r in found:
+        runs = [str(run["steps"] or "-") for run in r.runs]
+        failed = r.failed(trials.DIVERGED) + r.failed(trials.CRASHED)
+        settings = r.best["settings"].items() if r.best else ()
+        cells = [
+            r.label,
+            str(r.batch_size),
+            ", ".join(runs) or "-",
+            f"{r.epochs:.3g}" if r.epochs else "-",
+            f"{len(r.tried)}, {failed}",
+            ", ".join(f"{key} {value:.3g}" for key, value in settings),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fits(study: Study, found: list[Result]) -> str:
+    """Returns where the scaling of each arm ends, in Markdown."""
+    head = "| optimizer | fewest steps | critical batch size | error of the fit"
+    head += " | within 40 % of halving up to | speed-up at the largest |"
+    lines = [head, "|" + " --- |" * 6]
+    for label in study.arms:
+        of_arm = [r for r in found if r.label == label and r.steps]
+        if len(of_arm) < 3:
+            continue
+        sizes = [r.batch_size for r in of_arm]
+        steps = [r.steps for r in of_arm]
+        fit = analysis.scaling(sizes, steps)
+        ratio = analysis.speedup(of_arm)[sizes[-1]]
+        cells = [
+            label,
+            f"{fit.least_steps:.3g}",
+            f"{fit.critical:.3g}",
+            f"{fit.error:.1%}",
+            str(analysis.perfect_up_to(sizes, steps)),
+            f"{ratio:.3g} of {sizes[-1] / sizes[0]:.3g}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def predict(
+    study: Study, found: list[Result], spectra: pathlib.Path
+) -> dict[str, dict[int, int | None]]:
+    """Returns `prediction.steps`; exits where it cannot be told."""
+    if not study.metric.endswith("loss"):
+        raise SystemExit("--spectra: predicts steps to a loss, not an accuracy")
+    first = [
+        r["curve"]["loss"][0] for f in found for r in f.tried if r["curve"]
+    ]
+    try:
+        model = prediction.measured(
+            json.loads(spectra.read_text()), statistics.median(first)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(
+            f"--spectra={spectra}: is no spectra.json of tools.spectra: {error}"
+        ) from error
+    return prediction.steps(model, found, study.target)
+
+
+def comparison(
+    found: list[Result], predicted: dict[str, dict[int, int | None]]
+) -> str:
+    """Returns the predicted beside the measured steps, in Markdown."""
+    lines = ["| optimizer | batch size | measured | predicted |"]
+    lines.append("|" + " --- |" * 4)
+    for r in found:
+        if r.batch_size in predicted.get(r.label, ()):
+            said = predicted[r.label][r.batch_size]
+            cells = [r.label, r.batch_size, r.steps or "-", said or "-"]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def warnings(found: list[Result]) -> list[str]:
+    """Returns what to mend before the numbers are trusted."""
+    lines = []
+    for r in found:
+        cell = f"{r.label}, batch size {r.batch_size}"
+        if r.border:
+            names = ", ".join(r.border)
+            lines.append(f"- {cell}: best at the border of the range: {names}")
+        if r.best is None:
+            lines.append(f"- {cell}: all trials failed")
+        elif not r.best["steps"]:
+            lines.append(f"- {cell}: no trial came to the target")
+        elif r.steps is None:
+            lines.append(f"- {cell}: not all seeds came to the target")
+    return ["\n".join(lines)] if lines else []

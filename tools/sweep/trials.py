@@ -1,0 +1,259 @@
+"""A study, its trials, and which one comes next.
+
+A cell is an arm at a batch size. In it the settings of the search are tried in
+their order from one seed; then the best one is run from others. Every trial is
+a line of a file, so that a study goes on from what there is.
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+import pathlib
+from typing import Any
+
+from tools.sweep import space
+from trainers import command_line
+
+TUNING_SEED = 100
+REACHED, MISSED = "reached", "not reached"
+DIVERGED, CRASHED = "diverged", "crashed"
+FAILED = (DIVERGED, CRASHED)
+DRAWS = 2  # Of the quasi-random search: at most so many for each trial.
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is asked.
+
+    Attributes:
+        trainer: trainers.<trainer>.
+        flags: Its command line.
+        arms: From a label to (arm of `space.ARMS`, more flags).
+        batch_sizes: In increasing order.
+        spaces: From an arm to {hyperparameter: [low, high, scale]}.
+        search: "quasi" or "grid".
+        trials: quasi: how many that do not diverge; grid: points on a side.
+        seeds: Of the best setting.
+        metric: "loss" (of the batches), "val_loss", "accuracy" or
+            "val_accuracy".
+        target: Its value.
+        least_steps: What a trial may take at least, however large the batch.
+        stop: Whether a trial ends at the target.
+    """
+
+    trainer: str
+    flags: tuple[str, ...]
+    arms: dict[str, tuple[str, tuple[str, ...]]]
+    batch_sizes: tuple[int, ...]
+    spaces: dict[str, dict[str, tuple[float, float, str]]]
+    search: str
+    trials: int
+    seeds: tuple[int, ...]
+    metric: str
+    target: float
+    least_steps: int
+    stop: bool = True
+
+    def space(self, label: str) -> dict[str, space.Range]:
+        """Returns what is tuned in an arm."""
+        ranges = self.spaces[self.arms[label][0]]
+        return {name: space.Range(*bounds) for name, bounds in ranges.items()}
+
+    def settings(self, label: str) -> list[dict]:
+        """Returns what may be tried in an arm, in order."""
+        ranges = self.space(label)
+        if self.search == "grid":
+            return space.grid(ranges, self.trials)
+        return space.quasi_random(ranges, DRAWS * self.trials)
+
+    def run(self, label: str, batch_size: int) -> command_line.Run:
+        """Returns the trainer's run of a cell, or exits with what is wrong.
+
+        Its epochs are those of the flags, or more to make `least_steps` steps.
+        """
+        module = importlib.import_module(f"trainers.{self.trainer}")
+        name, flags = self.arms[label]
+        optimizer, more = space.ARMS[name]
+        given = [f"--optimizer={optimizer}", f"--batch_size={batch_size}"]
+        argv = [*self.flags, *more, *flags, *given, "--dry_run"]
+        run = command_line.parse(module.TRAINER, argv)
+        if run.data is None:  # A dry run does without it.
+            run = command_line.parse(module.TRAINER, argv[:-1])
+        if run.steps.total < self.least_steps:
+            epochs = math.ceil(self.least_steps / run.steps.per_epoch)
+            argv.append(f"--epochs={epochs}")
+            run = command_line.parse(module.TRAINER, argv)
+        return run
+
+    def cells(self) -> list[tuple[str, int]]:
+        """Returns all (label, batch size): a medium batch size first, to learn
+        early whether the target can be reached, then the large ones."""
+        medium = self.batch_sizes[len(self.batch_sizes) // 2]
+        order = [medium, *sorted(set(self.batch_sizes) - {medium})[::-1]]
+        return [(label, size) for size in order for label in self.arms]
+
+    def better(self, value: float) -> bool:
+        """Returns whether a value of the metric is as good as the target."""
+        if self.metric.endswith("loss"):
+            return value <= self.target
+        return value >= self.target
+
+    def config(self) -> dict[str, Any]:
+        """Returns what `from_config` and JSON take."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Study":
+        arms = {k: (n, tuple(f)) for k, (n, f) in config["arms"].items()}
+        lists = ("flags", "batch_sizes", "seeds")
+        more = {name: tuple(config[name]) for name in lists}
+        return cls(**{**config, **more, "arms": arms})
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A trial to run: the settings of number `index`, from a seed."""
+
+    index: int
+    settings: dict
+    seed: int
+
+    def crashed(self, reason: str) -> dict:
+        """Returns the record of a trial that came to no end."""
+        return {
+            **dataclasses.asdict(self),
+            "status": CRASHED,
+            "reason": reason,
+            "steps": None,
+            "curve": {},
+        }
+
+
+def of_cell(records: list[dict], label: str, batch_size: int) -> list[dict]:
+    """Returns the trials of a cell."""
+    cell = {"arm": label, "batch_size": batch_size}
+    return [r for r in records if cell.items() <= r.items()]
+
+
+def tuning(records: list[dict]) -> list[dict]:
+    """Returns the trials of the search, not those of the best setting."""
+    return [r for r in records if r["seed"] == TUNING_SEED]
+
+
+def rank(study: Study, record: dict) -> tuple[float, float]:
+    """Returns (steps to the target, last value of the metric): less is better.
+
+    Of the value of an accuracy the negative is taken.
+    """
+    if record["status"] in FAILED:
+        return math.inf, math.inf
+    value = record["curve"][study.metric][-1]
+    if not study.metric.endswith("loss"):
+        value = -value
+    return record["steps"] or math.inf, value
+
+
+def best(study: Study, records: list[dict]) -> dict | None:
+    """Returns the best trial of the search in a cell, None if all failed."""
+    sound = [r for r in tuning(records) if r["status"] not in FAILED]
+    return min(sound, key=lambda r: rank(study, r), default=None)
+
+
+def following(study: Study, label: str, records: list[dict]) -> Task | None:
+    """Returns what a cell needs next, None where it is complete.
+
+    Args:
+        study: The study.
+        label: The arm.
+        records: The cell's trials.
+    """
+    tried = tuning(records)
+    settings = study.settings(label)
+    sound = sum(r["status"] not in FAILED for r in tried)
+    enough = study.search == "quasi" and sound >= study.trials
+    if len(tried) < len(settings) and not enough:
+        index = len(tried)
+        return Task(index, settings[index], TUNING_SEED)
+    found = best(study, records)
+    if found is None or study.stop and found["status"] != REACHED:
+        return None
+    done = {r["seed"] for r in records}
+    for seed in study.seeds:
+        if seed not in done:
+            return Task(found["index"], found["settings"], seed)
+    return None
+
+
+def left(study: Study, label: str, records: list[dict]) -> int:
+    """Returns how many trials a cell needs still, if no more fail."""
+    tried = tuning(records)
+    sound = sum(r["status"] not in FAILED for r in tried)
+    search = len(study.settings(label)) - len(tried)
+    if study.search == "quasi":
+        search = min(search, max(0, study.trials - sound))
+    if not search and following(study, label, records) is None:
+        return 0
+    return search + len(study.seeds) - (len(records) - len(tried))
+
+
+class Store:
+    """The directory of a study: study.json and trials.jsonl.
+
+    Args:
+        directory: Made where there is none.
+        study: The study.
+
+    Raises:
+        ValueError: The directory holds another study.
+
+    Attributes:
+        records: All trials so far.
+    """
+
+    def __init__(self, directory: pathlib.Path, study: Study):
+        self._path = directory / "trials.jsonl"
+        settings = directory / "study.json"
+        if settings.exists():
+            differing(settings, study)
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(study.config(), indent=2) + "\n"
+            settings.write_text(text)
+        self.records = read(self._path)
+
+    def add(self, record: dict) -> None:
+        """Writes a trial."""
+        self.records.append(record)
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def differing(path: pathlib.Path, study: Study) -> None:
+    """Raises ValueError where a study.json is of another study.
+
+    Batch sizes and arms may be added, and seeds.
+    """
+    there, given = json.loads(path.read_text()), study.config()
+    for name, value in there.items():
+        same = given[name] == value
+        if name in ("batch_sizes", "seeds"):
+            same = set(value) <= set(given[name])
+        if name in ("arms", "spaces"):
+            same = value.items() <= given[name].items()
+        if not same:
+            raise ValueError(
+                f"{path.parent} holds another study, with {name} {value}, not "
+                f"{given[name]}; give another directory"
+            )
+    path.write_text(json.dumps(given, indent=2) + "\n")
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """Returns the trials of a file; what a kill left of a line is cut off."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    if lines[-1]:
+        path.write_text("".join(line + "\n" for line in lines[:-1]))
+    return [json.loads(line) for line in lines[:-1]]
