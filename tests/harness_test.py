@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import zipfile
 
 import keras
 import numpy as np
@@ -23,6 +24,7 @@ from trainers import (
     harness,
     mnist,
     output,
+    schemes,
 )
 from trainers.models import MODELS
 from trainers.steps import Steps
@@ -87,6 +89,12 @@ def test_bad_value(flag, message):
         ),
         (["--strategy=all"], "--strategy=all: must be owner"),
         (["--schedule=steps", "--decay_at=40,x"], "--decay_at=x: must be"),
+        (["--schedule=steps", "--decay_at="], "--decay_at: is empty"),
+        (["--strategy=²"], "--strategy=²: must be owner"),
+        (
+            ["--update_interval=late", "--inverse_update_period=9"],
+            "--inverse_update_period: the period is that of --update_interval",
+        ),
         (
             ["--schedule=polynomial", "--decay_start=3", "--decay_end=2"],
             "--decay_end=2.0: must be after --decay_start=3.0",
@@ -158,7 +166,13 @@ def test_another_run_is_kept(tmp_path):
     with pytest.raises(SystemExit, match="summary.json of another run"):
         check(model_dir)
     assert (tmp_path / "summary.json").read_text() == "{}"
-    check(model_dir, "--overwrite")
+    # Until it is known that the new run can be.
+    bad = ["--damping=1", "--damping_target=0.001", "--damping_warmup=3"]
+    with pytest.raises(SystemExit, match="--optimizer=kfac: WarmupDamping"):
+        harness.main(check(model_dir, "--overwrite", *bad))
+    assert (tmp_path / "summary.json").read_text() == "{}"
+    run = check(model_dir, "--overwrite")
+    output.clear(run.model_dir)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -340,6 +354,16 @@ def test_another_configuration_is_not_resumed(argv, message, run_dir):
     assert after == before
 
 
+@pytest.mark.parametrize("state", ["[]", '{"variables": 1, "ranks": 0}'])
+def test_checkpoint_of_another_form_is_named(state, tmp_path):
+    path = tmp_path / "00000001.keras"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("run.json", state)
+        file.writestr("of_ranks.npz", b"")
+    with pytest.raises(SystemExit, match="00000001.keras is corrupt"):
+        checkpoints.read(path)
+
+
 @pytest.mark.parametrize("spoil", ["cut", "flip"])
 def test_corrupt_checkpoint_is_named(spoil, run_dir):
     path, before = run_dir
@@ -365,6 +389,58 @@ def test_finished_run_is_resumed_as_it_is(run_dir):
     found = resume(path)
     for key in ("train_loss", "test_loss", "steps", "seconds"):
         assert found[key] == expected[key]
+
+
+@pytest.mark.parametrize(
+    "argv, steps",
+    [
+        # Reached at the end of the first epoch, 12 steps.
+        (["--target_metric=val_accuracy", "--target_value=0.05"], 15),
+        (["--steps=13"], 15),
+        (["--steps=5"], 15),
+        (["--evaluation_period=7"], 21),
+    ],
+)
+def test_a_begun_part_is_ended(argv, steps, tmp_path):
+    """So that the summary, the log and the model are of the same step."""
+    flags = ["--optimizer=sgd", "--epochs=2", f"--model_dir={tmp_path}"]
+    train(*flags, "--steps=15", "--target_metric=loss", "--target_value=0.001")
+    limit = [] if "--steps" in argv[0] else [f"--steps={steps}"]
+    summary = train(*flags, *argv, *limit, "--resume")
+    assert summary["steps"] == steps
+    model = keras.models.load_model(tmp_path / "model.keras")
+    assert int(model.optimizer.iterations) == steps
+    _, accuracy = evaluated(model)
+    assert summary["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+
+def evaluated(model):
+    """Returns the loss and the accuracy on the test split."""
+    (batch,) = data.load("digits").evaluation("test", 360)
+    x, y, _ = batch
+    return model.evaluate(x, y, verbose=0)
+
+
+def test_resume_needs_a_checkpoint_of_a_run_that_has_a_log(tmp_path):
+    argv = ["--optimizer=sgd", "--steps=2", "--keep_checkpoints=0"]
+    argv.append(f"--model_dir={tmp_path}")
+    train(*argv)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(SystemExit, match="has the log of a run"):
+        train(*argv, "--resume")
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert after == before
+
+
+def test_places_of_a_decay_in_any_order():
+    flags = ["--schedule=steps", "--epochs=10", "--optimizer=sgd", "--dry_run"]
+    rates = []
+    for places in ("40%,80%", "80%,40%"):
+        run = check(*flags, f"--decay_at={places}")
+        schedule = schemes.learning_rate(run.args, 1.0, run.steps)
+        rates.append([float(schedule(t)) for t in range(run.steps.total)])
+    assert rates[0] == rates[1] == sorted(rates[0], reverse=True)
+    assert len(set(rates[0])) == 3
 
 
 def test_checkpoints_are_kept_by_number(tmp_path):

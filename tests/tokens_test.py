@@ -1,5 +1,6 @@
 """Text as sequences of tokens, and the files that rank 0 makes for all."""
 
+import json
 import threading
 import time
 
@@ -94,9 +95,32 @@ def test_tokens_of_another_vocabulary(tmp_path):
     ends.write_bytes(ends.read_bytes()[:-8])
     with pytest.raises(SystemExit, match="train.ends: has .* bytes"):
         load("pydocs", tmp_path, **TEXT)
+    ends.write_bytes(ends.read_bytes() + np.int64(10**9).tobytes())
+    with pytest.raises(SystemExit, match="train.ends: does not lead through"):
+        load("pydocs", tmp_path, **TEXT)
+    for form in ("[]", '{"vocabulary": 300, "splits": []}'):
+        meta.write_text(form)
+        with pytest.raises(SystemExit, match="cannot be read .*; remove"):
+            load("pydocs", tmp_path, **TEXT)
     meta.write_text("{")
     with pytest.raises(SystemExit, match="cannot be read .*; remove"):
         load("pydocs", tmp_path, **TEXT)
+
+
+def test_tokens_of_other_data(lm1b, tmp_path):
+    """A --text_dir that a smaller copy of the data has filled."""
+    options = {"vocabulary": 200, "length": 16, "text_dir": str(tmp_path)}
+    found = load("lm1b", lm1b[0], **options)
+    meta = found.directory / "meta.json"
+    saved = json.loads(meta.read_text())
+    count = saved["splits"]["test"]["sentences"]
+    saved["splits"]["test"]["sentences"] = count - 1
+    ends = np.fromfile(found.directory / "test.ends", "int64")[:-1]
+    ends[-1] = saved["splits"]["test"]["tokens"]
+    ends.tofile(found.directory / "test.ends")
+    meta.write_text(json.dumps(saved))
+    with pytest.raises(SystemExit, match=f"other data, with {count - 1} and"):
+        load("lm1b", lm1b[0], **options)
 
 
 def test_other_ranks_wait_for_rank_0(tmp_path, monkeypatch):

@@ -80,9 +80,9 @@ def _stale(interval, curvature):
         "momentum": 0.5,
         "update_interval": interval,
         "norm_curvature": curvature,
-        "factor_update_period": 1,
-        "inverse_update_period": 1,
     }
+    if interval == "none":
+        settings |= {"factor_update_period": 1, "inverse_update_period": 1}
     return "kfac", [settings]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from trainers import output
 
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)  # Of what is read.
 _STATE, _OF_RANKS = "run.json", "of_ranks.npz"
 
 
@@ -49,7 +50,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
                 [arrays[f"{rank}/{i}"] for i in range(state["variables"])]
                 for rank in range(state["ranks"])
             ]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.error) as error:
+            if not of_ranks:
+                raise ValueError("it is of no rank")
+    except (*_DAMAGE, EOFError, zipfile.error) as error:
         raise SystemExit(
             f"--resume: {path} is corrupt ({error}); remove it to go on from "
             "the checkpoint before it"

@@ -213,7 +213,9 @@ def _load(trainer, args):
     size = data.published_size(args.dataset, args.validation)
     published = args.dry_run and size is not None
     if published and trainer.text:  # To count sequences would take hours.
-        return None, size
+        given = (args.dataset, args.data_dir, options)
+        if not data.tokens.prepared(*given):
+            return None, size
     try:
         found = data.load(args.dataset, args.data_dir, options)
     except SystemExit:

@@ -6,11 +6,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import flags
 
 import tfkfac
 from tfkfac.loss_scale import unwrapped
 from trainers import harness, optimizers, output
-from trainers.command_line import Run, input_shape
+from trainers.command_line import Run, define_flags, input_shape
 from trainers.refusals import number_of_ranks
 
 
@@ -19,6 +20,7 @@ def main(run: Run) -> None:
     if int(os.environ.get("HOROVOD_RANK", "0")) > 0:
         return
     args = run.args
+    harness.configure(run)
     model = harness.make_model(run)
     optimizer = unwrapped(  # Attached to no model, it takes no memory.
         optimizers.make(
@@ -29,20 +31,50 @@ def main(run: Run) -> None:
     plan = plan_of(run, model, optimizer)
     if args.json:
         found = {
+            "flags": flags_of(run),
             "configuration": run.configuration(),
-            "model": {"name": model.name, "parameters": model.count_params()},
+            "optimizer": optimizer.get_config(),
+            "model": {
+                "name": model.name,
+                "parameters": model.count_params(),
+                "layers": layers_of(model),
+            },
             "steps": steps_of(run),
             "schedules": values,
             "plan": plan if isinstance(plan, dict) else plan.to_dict(),
         }
-        print(json.dumps(output.plain(found), indent=2))
+        print(json.dumps(output.plain(found), indent=2, default=str))
         return
-    for name, value in run.configuration().items():
-        print(f"{name}: {value}")
+    for values_of in (flags_of(run), optimizer.get_config()):
+        for name, value in values_of.items():
+            print(f"{name}: {value}")
+        print()
     model.summary()
     print_table([steps_of(run)])
     print_table(values)
     print(plan)
+
+
+def flags_of(run: Run) -> dict[str, Any]:
+    """Returns all flags of the trainer, those of the preset among them."""
+    own = flags.FlagValues()
+    define_flags(run.trainer, own)
+    return {name: run.args[name].value for name in sorted(own)}
+
+
+def layers_of(model: keras.Model) -> list[dict[str, Any]]:
+    """Returns what a model's summary shows."""
+    return [
+        {
+            "name": layer.name,
+            "class": type(layer).__name__,
+            "output_shape": [*layer.output.shape]
+            if isinstance(layer.output, keras.KerasTensor)
+            else None,
+            "parameters": layer.count_params(),
+        }
+        for layer in model.layers
+    ]
 
 
 def steps_of(run: Run) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def define_run(trainer, define: Definitions) -> None:
     define.boolean("resume", False, "Go on from the last checkpoint there.")
     text = "How many checkpoints to keep; 0 for none, -1 for all."
     define.integer("keep_checkpoints", 2, text, lower_bound=-1)
-    text = "A metric of the log to stop at."
+    text = "A metric of the log to stop at; val_ as --validation says."
     kinds = ["val_accuracy", "val_loss", "accuracy", "loss"]
     define.enum("target_metric", None, kinds, text)
     text = "Losses stop at or below it, accuracies at or above."
@@ -192,7 +192,8 @@ def define_run(trainer, define: Definitions) -> None:
 
 def define_data(trainer, define: Definitions) -> None:
     """Defines how the data is read."""
-    text = "Hold out the last training examples as a validation split."
+    text = "Hold out the last training examples: val_ is of them. Without it, "
+    text += "val_ is of the test split."
     define.boolean("validation", False, text)
     if trainer.text:
         text = "Tokens of the sentencepiece model."

@@ -22,7 +22,9 @@ def main(run: Run) -> dict:
     ranks = tfkfac.init()
     args, directory = run.args, run.model_dir
     configure(run)
+    check_optimizers(run)
     if ranks.rank == 0 and not args.resume:
+        output.clear(directory)
         output.write_json(directory / output.CONFIGURATION, run.configuration())
     result, losses, log = train(run, args.optimizer, directory)
     summary = {
@@ -57,6 +59,15 @@ def configure(run: Run) -> None:
     )
     if run.args.deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def check_optimizers(run: Run) -> None:
+    """Exits where an optimizer refuses its settings or schedules."""
+    for name, settings in run.settings.items():
+        try:
+            optimizers.make(name, None, run.args, settings, run.steps)
+        except ValueError as error:
+            raise SystemExit(f"--optimizer={name}: {error}") from error
 
 
 def _draw(run, losses, logs):
@@ -95,6 +106,12 @@ def train(
         result = training.finish()
     except tf.errors.DataLossError as error:
         raise SystemExit(run.data.explain(error)) from error
+    except tf.errors.UnknownError as error:
+        if "Horovod" not in str(error):
+            raise
+        raise SystemExit(
+            "another rank has ended; its message says why"
+        ) from error
     return result, training.step_losses(), training.records
 
 

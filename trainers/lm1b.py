@@ -28,7 +28,7 @@ SETTINGS = {
 # settings of each (`python -m tools.comparison --study=pydocs`).
 PYDOCS = {
     "kfac": {"damping": 0.001, "momentum": 0.5, "kl_clip": 0.01},
-    "momentum": {"learning_rate": 1.0},
+    "momentum": {"learning_rate": 0.5},  # With 1, one seed in three diverges.
     "adam": {"learning_rate": 0.005},
     "muon": {"learning_rate": 0.01},
 }

@@ -26,6 +26,7 @@ _OF_A_RUN = (
     "loss.csv",
     "loss.png",
     "model.keras",
+    "spectra",
     "tensorboard",
 )
 
@@ -38,7 +39,7 @@ def make_model_dir(
     Args:
         model_dir: As --model_dir; None makes a fresh one in ./runs.
         name: What the fresh one is called; a number follows if it is taken.
-        overwrite: Whether the files of another run are removed.
+        overwrite: Whether another run may be there, for `clear` to remove.
     """
     if model_dir is None:
         return _fresh(pathlib.Path("runs"), name)
@@ -46,16 +47,24 @@ def make_model_dir(
     with _refusal(path):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
-        found = [file for p in _OF_A_RUN for file in path.glob(p)]
+        found = _found(path)
     if found and not overwrite:
         raise SystemExit(
             f"--model_dir={path}: {found[0].name} of another run is there; "
             "give another directory, --resume to go on with that run, or "
             "--overwrite to replace it"
         )
-    for file in found:
-        shutil.rmtree(file) if file.is_dir() else file.unlink()
     return path
+
+
+def clear(model_dir: pathlib.Path) -> None:
+    """Removes the files of a run."""
+    for file in _found(model_dir):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def _found(path):
+    return [file for p in _OF_A_RUN for file in path.glob(p)]
 
 
 def _fresh(parent: pathlib.Path, name: str) -> pathlib.Path:
@@ -100,6 +109,11 @@ def resumed(model_dir: str, configuration: dict[str, Any]) -> pathlib.Path:
         raise SystemExit(
             f"--resume: {file} is corrupt: give another directory"
         ) from None
+    if (path / RECORDS).exists() and not any((path / CHECKPOINTS).glob("*")):
+        raise SystemExit(
+            f"--resume: {path} has the log of a run and no checkpoint: give "
+            "--overwrite to begin anew, or another --model_dir"
+        )
     configuration = json.loads(json.dumps(plain(configuration)))
     differences = [
         f"{key} is {own[key]!r} now and was {other[key]!r}"

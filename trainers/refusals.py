@@ -100,11 +100,21 @@ def check_settings(args: flags.FlagValues, settings: dict[str, Any]) -> None:
         )
     strategy = str(settings.get("strategy", "owner"))
     known = ("owner", "replicated")
-    if strategy not in known and not (strategy.isdigit() and int(strategy)):
+    number = strategy.isascii() and strategy.isdigit() and int(strategy)
+    if strategy not in known and not number:
         raise SystemExit(
             f"--strategy={strategy}: must be owner, replicated or a number of "
             "ranks"
         )
+    interval = settings.get("update_interval", "none")
+    for name in ("factor_update_period", "inverse_update_period"):
+        if interval != "none" and getattr(args, name) is not None:
+            raise SystemExit(
+                f"--{name}: the period is that of --update_interval={interval};"
+                " leave it out, or give --update_interval=none"
+            )
+    if args.schedule == "steps" and not args.decay_at:
+        raise SystemExit("--decay_at: is empty; give one or more places")
     start, end = args.decay_start, args.decay_end
     if args.schedule == "polynomial" and (end or math.inf) <= start:
         raise SystemExit(

@@ -39,7 +39,7 @@ def learning_rate(
             initial, steps.at_epoch(end), initial * args.decay_to, power=1.0
         )
     if args.schedule == "steps":
-        at = [steps.boundary(place) for place in args.decay_at]
+        at = sorted({steps.boundary(place) for place in args.decay_at})
         values = [initial * args.decay_factor**i for i in range(len(at) + 1)]
         # Keras keeps a value up to and including its boundary.
         return keras.optimizers.schedules.PiecewiseConstantDecay(

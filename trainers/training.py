@@ -96,8 +96,12 @@ class Training:
         ends = self.run.steps.ends(args.evaluation_period, args.steps)
         self._count = len(ends)
         done = self.records[-1]["step"] if self.records else 0
-        if not self.target_reached():
-            yield from ((i, end) for i, end in enumerate(ends) if end > done)
+        left = [end for end in ends if end > done and end >= self.step]
+        if self.step > done:  # A part was begun: what is left has to end it.
+            left = left or [self.step]
+        elif self.target_reached():
+            left = []
+        yield from enumerate(left, start=self._count - len(left))
 
     def fit(self, part: int, end: int) -> None:
         """Trains up to the update `end`.
@@ -242,11 +246,15 @@ class Training:
             return self._evaluation(batches)
 
     def _train_metrics(self):
-        """Returns those of the part, over all ranks."""
-        own = self.model.get_metrics_result()
-        own = {key: float(value) for key, value in own.items()}
-        found = self._ranks.gather_objects(own)
-        return {key: float(np.mean([f[key] for f in found])) for key in own}
+        """Returns those of the part: sums by counts, both over all ranks."""
+        loss, compiled = self.model.metrics
+        own = {
+            metric.name: np.array([metric.total, metric.count], "float64")
+            for metric in (loss, *compiled.metrics)
+        }
+        every = self._ranks.gather_objects(own)
+        sums = {name: sum(found[name] for found in every) for name in own}
+        return {name: float(total / n) for name, (total, n) in sums.items()}
 
     def _save_within(self, micro_steps):
         """Saves after so many micro-steps of this call of `fit`."""

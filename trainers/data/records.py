@@ -123,7 +123,10 @@ class Records:
                     count += len(part)
             np.save(path / "mean.npy", (total / count).astype("float32"))
 
-        name = f"mean_image_{height}x{width}"
+        info = self.builder.info
+        count = info.splits["train"].num_examples
+        name = f"{info.name}-{info.version}-{count}"
+        name += f"-mean_image_{height}x{width}"
         return np.load(once.made_once(directory / name, make) / "mean.npy")
 
     def _files(self, split, rank, ranks):

@@ -135,8 +135,15 @@ def prepare(
         meta = {"version": version, "vocabulary": vocabulary, "splits": splits}
         (path / "meta.json").write_text(json.dumps(meta))
 
-    path = once.made_once(parent / f"{name}-{version}-{vocabulary}", make)
+    path = once.made_once(directory(name, version, vocabulary, parent), make)
     return path, _check(path, vocabulary)
+
+
+def directory(
+    name: str, version: str, vocabulary: int, parent: pathlib.Path
+) -> pathlib.Path:
+    """Returns where `prepare` keeps a text's tokens."""
+    return parent / f"{name}-{version}-{vocabulary}"
 
 
 def tokenizer(path: pathlib.Path):
@@ -183,12 +190,15 @@ def _check(path, vocabulary):
             "tokenizer.model": tokenizer(path).vocab_size(),
             "meta.json": meta["vocabulary"],
         }
-        sizes = {
-            name: (path / name).stat().st_size
-            for split in meta["splits"]
-            for name in (f"{split}.tokens", f"{split}.ends")
-        }
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        splits, itemsize = meta["splits"], dtype(vocabulary).itemsize
+        expected = {}
+        for split, counts in splits.items():
+            expected[f"{split}.tokens"] = counts["tokens"] * itemsize
+            expected[f"{split}.ends"] = counts["sentences"] * 8
+        sizes = {name: (path / name).stat().st_size for name in expected}
+    except (
+        OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError
+    ) as error:  # fmt: skip
         raise SystemExit(f"{path}: cannot be read ({error}); {mend}") from error
     for what, value in found.items():
         if value != vocabulary:
@@ -196,15 +206,17 @@ def _check(path, vocabulary):
                 f"--vocabulary={vocabulary}: {path / what} is of {value} "
                 f"tokens; {mend}"
             )
-    for split, count in meta["splits"].items():
-        expected = {
-            f"{split}.tokens": count["tokens"] * dtype(vocabulary).itemsize,
-            f"{split}.ends": count["sentences"] * 8,
-        }
-        for name, size in expected.items():
-            if sizes[name] != size:
-                raise SystemExit(
-                    f"{path / name}: has {sizes[name]} bytes, {size} are "
-                    f"expected; {mend}"
-                )
-    return {split: n["sentences"] for split, n in meta["splits"].items()}
+    for name, size in sizes.items():
+        if size != expected[name]:
+            raise SystemExit(
+                f"{path / name}: has {size} bytes, {expected[name]} are "
+                f"expected; {mend}"
+            )
+    for split, counts in splits.items():
+        ends = np.memmap(path / f"{split}.ends", "int64", "r")
+        if ends[-1] != counts["tokens"] or np.any(np.diff(ends) < 1):
+            raise SystemExit(
+                f"{path / f'{split}.ends'}: does not lead through "
+                f"{split}.tokens; {mend}"
+            )
+    return {split: counts["sentences"] for split, counts in splits.items()}

@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import platform
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -208,24 +209,70 @@ class TokenData:
         return read
 
 
-def load(name: str, data_dir: str | None, options: Options) -> TokenData:
-    """Returns a data set of text; `trainers.data.load` says more."""
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where sentences come from.
+
+    Attributes:
+        read: From a split to its sentences.
+        version: Of the text.
+        place: Where its tokens are kept if not in --text_dir.
+        sizes: The numbers of sentences where they are known.
+    """
+
+    read: Callable[[str], Iterable[str]]
+    version: str
+    place: pathlib.Path
+    sizes: dict[str, int]
+
+
+_SPLITS = ("train", "test")
+
+
+def _source(name, data_dir) -> _Source:
     if name == "pydocs":
         place = data_dir or os.environ.get("TFDS_DATA_DIR")
         place = pathlib.Path(place or "~/tensorflow_datasets").expanduser()
-        version = platform.python_version()
-        source = text.pydocs
-    else:
-        builder = on_disk.builder(name, data_dir, ("train", "test"))
-        place = pathlib.Path(builder.data_path)
-        version = str(builder.version)
-        source = functools.partial(text.lm1b, builder)
-    sentences = {s: functools.partial(source, s) for s in ("train", "test")}
-    if options.text_dir:
-        place = pathlib.Path(options.text_dir)
+        return _Source(text.pydocs, platform.python_version(), place, {})
+    builder = on_disk.builder(name, data_dir, _SPLITS)
+    sizes = {s: builder.info.splits[s].num_examples for s in _SPLITS}
+    read = functools.partial(text.lm1b, builder)
+    place = pathlib.Path(builder.data_path)
+    return _Source(read, str(builder.version), place, sizes)
+
+
+def _place(source, options):
+    return pathlib.Path(options.text_dir or source.place)
+
+
+def prepared(name: str, data_dir: str | None, options: Options) -> bool:
+    """Returns whether `load` finds the tokens on disk."""
+    try:
+        source = _source(name, data_dir)
+    except SystemExit:
+        return False
+    place, vocabulary = _place(source, options), options.vocabulary
+    return text.directory(name, source.version, vocabulary, place).is_dir()
+
+
+def load(name: str, data_dir: str | None, options: Options) -> TokenData:
+    """Returns a data set of text; `trainers.data.load` says more."""
+    source = _source(name, data_dir)
+    sentences = {s: functools.partial(source.read, s) for s in _SPLITS}
     directory, sizes = text.prepare(
-        name, version, sentences, options.vocabulary, place
+        name,
+        source.version,
+        sentences,
+        options.vocabulary,
+        _place(source, options),
     )
+    for split, size in source.sizes.items():
+        if size != sizes[split]:
+            raise SystemExit(
+                f"{directory}: is of other data, with {sizes[split]:,} and not "
+                f"{size:,} sentences of {split!r}; give another --text_dir or "
+                "remove it"
+            )
     holdout = catalog.CATALOG[name].holdout
     ranges = catalog.split_ranges(sizes, holdout, options.validation)
     return TokenData(name, options, directory, ranges)
