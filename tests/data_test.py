@@ -232,7 +232,7 @@ def test_images_of_imagenet_are_those_of_the_archive(written):
     x, _, _ = zip(*batches(found.evaluation("validation", 5)))
     x = np.concatenate(x)
     mean = train[:, :224, :224].mean(axis=0)
-    (path,) = pathlib.Path(written[0]).glob("imagenet2012/*/mean_image_*/*")
+    (path,) = pathlib.Path(written[0]).glob("imagenet2012/*/*mean_image_*/*")
     assert np.abs(np.load(path) - mean).mean() < 0.5
     expected = (validation[:, 16:240, 16:240] - mean) / 255
     distance = np.abs(x[:, None] - expected).mean(axis=(2, 3, 4))
