@@ -110,8 +110,19 @@ def test_border():
     "given, message",
     [
         ({"newton": {}}, "'newton' is none of sgd"),
-        ({"sgd": {}}, "sgd: no hyperparameter"),
-        ({"sgd": {"damping": [1, 2]}}, "'damping' is none of learning_rate"),
+        ([1], "write {optimizer"),
+        ({"sgd": {}}, "sgd: write {'learning_rate'"),
+        ({"sgd": [0.1, 1]}, "sgd: write {'learning_rate'"),
+        ({"kfac": {"damping": [0.1, 1]}}, "kfac: write {'learning_rate'"),
+        (
+            {"sgd": {"learning_rate": [1, 2], "damping": [1, 2]}},
+            "'damping' is none of learning_rate",
+        ),
+        (
+            {"momentum": {"learning_rate": [1, 2], "momentum": [0.5, 1.5]}},
+            "momentum: momentum: it must be less than 1",
+        ),
+        ({"sgd": {"learning_rate": [1, float("inf")]}}, "is no range"),
         (
             {"sgd": {"learning_rate": [2, 1]}},
             "from 2 to 1 is no range on a log",
@@ -159,6 +170,9 @@ def test_best_without_a_stop_needs_no_target():
 def test_store_refuses_another_study_and_takes_more_cells(tmp_path):
     store = trials.Store(tmp_path, study())
     store.add(record())
+    with pytest.raises(ValueError, match="another command runs it"):
+        trials.Store(tmp_path, study())
+    del store
     more = study(("sgd", "kfac"), (32, 64, 128, 256), seeds=(0, 1, 2))
     assert trials.Store(tmp_path, more).records == [record()]
     with pytest.raises(ValueError, match="another study, with target 0.5"):
@@ -170,8 +184,10 @@ def test_store_refuses_another_study_and_takes_more_cells(tmp_path):
 def test_a_line_cut_short_is_dropped(tmp_path):
     store = trials.Store(tmp_path, study())
     store.add(record())
+    del store
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write('{"arm": "sg')
+    assert trials.read(tmp_path / "trials.jsonl") == [record()]
     store = trials.Store(tmp_path, study())
     store.add(record(1))
     assert trials.read(tmp_path / "trials.jsonl") == [record(), record(1)]
@@ -272,9 +288,12 @@ def test_schedules_follow_the_rate():
 
 def test_crashes_are_recorded_and_the_study_goes_on(tmp_path):
     """A process that is killed, and a trial that raises."""
-    broken = ("--damping=0.1", "--damping_target=0.01", "--damping_warmup=5")
-    arms = {"sgd": ("sgd", ()), "broken": ("kfac", broken)}
-    asked = study(trials=2, seeds=(0,), batch_sizes=(256,), arms=arms)
+    arms = {"sgd": ("sgd", ()), "broken": ("kfac", ())}
+    wrong = {"learning_rate": (0.1, 1.0, "log"), "none": (0.1, 1.0, "log")}
+    asked = study(
+        trials=2, seeds=(0,), batch_sizes=(256,), arms=arms,
+        spaces={**spaces(), "kfac": wrong},
+    )  # fmt: skip
     store = trials.Store(tmp_path, asked)
     lines = []
 
@@ -291,9 +310,7 @@ def test_crashes_are_recorded_and_the_study_goes_on(tmp_path):
     assert sum(r["status"] != trials.CRASHED for r in sgd) >= 2
     failed = trials.of_cell(store.records, "broken", 256)
     assert [r["index"] for r in failed] == [0, 1, 2, 3]
-    assert all(
-        "damping was given a schedule" in r["reason"] for r in failed
-    ) or (all("cannot be assigned" in r["reason"] for r in failed))
+    assert all(r["reason"].startswith("KeyError: 'none'") for r in failed)
     keys = [(r["arm"], r["index"], r["seed"]) for r in store.records]
     assert len(set(keys)) == len(keys)
 
@@ -474,10 +491,62 @@ def test_report_of_nothing(tmp_path):
         report.write(tmp_path)
 
 
-def test_values_at_and_worst():
-    done = [record(0, last=0.4), record(1, DIVERGED, last=3.0)]
+@pytest.mark.parametrize(
+    "done",
+    [
+        [record(0, MISSED)],
+        [record(0, MISSED), record(1, DIVERGED)],
+        [trials.Task(0, {"learning_rate": 1.0}, TUNING_SEED).crashed("of it")],
+    ],
+)
+def test_report_of_what_there_is(done, tmp_path, capsys):
+    store = trials.Store(tmp_path, study())
+    for found in done:
+        found = {"arm": "sgd", "batch_size": 64, **found}
+        curve = found["curve"]
+        if curve:
+            more = {"loss": curve["val_loss"], "accuracy": [0.1]}
+            found = {**found, "curve": {**curve, **more}}
+        store.add(found)
+    report.write(tmp_path)
+    assert "sgd, batch size 64: " in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "steps.png").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--gradient_accumulation_steps=2", "whose steps are updates"),
+        (
+            "--damping=1 --damping_target=0.1 --damping_warmup=5",
+            "kfac: damping is tuned, so it can be no schedule",
+        ),
+    ],
+)
+def test_trials_that_would_be_others_are_refused(flags, message):
+    asked = study(("kfac",), flags=(*DIGITS, *flags.split()))
+    with pytest.raises(SystemExit, match=message):
+        asked.run("kfac", 64)
+
+
+def test_damping_of_normalization_follows():
+    from tools.sweep.cell import Cell
+
+    model = "--model=small_cnn_bn"
+    flags = (*DIGITS, model, "--norm_damping_factor=0.1")
+    made = Cell(study(("kfac",), flags=flags, seeds=()), "kfac", 256)
+    settings = made.study.settings("kfac")[0]
+    made._reset(trials.Task(0, settings, TUNING_SEED))
+    values = made.optimizer.hyperparameters
+    for name, expected in (("damping", 1.0), ("norm_damping", 0.1)):
+        found = float(values[name].at(None, "float32"))
+        assert found == pytest.approx(expected * settings["damping"], rel=1e-5)
+
+
+def test_trials_that_failed_count_as_nothing_learned():
+    done = [record(0, last=0.4), record(1, DIVERGED, last=0.1)]
     (found,) = analysis.results(study(), done, 640)
-    assert analysis.values_at(found, "val_loss", 100) == [0.4, 3.0]
+    assert analysis.accuracies_at(found, 100) == [0.0, 0.9]
     assert analysis.worst([found], "val_loss")["index"] == 0
     assert analysis.best_value(found, "val_loss") == 0.4
     assert math.isinf(trials.rank(study(), done[1])[0])

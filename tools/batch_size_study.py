@@ -12,7 +12,7 @@ to the target is then run from the --seeds. One graph serves all trials of an
 optimizer and a batch size: what is tuned is kept in variables. A trial takes
 the epochs of the trainer, but at least --least_steps steps; the model is
 evaluated after every 128 examples or every step. It diverges where the loss is
-not finite, ten times the first one, or in the end above it.
+not finite, or more than ten times that before training, or in the end no less.
 
 Every trial is a line of <study_dir>/trials.jsonl; the same command goes on from
 there, with more batch sizes, optimizers or seeds if they are given.
@@ -20,6 +20,7 @@ there, with more batch sizes, optimizers or seeds if they are given.
 """
 
 import json
+import math
 import os
 import pathlib
 import shlex
@@ -109,7 +110,10 @@ def arms() -> dict[str, tuple[str, tuple[str, ...]]]:
         words = shlex.split(rest)
         if not colon or not words:
             raise SystemExit(f"--arm={text}: write 'label: optimizer --flag'")
-        found[label.strip()] = (words[0], tuple(words[1:]))
+        label = label.strip()
+        if label in found:
+            raise SystemExit(f"--arm={text}: there is another {label!r}")
+        found[label] = (words[0], tuple(words[1:]))
     for label, (name, _) in found.items():
         if name not in space.ARMS:
             raise SystemExit(
@@ -140,7 +144,7 @@ def study(trainer_flags: list[str]) -> trials.Study:
     if _TARGET.value is None:
         raise SystemExit("--target_value: give the value to reach")
     loss = _METRIC.value.endswith("loss")
-    if _TARGET.value <= 0 or not loss and _TARGET.value > 1:
+    if not 0 < _TARGET.value < (math.inf if loss else 1.0000001):
         raise SystemExit(
             f"--target_value={_TARGET.value:g}: {_METRIC.value} is never that; "
             f"give one {'above 0' if loss else 'from 0 to 1'}"
@@ -177,6 +181,8 @@ def main(argv: list[str]) -> None:
         report.write(directory, spectra)
         return
     asked = study(argv[1:])
+    if spectra is not None:
+        report.read_spectra(spectra, asked.metric)
     try:
         store = trials.Store(directory, asked)
     except ValueError as error:

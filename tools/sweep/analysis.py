@@ -25,6 +25,7 @@ class Result:
             best trial, has not come to it.
         epochs: The same in passes over the data.
         border: What of the best setting lies at the border of its range.
+        momentum: Where it is not tuned.
     """
 
     label: str
@@ -35,15 +36,24 @@ class Result:
     steps: float | None
     epochs: float | None
     border: list[str]
+    momentum: float = 0.0
 
     @property
     def learning_rate(self) -> float | None:
-        """The effective one, alpha / (1 - beta), of the best setting."""
+        """The effective one, alpha / (1 - mu), of the best setting.
+
+        Of momentum as a sum (Zhang et al. 2019, 3.2); Adam's is a mean.
+        """
         if self.best is None:
             return None
         settings = self.best["settings"]
-        beta = settings.get("momentum", settings.get("beta_1", 0.0))
-        return settings["learning_rate"] / (1 - beta)
+        mu = settings.get("momentum", self.momentum)
+        return settings["learning_rate"] / (1 - mu)
+
+    @property
+    def sound(self) -> list[dict]:
+        """The trials of the search that did not fail."""
+        return [r for r in self.tried if r["status"] not in trials.FAILED]
 
     def failed(self, status: str) -> int:
         """Returns how many trials ended so."""
@@ -54,18 +64,22 @@ def results(study: Study, records: list[dict], train_size: int) -> list[Result]:
     """Returns the results of all cells that have trials."""
     found = []
     for label in study.arms:
+        run = study.run(label, study.batch_sizes[0])
+        momentum = run.settings[run.args.optimizer].get("momentum", 0.0)
         for batch_size in study.batch_sizes:
             of_cell = trials.of_cell(records, label, batch_size)
             if of_cell:
                 found.append(
-                    _result(study, label, batch_size, of_cell, train_size)
+                    _result(
+                        study, label, batch_size, of_cell, train_size, momentum
+                    )
                 )
     return found
 
 
-def _result(study, label, batch_size, records, train_size):
+def _result(study, label, batch_size, records, train_size, momentum):
     best = trials.best(study, records)
-    runs = [r for r in records if r["seed"] != trials.TUNING_SEED]
+    runs = trials.finals(records, best) if best else []
     steps = None
     if runs and all(r["steps"] for r in [best, *runs]):
         steps = statistics.median(r["steps"] for r in runs)
@@ -81,6 +95,7 @@ def _result(study, label, batch_size, records, train_size):
         steps=steps,
         epochs=steps and steps * batch_size / train_size,
         border=border,
+        momentum=momentum,
     )
 
 
@@ -171,7 +186,7 @@ def stage_targets(
     """
     steps, values = np.asarray(curve["step"]), np.asarray(curve[metric])
     ends = [steps[0], *boundaries, steps[-1]]
-    at = np.interp(ends, steps, values)
+    at = values[np.searchsorted(steps, ends, side="right") - 1]
     return [
         float(before + STAGE * (after - before))
         for before, after in zip(at, at[1:])
@@ -179,31 +194,34 @@ def stage_targets(
 
 
 def worst(found: list[Result], metric: str) -> dict | None:
-    """Returns the best trial of the cell that comes least far by a metric."""
+    """Returns the trial that ends best in the cell where that is worst."""
     sign = 1 if metric.endswith("loss") else -1
-    sound = [r.best for r in found if r.best]
-    return max(sound, key=lambda r: sign * r["curve"][metric][-1], default=None)
+
+    def last(record):
+        return sign * record["curve"][metric][-1]
+
+    bests = [min(r.sound, key=last) for r in found if r.sound]
+    return max(bests, key=last, default=None)
 
 
 def best_value(result: Result, metric: str) -> float | None:
     """Returns the best last value of a metric among the trials of a cell."""
-    last = [r["curve"][metric][-1] for r in result.tried if r["curve"]]
+    last = [r["curve"][metric][-1] for r in result.sound]
     if not last:
         return None
     return min(last) if metric.endswith("loss") else max(last)
 
 
-def values_at(result: Result, metric: str, step: float) -> list[float]:
-    """Returns a metric of all trials at a step, or where they end before.
+def accuracies_at(result: Result, step: float) -> list[float]:
+    """Returns the val_accuracy of all trials at a step, or at their end.
 
-    A trial that failed counts with the last value it has, none if it has none.
+    That of a trial that failed is 0.
     """
-    found = []
-    for record in result.tried:
-        steps = record["curve"].get("step", [])
-        past = [i for i, s in enumerate(steps) if s <= step]
-        if steps:
-            found.append(record["curve"][metric][past[-1] if past else 0])
+    found = [0.0] * (len(result.tried) - len(result.sound))
+    for record in result.sound:
+        steps = record["curve"]["step"]
+        past = sum(s <= step for s in steps)
+        found.append(record["curve"]["val_accuracy"][max(past - 1, 0)])
     return found
 
 

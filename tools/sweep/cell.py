@@ -22,7 +22,7 @@ from trainers import evaluation, harness, schemes
 
 EXAMPLES = 128  # From one evaluation to the next, if not more by the batch.
 POINTS = 50  # Of a trial's curve.
-EXPLODED = 10  # Times the first losses: what has diverged.
+EXPLODED = 10  # Times the loss before training: what has diverged.
 
 
 class Adjustable:
@@ -64,9 +64,9 @@ class Cell:
     def __init__(self, study: Study, label: str, batch_size: int):
         self.study, self.run = study, study.run(label, batch_size)
         harness.configure(self.run)
-        settings = self.run.settings[self.run.args.optimizer]
+        self._settings = self.run.settings[self.run.args.optimizer]
         if "kl_clip" in study.space(label):
-            settings["kl_clip"] = 1.0  # So that there is one to be assigned.
+            self._settings["kl_clip"] = 1.0  # So that there is a variable.
         seeds = {TUNING_SEED, *study.seeds}
         self._starts = {seed: self._start(seed) for seed in seeds}
         self.model = self._build(TUNING_SEED)
@@ -146,6 +146,10 @@ class Cell:
             variable.assign(value)
         for name, value in task.settings.items():
             self._numbers[name].assign(value)
+        factor = self._settings.get("norm_damping_factor")
+        if factor is not None and "damping" in task.settings:
+            value = factor * task.settings["damping"]
+            self.optimizer.hyperparameters["norm_damping"].assign(value)
         self.model.reset_metrics()
 
     def train(self, task: Task) -> dict:
@@ -171,7 +175,7 @@ class Cell:
             "seed": task.seed,
             "status": status,
             "steps": reached,
-            "curve": thinned(curve),
+            "curve": thinned(curve) if self.study.stop else curve,
             "seconds": round(time.perf_counter() - begin, 2),
         }
 
@@ -180,14 +184,14 @@ class Cell:
         size, total = self.run.args.batch_size, self.run.steps.total
         period = max(1, round(EXAMPLES / size))
         batches = iter(self.run.data.train(size, task.seed))
-        last, first, reached = 0, None, None
+        first = self._evaluation(self._validation)["loss"]
+        last, reached = 0, None
         for end in [*range(period, total, period), total]:
             for _ in range(end - last):
                 logs = self._step(next(batches))
             record, last = self._record(logs), end
-            loss = record["loss"] + record["val_loss"]
-            first = first or loss
-            if not math.isfinite(loss) or loss > EXPLODED * first:
+            loss = max(record["loss"], record["val_loss"])
+            if not loss <= EXPLODED * first:  # Or not a number.
                 return DIVERGED, None
             for name, value in {"step": end, **record}.items():
                 curve[name].append(value)
@@ -195,7 +199,7 @@ class Cell:
                 reached = end
                 if self.study.stop:
                     break
-        if reached is None and record["loss"] > curve["loss"][0]:
+        if reached is None and record["val_loss"] >= first:
             return DIVERGED, None
         return (REACHED if reached else MISSED), reached
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tools.sweep import analysis, trials
+from tools.sweep import analysis
 from tools.sweep.analysis import Result
 from tools.sweep.trials import Study
 
@@ -26,13 +26,17 @@ def _figure(panels: int = 1, **shared):
     return figure, axes[0]
 
 
-def _against_batches(study: Study, *panels, **more):
+def _against_batches(study: Study, *panels, yscale: str = "linear", **more):
     """Makes the batch size what is drawn against."""
+    sizes = study.batch_sizes
     for axes in panels:
         axes.set(xlabel="batch size", xscale="log", **more)
-        axes.set_xticks(study.batch_sizes, labels=study.batch_sizes)
+        axes.set_xlim(0.8 * sizes[0], 1.25 * sizes[-1])
+        axes.set_xticks(sizes, labels=sizes)
         axes.minorticks_off()
         axes.tick_params(axis="x", labelsize="small")
+        if any(len(line.get_xdata()) for line in axes.lines):
+            axes.set_yscale(yscale)  # Without data there is no logarithm.
 
 
 def _of_arms(study: Study, found: list[Result]):
@@ -108,8 +112,8 @@ def stages(study: Study, found: list[Result], train_size: int):
             if len(at):
                 bottom.plot(sizes, steps[0] / steps, "o-", color=color)
                 bottom.plot(sizes, sizes / sizes[0], "k:", linewidth=0.8)
-        top.set(title=f"{metric} {target:.3g}", yscale="log")
-        _against_batches(study, bottom, yscale="log")
+        top.set(title=f"{metric} {target:.3g}")
+        _against_batches(study, top, bottom, yscale="log")
     rows[0][0].set(ylabel="steps")
     rows[1][0].set(ylabel="speed-up ratio")
     rows[0][0].legend(fontsize="small")
@@ -121,12 +125,14 @@ def best(study: Study, found: list[Result], train_size: int):
     figure, panels = _figure(2)
     for axes, metric in zip(panels, ("loss", "val_accuracy")):
         for color, label, of_arm in _of_arms(study, found):
+            of_arm = [r for r in of_arm if r.sound]
             values = [analysis.best_value(r, metric) for r in of_arm]
             sizes = [r.batch_size for r in of_arm]
             axes.plot(sizes, values, "o-", color=color, label=label)
         end = "at the target or the end" if study.stop else "at the end"
-        _against_batches(study, axes, ylabel=f"best {metric} {end}")
-    panels[0].set(yscale="log")
+        scale = "log" if metric == "loss" else "linear"
+        _against_batches(study, axes, yscale=scale)
+        axes.set(ylabel=f"best {metric} {end}")
     panels[0].legend(fontsize="small")
     return figure
 
@@ -180,19 +186,18 @@ def damping(study: Study, found: list[Result], train_size: int):
     maps = [r for r in found if "damping" in study.space(r.label) and r.best]
     if not maps:
         return None
+    from matplotlib.colors import LogNorm
+
+    ends = [t["curve"]["step"][-1] for r in maps for t in r.sound]
+    least, most = min(ends), max(*ends, min(ends) + 1)
     rows = len({r.label for r in maps})
     figure, panels = _grid(rows, -(-len(maps) // rows), 2.6)
     panels = panels.ravel()
     for axes, r in zip(panels, maps):
-        sound = [t for t in r.tried if t["status"] not in trials.FAILED]
+        sound = r.sound
         if study.stop:
             values, label = [t["curve"]["step"][-1] for t in sound], "steps"
-            scale = {
-                "norm": "log",
-                "vmin": 10,
-                "vmax": 1000,
-                "cmap": "viridis_r",
-            }
+            scale = {"norm": LogNorm(least, most), "cmap": "viridis_r"}
         else:
             label = "val_accuracy"
             values = [t["curve"][label][-1] for t in sound]
@@ -218,32 +223,28 @@ def _places(tried: list[dict]) -> tuple[list[float], list[float]]:
 
 
 def robustness(study: Study, found: list[Result], train_size: int):
-    """All trials after as many epochs, and steps: Ma, figure 6."""
+    """All trials after as many epochs, and steps: Ma, figure 6.
+
+    Those that failed count as accuracy 0.
+    """
     arms = list(_of_arms(study, found))
-    figure, panels = _grid(2, len(arms), sharey=True)
     ends = [
-        (
-            r.batch_size,
-            max(
-                (t["curve"]["step"][-1] for t in r.tried if t["curve"]),
-                default=1,
-            ),
-        )
+        (r.batch_size, max(t["curve"]["step"][-1] for t in r.sound))
         for r in found
+        if r.sound
     ]
+    if not ends:
+        return None
     epochs = min(size * end for size, end in ends) / train_size
     least = min(end for _, end in ends)
+    figure, panels = _grid(2, len(arms), sharey=True)
     for (_, label, of_arm), (top, bottom) in zip(arms, panels.T):
         sizes = [r.batch_size for r in of_arm]
         by_epochs = [
-            analysis.values_at(
-                r, "val_accuracy", epochs * train_size / r.batch_size
-            )
+            analysis.accuracies_at(r, epochs * train_size / r.batch_size)
             for r in of_arm
         ]
-        by_steps = [
-            analysis.values_at(r, "val_accuracy", least) for r in of_arm
-        ]
+        by_steps = [analysis.accuracies_at(r, least) for r in of_arm]
         for axes, values in ((top, by_epochs), (bottom, by_steps)):
             axes.boxplot(values, tick_labels=sizes)
             axes.tick_params(axis="x", labelrotation=90)

@@ -20,18 +20,19 @@ def write(directory: pathlib.Path, spectra: pathlib.Path | None = None) -> None:
         SystemExit: There is no study in the directory, or no trial; or
             `spectra` cannot be read.
     """
+    if not (directory / "study.json").exists():
+        raise SystemExit(f"--study_dir={directory}: holds no study")
     try:
-        config = json.loads((directory / "study.json").read_text())
-    except FileNotFoundError as error:
-        raise SystemExit(f"--study_dir={directory}: holds no study") from error
-    study = Study.from_config(config)
-    records = trials.read(directory / "trials.jsonl")
+        study = Study.from_config(trials.config(directory / "study.json"))
+        records = trials.read(directory / "trials.jsonl")
+    except ValueError as error:
+        raise SystemExit(f"--study_dir: {error}") from error
     if not records:
         raise SystemExit(f"--study_dir={directory}: holds no trial yet")
     label, batch_size = study.cells()[0]
     train_size = study.run(label, batch_size).steps.train_size
     found = analysis.results(study, records, train_size)
-    parts = [table(found), fits(study, found), *warnings(found)]
+    parts = [table(found), fits(study, found), *warnings(study, found)]
     if spectra is not None:
         predicted = predict(study, found, spectra)
         parts.append(comparison(found, predicted))
@@ -97,20 +98,33 @@ def predict(
     study: Study, found: list[Result], spectra: pathlib.Path
 ) -> dict[str, dict[int, int | None]]:
     """Returns `prediction.steps`; exits where it cannot be told."""
-    if not study.metric.endswith("loss"):
-        raise SystemExit("--spectra: predicts steps to a loss, not an accuracy")
     first = [
         r["curve"]["loss"][0] for f in found for r in f.tried if r["curve"]
     ]
     try:
-        model = prediction.measured(
-            json.loads(spectra.read_text()), statistics.median(first)
-        )
-    except (OSError, ValueError, KeyError) as error:
+        loss = statistics.median(first)
+        model = prediction.measured(read_spectra(spectra, study.metric), loss)
+    except (ValueError, KeyError) as error:
         raise SystemExit(
             f"--spectra={spectra}: is no spectra.json of tools.spectra: {error}"
         ) from error
     return prediction.steps(model, found, study.target)
+
+
+def read_spectra(path: pathlib.Path, metric: str) -> dict:
+    """Returns what is in a spectra.json; exits where it is none."""
+    if not metric.endswith("loss"):
+        raise SystemExit("--spectra: predicts steps to a loss, not an accuracy")
+    try:
+        found = json.loads(path.read_text())
+        if {"layers", "directions"} <= found.keys():
+            return found
+        reason = "it has no layers and directions"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+    raise SystemExit(
+        f"--spectra={path}: is no spectra.json of tools.spectra: {reason}"
+    )
 
 
 def comparison(
@@ -127,11 +141,14 @@ def comparison(
     return "\n".join(lines)
 
 
-def warnings(found: list[Result]) -> list[str]:
+def warnings(study: Study, found: list[Result]) -> list[str]:
     """Returns what to mend before the numbers are trusted."""
     lines = []
     for r in found:
         cell = f"{r.label}, batch size {r.batch_size}"
+        wanted = study.trials if study.search == "quasi" else 1
+        if len(r.sound) < wanted:
+            lines.append(f"- {cell}: {len(r.sound)} trials did not fail")
         if r.border:
             names = ", ".join(r.border)
             lines.append(f"- {cell}: best at the border of the range: {names}")

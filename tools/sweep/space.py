@@ -39,9 +39,9 @@ class Range:
                 f"{self.scale!r} must be linear, log or complement"
             )
         sound = {
-            "linear": self.low <= self.high,
-            "log": 0 < self.low <= self.high,
-            "complement": self.low <= self.high < 1,
+            "linear": 0 <= self.low <= self.high < math.inf,
+            "log": 0 < self.low <= self.high < math.inf,
+            "complement": 0 <= self.low <= self.high < 1,
         }
         if not sound[self.scale]:
             raise ValueError(
@@ -179,11 +179,13 @@ def read(given: dict, known: dict[str, dict[str, Range]]) -> dict:
         ValueError: An arm, a hyperparameter or a range is wrong.
     """
     found = dict(known)
+    if not isinstance(given, dict):
+        raise ValueError("write {optimizer: {hyperparameter: [low, high]}}")
     for arm, ranges in given.items():
         if arm not in known:
             raise ValueError(f"{arm!r} is none of {', '.join(known)}")
-        if not ranges:
-            raise ValueError(f"{arm}: no hyperparameter to tune")
+        if not isinstance(ranges, dict) or "learning_rate" not in ranges:
+            raise ValueError(f"{arm}: write {{'learning_rate': [low, high]}}")
         found[arm] = {}
         for name, bounds in ranges.items():
             every = known[arm].keys() | QUASI_RANDOM[arm].keys()
@@ -193,6 +195,9 @@ def read(given: dict, known: dict[str, dict[str, Range]]) -> dict:
                 )
             try:
                 found[arm][name] = Range(*bounds)
+                below_one = name in ("momentum", "ema") or "beta" in name
+                if below_one and not found[arm][name].high < 1:
+                    raise ValueError("it must be less than 1")
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{arm}: {name}: {error}") from error
     return found

@@ -6,6 +6,7 @@ a line of a file, so that a study goes on from what there is.
 """
 
 import dataclasses
+import fcntl
 import importlib
 import json
 import math
@@ -13,7 +14,7 @@ import pathlib
 from typing import Any
 
 from tools.sweep import space
-from trainers import command_line
+from trainers import command_line, output
 
 TUNING_SEED = 100
 REACHED, MISSED = "reached", "not reached"
@@ -84,7 +85,24 @@ class Study:
             epochs = math.ceil(self.least_steps / run.steps.per_epoch)
             argv.append(f"--epochs={epochs}")
             run = command_line.parse(module.TRAINER, argv)
+        self._refuse(label, run)
         return run
+
+    def _refuse(self, label, run):
+        """Exits where trials of a cell would not be what is asked."""
+        if run.args.gradient_accumulation_steps > 1:
+            raise SystemExit(
+                "--gradient_accumulation_steps: not in a study, whose steps "
+                "are updates"
+            )
+        settings = run.settings[run.args.optimizer]
+        schedules = {"damping": "damping_target", "momentum": "couple_momentum"}
+        for name, flag in schedules.items():
+            if name in self.space(label) and settings.get(flag):
+                raise SystemExit(
+                    f"{label}: {name} is tuned, so it can be no schedule: "
+                    f"leave --{flag} out, or {name} out of --space"
+                )
 
     def cells(self) -> list[tuple[str, int]]:
         """Returns all (label, batch size): a medium batch size first, to learn
@@ -141,6 +159,15 @@ def tuning(records: list[dict]) -> list[dict]:
     return [r for r in records if r["seed"] == TUNING_SEED]
 
 
+def finals(records: list[dict], best: dict) -> list[dict]:
+    """Returns the trials of the best setting from the seeds."""
+    return [
+        r
+        for r in records
+        if r["seed"] != TUNING_SEED and r["settings"] == best["settings"]
+    ]
+
+
 def rank(study: Study, record: dict) -> tuple[float, float]:
     """Returns (steps to the target, last value of the metric): less is better.
 
@@ -178,7 +205,7 @@ def following(study: Study, label: str, records: list[dict]) -> Task | None:
     found = best(study, records)
     if found is None or study.stop and found["status"] != REACHED:
         return None
-    done = {r["seed"] for r in records}
+    done = {r["seed"] for r in finals(records, found)}
     for seed in study.seeds:
         if seed not in done:
             return Task(found["index"], found["settings"], seed)
@@ -194,7 +221,9 @@ def left(study: Study, label: str, records: list[dict]) -> int:
         search = min(search, max(0, study.trials - sound))
     if not search and following(study, label, records) is None:
         return 0
-    return search + len(study.seeds) - (len(records) - len(tried))
+    found = best(study, records)
+    done = len(finals(records, found)) if found else 0
+    return search + len(study.seeds) - done
 
 
 class Store:
@@ -212,21 +241,32 @@ class Store:
     """
 
     def __init__(self, directory: pathlib.Path, study: Study):
-        self._path = directory / "trials.jsonl"
         settings = directory / "study.json"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = (directory / "trials.jsonl").open("a+")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{directory}: another command runs it") from error
+        except OSError as error:
+            raise ValueError(f"{directory}: {error.strerror}") from error
         if settings.exists():
             differing(settings, study)
-        else:
-            directory.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(study.config(), indent=2) + "\n"
-            settings.write_text(text)
-        self.records = read(self._path)
+        output.write_json(settings, study.config())
+        self.records = read(directory / "trials.jsonl")
+        # What a kill has left of a line.
+        whole = "".join(json.dumps(r) + "\n" for r in self.records)
+        self._file.seek(0)
+        if self._file.read() != whole:
+            self._file.truncate(0)
+            self._file.write(whole)
+            self._file.flush()
 
     def add(self, record: dict) -> None:
         """Writes a trial."""
         self.records.append(record)
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
 
 
 def differing(path: pathlib.Path, study: Study) -> None:
@@ -234,8 +274,8 @@ def differing(path: pathlib.Path, study: Study) -> None:
 
     Batch sizes and arms may be added, and seeds.
     """
-    there, given = json.loads(path.read_text()), study.config()
-    for name, value in there.items():
+    given = study.config()
+    for name, value in config(path).items():
         same = given[name] == value
         if name in ("batch_sizes", "seeds"):
             same = set(value) <= set(given[name])
@@ -246,14 +286,37 @@ def differing(path: pathlib.Path, study: Study) -> None:
                 f"{path.parent} holds another study, with {name} {value}, not "
                 f"{given[name]}; give another directory"
             )
-    path.write_text(json.dumps(given, indent=2) + "\n")
+
+
+def config(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what is in a study.json.
+
+    Raises:
+        ValueError: It is none.
+    """
+    names = {field.name for field in dataclasses.fields(Study)}
+    try:
+        found = json.loads(path.read_text())
+        if found.keys() == names:
+            return found
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise ValueError(f"{path}: is no description of a study")
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """Returns the trials of a file; what a kill left of a line is cut off."""
+    """Returns the trials of a file, without a line that is cut short.
+
+    Raises:
+        ValueError: A line is damaged.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    if lines[-1]:
-        path.write_text("".join(line + "\n" for line in lines[:-1]))
-    return [json.loads(line) for line in lines[:-1]]
+    found = []
+    lines = path.read_text().split("\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is damaged") from error
+    return found

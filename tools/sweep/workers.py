@@ -54,7 +54,7 @@ class Worker:
     def __init__(
         self, study: Study, cell: tuple[str, int], records: list[dict]
     ):
-        self.cell = cell
+        self.cell, self._study, self._done = cell, study, list(records)
         self._task: Task | None = None
         spawn = multiprocessing.get_context("spawn")
         self.receiver, sender = spawn.Pipe(duplex=False)
@@ -75,16 +75,20 @@ class Worker:
         except EOFError:
             self.process.join()
             task, self._task = self._task, None
+            code = self.process.exitcode
+            if task is None and code:  # Between two trials.
+                task = trials.following(self._study, self.cell[0], self._done)
             if task is None:
                 raise
-            code = self.process.exitcode
             message = task.crashed(f"the process ended with {code}")
         if isinstance(message, Task):
             self._task = message
             return None
         self._task = None
         label, batch_size = self.cell
-        return {"arm": label, "batch_size": batch_size, **message}
+        record = {"arm": label, "batch_size": batch_size, **message}
+        self._done.append(record)
+        return record
 
 
 class Runner:
@@ -119,11 +123,10 @@ class Runner:
 
         Args:
             stop_unreached: Whether to stop when none of the first trials, as
-                many as a cell has, has come to the target.
+                many as one batch size has, has come to the target.
 
         Raises:
             UnreachedError: That is so.
-            RuntimeError: A process died before it began a trial.
         """
         waiting = [c for c in self.study.cells() if self._left(c)]
         running: list[Worker] = []
@@ -150,11 +153,6 @@ class Runner:
         try:
             record = worker.record()
         except EOFError:
-            if worker.process.exitcode:
-                raise RuntimeError(
-                    f"the process of {worker.cell} ended with "
-                    f"{worker.process.exitcode} before it began a trial"
-                ) from None
             return []
         if record is None:
             return None
@@ -174,10 +172,10 @@ class Runner:
     def _check_reached(self):
         """Raises UnreachedError where it is time to."""
         study, records = self.study, self.store.records
-        tried = len(study.settings(next(iter(study.arms))))
-        enough = study.trials if study.search == "quasi" else tried
+        points = len(study.settings(next(iter(study.arms))))
+        enough = study.trials if study.search == "quasi" else points
         reached = any(r["status"] == trials.REACHED for r in records)
-        if reached or len(records) < enough:
+        if reached or len(records) < enough * len(study.arms):
             return
         values = [
             value for r in records for value in r["curve"].get(study.metric, [])
