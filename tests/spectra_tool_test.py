@@ -1,6 +1,7 @@
 """`tools.spectra` on a run of a trainer, and what it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -108,13 +109,16 @@ def test_what_is_refused(tmp_path):
     """Each in a sentence, before TensorFlow is imported."""
     plain = train(tmp_path / "sgd", "--optimizer=sgd")
     bare = train(tmp_path / "bare", "--keep_checkpoints=0")
+    other = shutil.copytree(bare, tmp_path / "other")
+    (other / output.CHECKPOINTS).mkdir(exist_ok=True)
+    (other / output.CHECKPOINTS / "00000001.keras").touch()
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / output.CONFIGURATION).write_text("{")
     folders = [None, tmp_path / "none", broken, plain, bare]
     command_lines = [[f"--model_dir={x}"] if x else [] for x in folders]
-    command_lines.append(["--trainer=mnist", f"--model_dir={bare}"])
-    command_lines.append([f"--model_dir={bare}", "matplotlib"])
+    command_lines.append(["--trainer=mnist", f"--model_dir={other}"])
+    command_lines.append([f"--model_dir={plain}", "matplotlib"])
     text = execute("-c", REFUSALS, json.dumps(command_lines))
     *found, imported = map(json.loads, text.splitlines())
     expected = [

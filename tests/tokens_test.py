@@ -123,6 +123,17 @@ def test_tokens_of_other_data(lm1b, tmp_path):
         load("lm1b", lm1b[0], **options)
 
 
+def test_damaged_tokens_are_named(lm1b):
+    found = load("lm1b", lm1b[0], vocabulary=250, length=16)
+    file = found.directory / "train.tokens"
+    tokens = np.fromfile(file, "uint16")
+    tokens[1::3] = 59_999
+    tokens.tofile(file)
+    message = f"{file}: is damaged; remove {found.directory}"
+    with pytest.raises(ValueError, match=message):
+        found.sequences("train").inputs_and_targets(np.arange(2))
+
+
 def test_other_ranks_wait_for_rank_0(tmp_path, monkeypatch):
     path = tmp_path / "made"
     monkeypatch.setenv("HOROVOD_RANK", "1")

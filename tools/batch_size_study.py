@@ -11,8 +11,9 @@ of a grid are tried (Ma et al. 2019, III-B); the one that takes the fewest steps
 to the target is then run from the --seeds. One graph serves all trials of an
 optimizer and a batch size: what is tuned is kept in variables. A trial takes
 the epochs of the trainer, but at least --least_steps steps; the model is
-evaluated after every 128 examples or every step. It diverges where the loss is
-not finite, or more than ten times that before training, or in the end no less.
+evaluated after every --evaluation_examples, or every step. It diverges where
+the loss is not finite, or more than ten times that before training, or in the
+end no less.
 
 Every trial is a line of <study_dir>/trials.jsonl; the same command goes on from
 there, with more batch sizes, optimizers or seeds if they are given.
@@ -67,6 +68,12 @@ _METRIC = flags.DEFINE_enum(
 _TARGET = flags.DEFINE_float("target_value", None, "What to reach.")
 _LEAST = flags.DEFINE_integer(
     "least_steps", 100, "What a trial takes at least.", lower_bound=1
+)
+_EVALUATION = flags.DEFINE_integer(
+    "evaluation_examples",
+    128,
+    "Trained on from one evaluation to the next, at least a step.",
+    lower_bound=1,
 )
 _STOP = flags.DEFINE_bool("stop_at_target", True, "End a trial there.")
 _UNREACHED = flags.DEFINE_bool(
@@ -164,6 +171,7 @@ def study(trainer_flags: list[str]) -> trials.Study:
         target=_TARGET.value,
         least_steps=_LEAST.value,
         stop=_STOP.value,
+        evaluation_examples=_EVALUATION.value,
     )
     for label, batch_size in found.cells():
         found.run(label, batch_size)

@@ -11,7 +11,14 @@ from typing import Any
 
 from absl import flags
 
-from trainers import data, flag_definitions, output, presets, refusals
+from trainers import (
+    data,
+    flag_definitions,
+    launcher,
+    output,
+    presets,
+    refusals,
+)
 from trainers import steps as steps_of_run
 from trainers.data import catalog
 from trainers.flag_definitions import SETTINGS, WITHOUT_MOMENTUM
@@ -254,7 +261,7 @@ def _model_dir(run):
     args = run.args
     if args.resume:
         return output.resumed(args.model_dir, run.configuration())
-    if int(os.environ.get("HOROVOD_RANK", "0")) > 0:
+    if launcher.rank() > 0:
         return pathlib.Path(os.devnull)
     return output.make_model_dir(
         args.model_dir, f"{args.dataset}_{args.optimizer}", args.overwrite

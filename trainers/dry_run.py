@@ -1,7 +1,6 @@
 """What a run would do, without training: --dry_run."""
 
 import json
-import os
 from typing import Any
 
 import keras
@@ -10,14 +9,14 @@ from absl import flags
 
 import tfkfac
 from tfkfac.loss_scale import unwrapped
-from trainers import harness, optimizers, output
+from trainers import harness, launcher, optimizers, output
 from trainers.command_line import Run, define_flags, input_shape
 from trainers.refusals import number_of_ranks
 
 
 def main(run: Run) -> None:
     """Prints configuration, model, steps, schedules and plan on rank 0."""
-    if int(os.environ.get("HOROVOD_RANK", "0")) > 0:
+    if launcher.rank() > 0:
         return
     args = run.args
     harness.configure(run)

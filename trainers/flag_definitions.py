@@ -27,6 +27,7 @@ _KFAC = (
     "factor_update_period",
     "inverse_update_period",
     "update_interval",
+    "update_interval_after",
     "refresh",
     "fisher",
     "inverter",
@@ -282,6 +283,9 @@ def define_settings(define: Definitions) -> None:
         "equation 20) or late (21); none takes the two flags above."
     )
     define.enum("update_interval", None, ["none", "growing", "late"], text)
+    text = "K-FAC: the update up to which --update_interval has 1, 500 by the "
+    text += "text of Osawa et al. 2019, 5.4; by default 0, as in its equations."
+    define.integer("update_interval_after", None, text, lower_bound=0)
     text = "K-FAC: all inversions at once, spread over their period, or each "
     text += "where its factors have moved."
     kinds = ["periodic", "staggered", "drift"]

@@ -1,6 +1,7 @@
 """A run of a trainer: data, model, optimizer, callbacks, fit, evaluation."""
 
 import pathlib
+import re
 from typing import Any
 
 import keras
@@ -106,6 +107,11 @@ def train(
         result = training.finish()
     except tf.errors.DataLossError as error:
         raise SystemExit(run.data.explain(error)) from error
+    except tf.errors.InvalidArgumentError as error:
+        # What reads tokens raises it within the graph.
+        if damaged := re.search("ValueError: (.*: is damaged.*)", str(error)):
+            raise SystemExit(damaged[1]) from error
+        raise
     except tf.errors.UnknownError as error:
         if "Horovod" not in str(error):
             raise

@@ -25,6 +25,7 @@ _IN_SCHEMES = (
     "norm_damping_factor",
     "couple_momentum",
     "update_interval",
+    "update_interval_after",
 )
 
 

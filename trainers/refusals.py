@@ -1,22 +1,19 @@
 """What flags cannot be asked for together, each refused in a sentence."""
 
 import math
-import os
 from typing import Any
 
 from absl import flags
 
-from trainers import extras
+from trainers import extras, launcher
 from trainers.flag_definitions import OPTIMIZERS
 
 GHOST_BATCH = 32  # Examples that are normalized together (Zhang et al., F.2).
-_LAUNCHERS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def number_of_ranks(args: flags.FlagValues) -> int:
     """Returns how many processes the launcher has started, or --ranks."""
-    found = [os.environ[name] for name in _LAUNCHERS if name in os.environ]
-    return args.ranks or (int(found[0]) if found else 1)
+    return args.ranks or launcher.size()
 
 
 def check_compare(args: flags.FlagValues) -> None:
@@ -113,6 +110,8 @@ def check_settings(args: flags.FlagValues, settings: dict[str, Any]) -> None:
                 f"--{name}: the period is that of --update_interval={interval};"
                 " leave it out, or give --update_interval=none"
             )
+    if settings.get("update_interval_after") and interval == "none":
+        raise SystemExit("--update_interval_after: only with --update_interval")
     if args.schedule == "steps" and not args.decay_at:
         raise SystemExit("--decay_at: is empty; give one or more places")
     start, end = args.decay_start, args.decay_end

@@ -24,7 +24,7 @@ def run(
 
     Raises:
         SystemExit: There is no run in the directory, or one of another program,
-            or the data is not there.
+            or without a checkpoint, or the data is not there.
     """
     path = pathlib.Path(model_dir) / output.CONFIGURATION
     try:
@@ -34,6 +34,11 @@ def run(
             f"--model_dir={model_dir}: has no readable {path.name}; give the "
             f"directory of a run of trainers.{trainer.name}"
         ) from None
+    if not checkpoints.numbered(path.parent):
+        raise SystemExit(
+            f"--model_dir={model_dir}: has no checkpoint; train with "
+            "--keep_checkpoints=1 or more, or -1 for all"
+        )
     given = _flags(configuration)
     more = ["--resume", f"--model_dir={model_dir}", *argv]
     try:
@@ -74,14 +79,8 @@ def models(
     number of updates made.
 
     Raises:
-        SystemExit: There is no checkpoint, or a damaged one.
+        SystemExit: A checkpoint is damaged.
     """
-    paths = checkpoints.numbered(run.model_dir)
-    if not paths:
-        raise SystemExit(
-            f"--model_dir={run.model_dir}: has no checkpoint; train with "
-            "--keep_checkpoints=1 or more, or -1 for all"
-        )
     # After the checks: TensorFlow is slow.
     from tfkfac import communicator
     from trainers import evaluation, harness
@@ -89,7 +88,7 @@ def models(
     harness.configure(run)
     model = harness.build(run, run.args.optimizer)
     evaluation.build_metrics(model)
-    for path in paths:
+    for path in checkpoints.numbered(run.model_dir):
         state, own = checkpoints.restore(path, model, communicator.current())
         checkpoints.assign_own(model, own)
         yield state["step"], model

@@ -80,7 +80,8 @@ def kfac(
         )
     interval = _INTERVALS.get(settings.get("update_interval"))
     if interval is not None:
-        period = interval(steps.per_epoch)
+        after = settings.get("update_interval_after", 0)
+        period = interval(steps.per_epoch, after=after)
         found["factor_update_period"] = period
         found["inverse_update_period"] = period
     return found

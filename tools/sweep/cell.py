@@ -20,7 +20,6 @@ from tools.sweep.trials import (
 )
 from trainers import evaluation, harness, schemes
 
-EXAMPLES = 128  # From one evaluation to the next, if not more by the batch.
 POINTS = 50  # Of a trial's curve.
 EXPLODED = 10  # Times the loss before training: what has diverged.
 
@@ -182,7 +181,7 @@ class Cell:
     def _follow(self, task, curve):
         """Trains and fills the curve; returns the status and the steps."""
         size, total = self.run.args.batch_size, self.run.steps.total
-        period = max(1, round(EXAMPLES / size))
+        period = max(1, round(self.study.evaluation_examples / size))
         batches = iter(self.run.data.train(size, task.seed))
         first = self._evaluation(self._validation)["loss"]
         last, reached = 0, None

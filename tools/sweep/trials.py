@@ -41,6 +41,7 @@ class Study:
         target: Its value.
         least_steps: What a trial may take at least, however large the batch.
         stop: Whether a trial ends at the target.
+        evaluation_examples: From one evaluation to the next, at least a step.
     """
 
     trainer: str
@@ -55,6 +56,7 @@ class Study:
     target: float
     least_steps: int
     stop: bool = True
+    evaluation_examples: int = 128
 
     def space(self, label: str) -> dict[str, space.Range]:
         """Returns what is tuned in an arm."""

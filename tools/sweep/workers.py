@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable
 from multiprocessing import connection
 
@@ -110,7 +109,6 @@ class Runner:
     ):
         self.study, self.store = study, store
         self._processes, self._show = processes, show
-        self._begin, self._made = time.perf_counter(), len(store.records)
         cores = len(os.sched_getaffinity(0))
         threads = max(1, cores // processes)
         # Read by a new process when it imports TensorFlow.

@@ -7,6 +7,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from trainers import launcher
+
 SECONDS = 3600.0  # That the other ranks wait.
 
 
@@ -27,7 +29,7 @@ def made_once(
     """
     if path.is_dir():
         return path
-    if int(os.environ.get("HOROVOD_RANK", "0")) > 0:
+    if launcher.rank() > 0:
         _wait(path)
         return path
     try:

@@ -46,6 +46,8 @@ class Sequences:
             path / f"{split}.tokens", text.dtype(options.vocabulary), "r"
         )[before - 1 : ends[end - 1]]
         self._ends, self._start = ends[first:end], before - 1
+        self._file = path / f"{split}.tokens"
+        self._vocabulary = options.vocabulary
         self._packed, self._length = options.packed, options.length
 
     def __len__(self) -> int:
@@ -71,6 +73,11 @@ class Sequences:
             starts = np.where(index > 0, before, 1) - 1
         places = starts[:, np.newaxis] + np.arange(self._length + 1)
         tokens = self._tokens[np.minimum(places, len(self._tokens) - 1)]
+        if tokens.max() >= self._vocabulary:
+            raise ValueError(
+                f"{self._file}: is damaged; remove {self._file.parent}, and it "
+                "is made again"
+            )
         tokens = tokens.astype("int32")
         next_tokens = tokens[:, 1:] * (places[:, 1:] < ends[:, np.newaxis])
         return tokens[:, :-1] * (next_tokens > 0), next_tokens
