@@ -22,6 +22,7 @@ from trainers import (
     evaluation,
     extras,
     harness,
+    launcher,
     mnist,
     output,
     schemes,
@@ -138,6 +139,24 @@ def test_batch_that_cannot_be_shared_out(argv, multiple, monkeypatch):
     size = argv[0].split("=")[1]
     with pytest.raises(SystemExit, match=f"batch_size={size}: .*{multiple}"):
         check("--dataset=digits", *argv, trainer=cifar.TRAINER)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("HOROVOD_SIZE", "HOROVOD_RANK"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ("PMI_SIZE", "PMI_RANK"),
+    ],
+)
+def test_launchers_are_known(names, monkeypatch, tmp_path):
+    """Only rank 0 makes the directory of a run."""
+    assert (launcher.size(), launcher.rank()) == (1, 0)
+    for name, value in zip(names, "21"):
+        monkeypatch.setenv(name, value)
+    assert (launcher.size(), launcher.rank()) == (2, 1)
+    run = check(f"--model_dir={tmp_path / 'run'}")
+    assert run.model_dir.name == "null" and not list(tmp_path.iterdir())
 
 
 def test_missing_package_is_named():

@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfkfac
 from trainers import cifar, command_line, imagenet, lm1b, mnist, optimizers
@@ -224,6 +225,12 @@ def test_dry_run_prints_everything_and_writes_nothing(tmp_path):
     assert (steps["ranks"], steps["batch_of_a_rank"]) == (256, 32)
     assert steps["steps_per_epoch"] == pytest.approx(156.39246)
     assert found["model"]["parameters"] == 25_610_152
+    layers = found["model"]["layers"]
+    assert sum(layer["parameters"] for layer in layers) == 25_610_152
+    assert found["flags"]["preset"] == "osawa_8192"
+    assert found["flags"]["ranks"] == 256
+    assert found["optimizer"]["fisher"] == "empirical"
+    assert found["optimizer"]["refresh"] == "periodic"
     assert found["configuration"]["settings"]["kl_clip"] == "inf"
     row = next(r for r in found["schedules"] if r["step"] == 157)
     assert row["damping"] / 2.5e-4 == pytest.approx(2.72165, rel=1e-5)
@@ -231,6 +238,19 @@ def test_dry_run_prints_everything_and_writes_nothing(tmp_path):
     assert round(found["plan"]["dense_bytes"] / 2**20) == 1017
     assert len(found["plan"]["ranks"]) == 256
     assert list(tmp_path.iterdir()) == []
+
+
+def test_intervals_begin_where_they_are_told():
+    """Osawa et al. 2019, 5.4: by its text from update 500 on."""
+    # 39.1 steps in an epoch: the 6th begins with step 196, the 13th with 509.
+    for flag, expected in (
+        ([], [1, 6, 11]),
+        (["--update_interval_after=500"], [1, 1, 11]),
+    ):
+        _, optimizer = resolve("osawa_32768_stale", *flag)
+        period = optimizer.periods["inverse_update_period"]._value
+        found = [int(period(tf.constant(t, tf.int64))) for t in (0, 200, 505)]
+        assert found == expected
 
 
 def test_dry_run_is_readable(tmp_path):

@@ -123,6 +123,15 @@ def test_tokens_of_other_data(lm1b, tmp_path):
         load("lm1b", lm1b[0], **options)
 
 
+def test_whether_tokens_are_there(lm1b, tmp_path):
+    path = lm1b[0]
+    options = data.Options(vocabulary=220, length=16, text_dir=str(tmp_path))
+    assert not tokens.prepared("lm1b", str(tmp_path), options)
+    assert not tokens.prepared("lm1b", str(path), options)
+    data.load("lm1b", str(path), options)
+    assert tokens.prepared("lm1b", str(path), options)
+
+
 def test_damaged_tokens_are_named(lm1b):
     found = load("lm1b", lm1b[0], vocabulary=250, length=16)
     file = found.directory / "train.tokens"
