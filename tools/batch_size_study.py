@@ -94,18 +94,13 @@ def whole_numbers(flag) -> tuple[int, ...]:
         found = sorted({int(text) for text in flag.value or []})
     except ValueError:
         found = []
-    least = 0 if flag.name == "seeds" else 1
-    if (
-        not found
-        or found[0] < least
-        or trials.TUNING_SEED in found * (not least)
-    ):
-        raise SystemExit(
-            f"--{flag.name}={','.join(flag.value or [])}: give whole numbers "
-            f"from {least} on"
-            + f", not {trials.TUNING_SEED}, the search's"
-            * (not least)
-        )
+    sound, kind = found and found[0] >= 1, "from 1 on"
+    if flag is _SEEDS:
+        sound = found and found[0] >= 0 and trials.TUNING_SEED not in found
+        kind = f"from 0 on, not {trials.TUNING_SEED}, the search's"
+    if not sound:
+        given = ",".join(flag.value or [])
+        raise SystemExit(f"--{flag.name}={given}: give whole numbers {kind}")
     return tuple(found)
 
 

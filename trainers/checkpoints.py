@@ -18,7 +18,6 @@ import numpy as np
 
 from trainers import output
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError)  # Of what is read.
 _STATE, _OF_RANKS = "run.json", "of_ranks.npz"
 
 
@@ -52,7 +51,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
             ]
             if not of_ranks:
                 raise ValueError("it is of no rank")
-    except (*_DAMAGE, EOFError, zipfile.error) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, EOFError, zipfile.error
+    ) as error:  # fmt: skip
         raise SystemExit(
             f"--resume: {path} is corrupt ({error}); remove it to go on from "
             "the checkpoint before it"

@@ -53,7 +53,7 @@ class Result:
     @property
     def sound(self) -> list[dict]:
         """The trials of the search that did not fail."""
-        return [r for r in self.tried if r["status"] not in trials.FAILED]
+        return trials.sound(self.tried)
 
     def failed(self, status: str) -> int:
         """Returns how many trials ended so."""

@@ -161,6 +161,11 @@ def tuning(records: list[dict]) -> list[dict]:
     return [r for r in records if r["seed"] == TUNING_SEED]
 
 
+def sound(records: list[dict]) -> list[dict]:
+    """Returns the trials that did not fail."""
+    return [r for r in records if r["status"] not in FAILED]
+
+
 def finals(records: list[dict], best: dict) -> list[dict]:
     """Returns the trials of the best setting from the seeds."""
     return [
@@ -185,8 +190,8 @@ def rank(study: Study, record: dict) -> tuple[float, float]:
 
 def best(study: Study, records: list[dict]) -> dict | None:
     """Returns the best trial of the search in a cell, None if all failed."""
-    sound = [r for r in tuning(records) if r["status"] not in FAILED]
-    return min(sound, key=lambda r: rank(study, r), default=None)
+    tried = sound(tuning(records))
+    return min(tried, key=lambda r: rank(study, r), default=None)
 
 
 def following(study: Study, label: str, records: list[dict]) -> Task | None:
@@ -199,8 +204,7 @@ def following(study: Study, label: str, records: list[dict]) -> Task | None:
     """
     tried = tuning(records)
     settings = study.settings(label)
-    sound = sum(r["status"] not in FAILED for r in tried)
-    enough = study.search == "quasi" and sound >= study.trials
+    enough = study.search == "quasi" and len(sound(tried)) >= study.trials
     if len(tried) < len(settings) and not enough:
         index = len(tried)
         return Task(index, settings[index], TUNING_SEED)
@@ -217,10 +221,9 @@ def following(study: Study, label: str, records: list[dict]) -> Task | None:
 def left(study: Study, label: str, records: list[dict]) -> int:
     """Returns how many trials a cell needs still, if no more fail."""
     tried = tuning(records)
-    sound = sum(r["status"] not in FAILED for r in tried)
     search = len(study.settings(label)) - len(tried)
     if study.search == "quasi":
-        search = min(search, max(0, study.trials - sound))
+        search = min(search, max(0, study.trials - len(sound(tried))))
     if not search and following(study, label, records) is None:
         return 0
     found = best(study, records)

@@ -53,7 +53,7 @@ class Worker:
     def __init__(
         self, study: Study, cell: tuple[str, int], records: list[dict]
     ):
-        self.cell, self._study, self._done = cell, study, list(records)
+        self.cell = cell
         self._task: Task | None = None
         spawn = multiprocessing.get_context("spawn")
         self.receiver, sender = spawn.Pipe(duplex=False)
@@ -73,21 +73,24 @@ class Worker:
             message = self.receiver.recv()
         except EOFError:
             self.process.join()
-            task, self._task = self._task, None
-            code = self.process.exitcode
-            if task is None and code:  # Between two trials.
-                task = trials.following(self._study, self.cell[0], self._done)
-            if task is None:
+            if self._task is None:
                 raise
-            message = task.crashed(f"the process ended with {code}")
+            return self.lost(self._task)
         if isinstance(message, Task):
             self._task = message
             return None
         self._task = None
+        return self._of_cell(message)
+
+    def lost(self, task: Task) -> dict:
+        """Returns the record of a trial with which the process ended."""
+        self._task = None
+        reason = f"the process ended with {self.process.exitcode}"
+        return self._of_cell(task.crashed(reason))
+
+    def _of_cell(self, record):
         label, batch_size = self.cell
-        record = {"arm": label, "batch_size": batch_size, **message}
-        self._done.append(record)
-        return record
+        return {"arm": label, "batch_size": batch_size, **record}
 
 
 class Runner:
@@ -151,7 +154,14 @@ class Runner:
         try:
             record = worker.record()
         except EOFError:
-            return []
+            if not worker.process.exitcode:
+                return []
+            # It died between two trials: that counts as one, too.
+            records = self._of(worker.cell)
+            task = trials.following(self.study, worker.cell[0], records)
+            if task is None:
+                return []
+            record = worker.lost(task)
         if record is None:
             return None
         self.store.add(record)
