@@ -222,22 +222,30 @@ class Capture:
         return use.pre_activation
 
     def _watch_gradient(self, use, s):
-        """Returns s, and looks at the gradients that come back through it."""
+        """Returns s, and looks at the gradients that come back through it.
+
+        With a shortcut, the gradients of the statistics go on to the inputs of
+        the layer, and not through what it did.
+        """
+        shortcut = use.shortcut
 
         @tf.custom_gradient
-        def identity(x):
+        def identity(x, *inputs):
             def backward(gradient):
-                if self._observe is not None:
-                    use.gradient = gradient
-                    with tf.control_dependencies(self._observe(use)):
-                        return tf.identity(gradient)
-                if self.keep_gradients:
-                    use.gradient = gradient
-                return gradient
+                if self._observe is None:
+                    if self.keep_gradients:
+                        use.gradient = gradient
+                    return (gradient, *[None for _ in inputs])
+                use.gradient = gradient
+                with tf.control_dependencies(self._observe(use)):
+                    gradient = tf.identity(gradient)
+                    if shortcut is None:
+                        return gradient
+                    return None, shortcut.input_gradient(gradient)
 
             return tf.identity(x), backward
 
-        return identity(s)
+        return identity(s) if shortcut is None else identity(s, use.inputs)
 
     def _watch_losses(self):
         """Makes the compiled losses note what they are called with."""

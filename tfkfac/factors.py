@@ -62,11 +62,6 @@ class Factor(abc.ABC):
         self.moment.assign(moment)
         self.weight.assign(weight)
 
-    def restart(self, condition: tf.Tensor) -> None:
-        """Forgets the average, where `condition` holds."""
-        keep = tf.cast(tf.logical_not(condition), self.weight.dtype)
-        self.weight.assign(tf.math.multiply_no_nan(self.weight.value(), keep))
-
     def known(self) -> tf.Tensor:
         """Returns whether there was an update."""
         return tf.not_equal(self.weight.value(), 0)

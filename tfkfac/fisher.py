@@ -263,9 +263,7 @@ def set_empirical_gradients(
         if _is_reusable(capture, records, parts):
             factor = _divisor(parts[0], of_outputs[0], count) / loss_scale
             for use in record.uses:
-                if use.gradient is not None:
-                    g = tf.cast(use.gradient, dtype)
-                    use.gradient = g * tf.cast(factor, dtype)
+                use.scale = tf.cast(factor, dtype)
         else:
             gradients = [
                 empirical_gradient(term, w, dtype)

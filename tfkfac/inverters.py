@@ -126,16 +126,13 @@ class CholeskyInverter(Inverter):
     def start(self, factors, dtype):
         return {f"{f.name}/inverse": _identity(f, dtype) for f in factors}
 
-    def _shifts(self, diagonal, matrices, damping) -> list[tf.Tensor]:
+    def _shifts(self, matrices, damping) -> list[tf.Tensor]:
         if len(matrices) == 1:
             return [tf.fill([matrices[0].shape[0]], damping)]
-        means = [
-            linalg.mean_diagonal(matrix, diagonal=flag)
-            for flag, matrix in zip(diagonal, matrices)
-        ]
         if self.pi is not None:
-            root = tf.sqrt(damping) * tf.ones_like(means[0])
+            root = tf.fill([matrices[0].shape[0]], tf.sqrt(damping))
             return [self.pi * root, root / self.pi]
+        means = map(linalg.mean_diagonal, matrices)
         return list(_factored_damping(*means, damping))
 
     def invert(self, diagonal, matrices, damping):
@@ -145,9 +142,7 @@ class CholeskyInverter(Inverter):
         terms = [
             term
             for diagonal, matrices, damping in problems
-            for term in zip(
-                diagonal, matrices, self._shifts(diagonal, matrices, damping)
-            )
+            for term in zip(diagonal, matrices, self._shifts(matrices, damping))
         ]
         dense = [(m, shift) for flag, m, shift in terms if not flag]
         found = iter(linalg.by_side(linalg.damped_inverse, dense))

@@ -109,8 +109,9 @@ def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     return functools.reduce(tf.logical_and, finite, tf.constant(True))
 
 
-def mean_diagonal(matrix: tf.Tensor, *, diagonal: bool) -> tf.Tensor:
-    """Returns tr M / dim M, [groups]; with `diagonal`, M is its diagonal."""
+def mean_diagonal(matrix: tf.Tensor) -> tf.Tensor:
+    """Returns tr M / dim M, [groups]; of rank 2, M is [groups, diagonal]."""
+    diagonal = matrix.shape.rank == 2
     values = matrix if diagonal else tf.linalg.diag_part(matrix)
     return tf.reduce_mean(values, axis=-1)
 
@@ -121,7 +122,10 @@ def nonnegative(diagonal: tf.Tensor) -> tf.Tensor:
 
 
 # Blocks of this side have routines of their own; larger ones are products.
+# What is done in float64, where float32 failed, is seldom done: few operations
+# count for more.
 _LEAF = 192
+_LEAF_OF_FLOAT64 = 1024
 
 
 @traced_once
@@ -145,7 +149,7 @@ def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
 def _inverse_of_cholesky(M: tf.Tensor) -> tf.Tensor:
     """Returns L^-1, lower triangular, for M = L L^T; else NaN."""
     n, m = M.shape[-1], _split(M)
-    if n <= _LEAF:
+    if n <= (_LEAF_OF_FLOAT64 if M.dtype == tf.float64 else _LEAF):
         identity = tf.eye(n, batch_shape=M.shape[:1], dtype=M.dtype)
         L = tf.linalg.triangular_solve(tf.linalg.cholesky(M), identity)
         # An infinite matrix has zeros here.

@@ -121,7 +121,7 @@ class Preconditioner:
             own = [
                 use
                 for use in uses
-                if block.is_of(use) and use.gradient is not None
+                if block.is_of(use) and use.raw_gradient is not None
             ]
             if own:
                 yield block, own[0].moments or self._moments_of(block, own)
@@ -155,7 +155,7 @@ class Preconditioner:
             if id(use) not in single:
                 return []
             # What needs no gradient would otherwise be computed before all.
-            with tf.control_dependencies([use.gradient]):
+            with tf.control_dependencies([use.raw_gradient]):
                 use.moments = self._moments_of(single[id(use)], [use])
             awaited = list(before)
             before[:] = [moment.total for moment in use.moments]

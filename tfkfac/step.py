@@ -123,7 +123,7 @@ class Step:
         rematerialization.
         """
         given = {id(v) for v in variables}
-        reached = {id(u.layer) for u in uses if u.gradient is not None}
+        reached = {id(u.layer) for u in uses if u.raw_gradient is not None}
         unusable = self._capture.unusable
         for block in self._blocks:
             called = any(block.is_of(use) for use in uses)

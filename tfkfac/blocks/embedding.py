@@ -40,7 +40,7 @@ class EmbeddingBlock(FactoredBlock):
         # where ids that are too large raise nothing, those as the last.
         ids = tf.where(ids < 0, ids + self.vocabulary, ids)
         ids = tf.clip_by_value(ids, 0, self.vocabulary - 1)
-        g = tf.reshape(tf.cast(use.gradient, dtype), [1, -1, self.d])
+        g = tf.reshape(tf.cast(use.raw_gradient, dtype), [1, -1, self.d])
         mask = use.mask
         if mask is None:
             mask = self.layer.compute_mask(use.inputs)
@@ -51,9 +51,10 @@ class EmbeddingBlock(FactoredBlock):
             g *= tf.cast(mask, g.dtype)[:, tf.newaxis]
         rows = tf.reduce_sum(mask)
         counts = tf.math.unsorted_segment_sum(mask, ids, self.vocabulary)
+        G = self._output_moment(g, rows, product_dtype, dtype)
         return [
             Moment(counts[tf.newaxis], rows),
-            Moment(self._output_moment(g, rows, product_dtype, dtype), rows),
+            Moment(use.times_square_of_scale(G), rows),
         ]
 
     def _output_moment(self, rows, count, product_dtype, dtype):
@@ -130,14 +131,14 @@ class TiedEmbeddingBlock(EmbeddingBlock):
 
     def _projection_moments(self, use, product_dtype, dtype):
         """Returns the squares of the logits' gradients and the moment of h."""
-        g = tf.reshape(tf.cast(use.gradient, dtype), [-1, self.vocabulary])
+        g = tf.reshape(tf.cast(use.raw_gradient, dtype), [-1, self.vocabulary])
         h = tf.reshape(tf.cast(use.inputs, dtype), [1, -1, self.d])
         rows = tf.cast(tf.shape(g)[0], dtype)
         if use.mask is not None:
             mask = tf.reshape(tf.cast(use.mask, dtype), [-1, 1])
             g, h = g * mask, h * tf.cast(mask, h.dtype)
             rows = tf.reduce_sum(mask)
-        squares = tf.reduce_sum(tf.square(g), axis=0)
+        squares = use.times_square_of_scale(tf.reduce_sum(tf.square(g), axis=0))
         return [
             Moment(squares[tf.newaxis], rows),
             Moment(self._output_moment(h, rows, product_dtype, dtype), rows),

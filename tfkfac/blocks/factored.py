@@ -62,19 +62,19 @@ class FactoredBlock(CurvatureBlock):
         )
 
     def take(self, values, again):
-        # All factors have a weight that is not 0.
-        weights = [factor.weight.value() for factor in self.factors]
-        known = tf.not_equal(functools.reduce(tf.multiply, weights), 0)
-        old = [variable.value() for variable in self._inverses]
-        new, failures, failed = _choose(
-            old, list(values), list(again), self.failures.value(), known
+        weights = [factor.weight for factor in self.factors]
+        *state, gave_up = _choose(
+            [variable.value() for variable in self._inverses],
+            list(values),
+            list(again),
+            self.failures.value(),
+            [weight.value() for weight in weights],
         )
-        for variable, value in zip(self._inverses, new):
-            variable.assign(value)
-        self.failures.assign(failures)
-        for factor in self.factors:
-            factor.restart(failed)
-        return tf.logical_and(failed, tf.equal(failures[0], MAX_FAILURES))
+        variables = self._inverses, [self.failures], weights
+        for of_kind, new in zip(variables, state):
+            for variable, value in zip(of_kind, new):
+                variable.assign(value)
+        return gave_up
 
     def precondition(self, gradients, damping):
         V = self.to_matrix(gradients)
@@ -86,12 +86,14 @@ class FactoredBlock(CurvatureBlock):
 
 
 @traced_once
-def _choose(old, first, second, failures, known):
-    """Returns which of three states to take, the failures, whether it failed.
+def _choose(old, first, second, failures, weights):
+    """Returns (which of three inverses, [failures], weights, gave up).
 
-    The first if it is finite, else the second if that is; where both failed, or
-    the factors are not known, the old one.
+    The first if they are finite, else the second if those are; where both
+    failed, the old ones, and the averages of the factors start anew. Where not
+    all factors have a weight, all is as it was.
     """
+    known = tf.not_equal(functools.reduce(tf.multiply, weights), 0)
     good = linalg.all_finite(first)
     usable = tf.logical_or(good, linalg.all_finite(second))
     failed = tf.logical_and(known, tf.logical_not(usable))
@@ -103,4 +105,7 @@ def _choose(old, first, second, failures, known):
         tf.where(usable, tf.where(good, a, b), v)
         for v, a, b in zip(old, first, second)
     ]
-    return new, tf.stack([in_a_row, total + one]), failed
+    keep = tf.cast(tf.logical_not(failed), weights[0].dtype)
+    weights = [tf.math.multiply_no_nan(w, keep) for w in weights]
+    gave_up = tf.logical_and(failed, tf.equal(in_a_row, MAX_FAILURES))
+    return new, [tf.stack([in_a_row, total + one])], weights, gave_up

@@ -83,7 +83,7 @@ class KroneckerBlock(FactoredBlock):
         return [Moment.sum(of_factor) for of_factor in zip(*parts)]
 
     def _moments_of(self, use: Use, product_dtype, dtype) -> Sequence[Moment]:
-        g, mask = self.output_rows(use.gradient), None
+        g, mask = self.output_rows(use.raw_gradient), None
         if use.mask is not None:
             mask = self.mask_rows(use.inputs, use.mask)
         if mask is None:
@@ -99,6 +99,7 @@ class KroneckerBlock(FactoredBlock):
             dtype=dtype,
             diagonal=self.factors[1].diagonal,
         )
+        G = use.times_square_of_scale(G)
         A = self.input_moment(use.inputs, mask, count, product_dtype, dtype)
         return [Moment(A, count), Moment(G, count)]
 
