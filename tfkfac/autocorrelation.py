@@ -213,27 +213,22 @@ class _Problem:
         """
         q, d = border.position, self.dilation[axis]
         first, last = q + border.least * d, q + border.most * d
-        before = (slice(None),) * (axis + 1)
-        found = []
-        for at in slice(q, q + 1), slice(first, last + 1, d):
-            seen = x[(*before, at)]
-            for i in reversed(range(axis + 1, len(self.size))):
-                seen = self._seen(seen, i)
-            found.append(seen)
-        return found
+        y = self._seen(x, axis, slice(q, q + 1))
+        if first == q == last:
+            return y, y
+        return y, self._seen(x, axis, slice(first, last + 1, d))
 
-    def _seen(self, x, axis):
-        """Returns the patches along an axis, their offsets as phases."""
-        low, d, k = self.low[axis], self.dilation[axis], self.size[axis]
-        side = self.outputs[axis]
-        pads = [(0, 0)] * x.shape.rank
-        high = side + (k - 1) * d - low - x.shape[axis + 1]
-        pads[axis + 1] = (low, high)
-        x = tf.pad(x, pads)
-        before = (slice(None),) * (axis + 1)
-        views = [x[(*before, slice(o * d, o * d + side))] for o in range(k)]
-        x = tf.stack(views, axis=-3)
-        return tf.reshape(x, [-1, *x.shape[1:-3], k * x.shape[-2], x.shape[-1]])
+    def _seen(self, x, axis, at):
+        """Returns x there on an axis, patches along those after it."""
+        x = x[(*[slice(None)] * (axis + 1), at)]
+        for i in reversed(range(axis + 1, len(self.size))):
+            low, d, k = self.low[i], self.dilation[i], self.size[i]
+            side = self.outputs[i]
+            pads = [(0, 0)] * x.shape.rank
+            pads[i + 1] = low, side + (k - 1) * d - low - x.shape[i + 1]
+            x = tf.pad(x, pads) if any(pads[i + 1]) else x
+            x = _views(x, i, side, [o * d for o in range(k)])
+        return x
 
     def join(self, axis: int, terms: Sequence[tf.Tensor]) -> tf.Tensor:
         """Turns products by D into those of pairs (o', o) within their boxes.
@@ -332,6 +327,28 @@ def _correlate(
     return tf.stack(found, axis=n)
 
 
+def _views(x, axis, side, offsets):
+    """Returns x moved by each offset along an axis, the offsets as phases.
+
+    Args:
+        x: [batch, *space, phases, channels].
+        axis: Of the space.
+        side: How many positions of it to keep.
+        offsets: Not negative.
+
+    Returns:
+        [batch, *space, offsets phases, channels].
+    """
+    index = np.add.outer(np.arange(side), np.array(offsets))
+    x = tf.gather(x, index, axis=axis + 1)
+    rank = x.shape.rank
+    if axis + 3 < rank - 2:  # Offsets come after the last axis of the space.
+        order = [*range(axis + 2), *range(axis + 3, rank - 2), axis + 2]
+        x = tf.transpose(x, [*order, rank - 2, rank - 1])
+    *space, k, phases, channels = x.shape[1:]
+    return tf.reshape(x, [-1, *space, k * phases, channels])
+
+
 def _moved(x, y, windows):
     """Returns x[q + D] for the q of y, for each D."""
     return [
@@ -343,7 +360,10 @@ def _moved(x, y, windows):
 def _multiply(y, x, shape):
     """Returns sum_q x[q + D] y[q]^T, of this shape, by one product."""
     *windows, rows, columns = shape
-    moved = tf.concat(_moved(x, y, windows), axis=-1)
+    moved = x[..., tf.newaxis, :]
+    for i, k in reversed(list(enumerate(windows))):
+        if k > 1:
+            moved = _views(moved, i, y.shape[i + 1], range(k))
     moved = tf.reshape(moved, [-1, math.prod(windows) * rows])
     y = tf.reshape(y, [-1, columns])
     return tf.reshape(tf.matmul(moved, y, transpose_a=True), shape)

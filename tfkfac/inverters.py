@@ -77,19 +77,24 @@ def _identity(factor: Factor, dtype: tf.DType) -> tf.Tensor:
 def _multiply(matrix: tf.Tensor, V: tf.Tensor) -> tf.Tensor:
     """Returns M V; a matrix of rank 2 is [groups, diagonal]."""
     if matrix.shape.rank == 2:
-        return matrix[:, :, tf.newaxis] * V
+        return tf.expand_dims(matrix, 2) * V
     if matrix.shape[0] == 1:
-        return tf.matmul(matrix[0], V[0])[tf.newaxis]
+        return _product_of_one(matrix, V)
     return tf.matmul(matrix, V)
 
 
 def _multiply_right(V: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     """Returns V M; a matrix of rank 2 is [groups, diagonal]."""
     if matrix.shape.rank == 2:
-        return V * matrix[:, tf.newaxis, :]
+        return V * tf.expand_dims(matrix, 1)
     if matrix.shape[0] == 1:
-        return tf.matmul(V[0], matrix[0])[tf.newaxis]
+        return _product_of_one(V, matrix)
     return tf.matmul(V, matrix)
+
+
+def _product_of_one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Returns a b, for one group faster than a batched product."""
+    return tf.expand_dims(tf.matmul(tf.squeeze(a, 0), tf.squeeze(b, 0)), 0)
 
 
 @traced_once
@@ -147,7 +152,7 @@ class CholeskyInverter(Inverter):
         dense = [(m, shift) for flag, m, shift in terms if not flag]
         found = iter(linalg.by_side(linalg.damped_inverse, dense))
         inverses = iter(
-            1 / (linalg.nonnegative(m) + shift[:, tf.newaxis])
+            1 / (linalg.nonnegative(m) + tf.expand_dims(shift, 1))
             if flag
             else next(found)
             for flag, m, shift in terms

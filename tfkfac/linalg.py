@@ -47,7 +47,10 @@ def second_moment(
         x = tf.cast(tf.cast(rows, dtype) / scale, product_dtype)
     else:
         x = tf.cast(rows, product_dtype)
-    S = _gram(x[0])[tf.newaxis] if groups == 1 else _gram(x)
+    if groups == 1:  # Faster than a batched product.
+        S = tf.expand_dims(_gram(tf.squeeze(x, 0)), 0)
+    else:
+        S = _gram(x)
     S = tf.cast(S, dtype) * tf.square(scale)
     if not append_one:
         return S
@@ -100,13 +103,17 @@ def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     By sums, which take a third of the time of flags for the elements; scaled,
     so that those of finite numbers are finite.
     """
-    sums = {}
+    finite = []
     for dtype in {t.dtype: None for t in tensors if t.dtype.is_floating}:
         scale = tf.constant(2.0**-64, dtype)
         of_type = [t for t in tensors if t.dtype == dtype]
-        sums[dtype] = tf.stack([tf.reduce_sum(t * scale) for t in of_type])
-    finite = [tf.reduce_all(tf.math.is_finite(s)) for s in sums.values()]
-    return functools.reduce(tf.logical_and, finite, tf.constant(True))
+        found = [tf.reduce_sum(t * scale) for t in of_type]
+        finite.append(
+            tf.reduce_all(tf.math.is_finite(tf.stack(found)))
+            if len(found) > 1
+            else tf.math.is_finite(found[0])
+        )
+    return functools.reduce(tf.logical_and, finite or [tf.constant(True)])
 
 
 def mean_diagonal(matrix: tf.Tensor) -> tf.Tensor:
@@ -121,11 +128,9 @@ def nonnegative(diagonal: tf.Tensor) -> tf.Tensor:
     return tf.where(diagonal >= 0, diagonal, float("nan"))
 
 
-# Blocks of this side have routines of their own; larger ones are products.
-# What is done in float64, where float32 failed, is seldom done: few operations
-# count for more.
-_LEAF = 192
-_LEAF_OF_FLOAT64 = 1024
+# Blocks of this side have routines of their own; larger ones are products. In
+# float64, mostly for what fails in float32, few operations count for more.
+_LEAF = {tf.float32: 192, tf.float64: 1024}
 
 
 @traced_once
@@ -149,7 +154,7 @@ def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
 def _inverse_of_cholesky(M: tf.Tensor) -> tf.Tensor:
     """Returns L^-1, lower triangular, for M = L L^T; else NaN."""
     n, m = M.shape[-1], _split(M)
-    if n <= (_LEAF_OF_FLOAT64 if M.dtype == tf.float64 else _LEAF):
+    if n <= _LEAF[M.dtype]:
         identity = tf.eye(n, batch_shape=M.shape[:1], dtype=M.dtype)
         L = tf.linalg.triangular_solve(tf.linalg.cholesky(M), identity)
         # An infinite matrix has zeros here.
@@ -167,7 +172,7 @@ def _inverse_of_cholesky(M: tf.Tensor) -> tf.Tensor:
 def _product_with_transpose(L: tf.Tensor) -> tf.Tensor:
     """Returns L^T L for a lower triangular L."""
     n, m = L.shape[-1], _split(L)
-    if n <= 2 * _LEAF:
+    if n <= 2 * _LEAF[L.dtype]:
         return _symmetric(tf.matmul(L, L, transpose_a=True))
     first, corner, last = L[:, :m, :m], L[:, m:, :m], L[:, m:, m:]
     top = _product_with_transpose(first)

@@ -111,7 +111,8 @@ class Preconditioner:
         moments = {}
         for block, found in self._moments(uses):
             for total, moment in zip(block.sums, found):
-                moment.total = tf.ensure_shape(moment.total, total.shape)
+                if moment.total.shape != total.shape:
+                    moment.total = tf.ensure_shape(moment.total, total.shape)
             moments[block] = found
         return self.exchange.reduce_moments(moments, count)
 

@@ -208,25 +208,24 @@ def run_child() -> dict:
 
 
 def measure_children() -> dict:
-    """Returns the medians of both sides over child processes."""
-    result = {}
-    for side, name in (
-        ("baseline", _BASELINE.value),
-        ("kfac", _OPTIMIZER.value),
-    ):
-        rows = []
-        for _ in range(_CHILDREN.value):
-            command = [sys.executable, "-m", "tools.step_benchmark"]
+    """Returns the medians of both sides over child processes, in turn."""
+    sides = {"baseline": _BASELINE.value, "kfac": _OPTIMIZER.value}
+    rows = {side: [] for side in sides}
+    command = [sys.executable, "-m", "tools.step_benchmark", *sys.argv[1:]]
+    for _ in range(_CHILDREN.value):
+        for side, name in sides.items():
             run = subprocess.run(
-                [*command, *sys.argv[1:], f"--child={name}"],
+                [*command, f"--child={name}"],
                 check=True,
                 capture_output=True,
                 text=True,
             )
-            rows.append(json.loads(run.stdout.splitlines()[-1]))
-        for key in rows[0]:
-            value = statistics.median(row[key] for row in rows)
-            result[f"{side}_{key}"] = value
+            rows[side].append(json.loads(run.stdout.splitlines()[-1]))
+    result = {
+        f"{side}_{key}": statistics.median(row[key] for row in rows[side])
+        for side in sides
+        for key in rows[side][0]
+    }
     kfac, baseline = result["kfac_peak_mib"], result["baseline_peak_mib"]
     more = result["kfac_state_mib"] - result["baseline_state_mib"]
     result["first step ratio"] = (

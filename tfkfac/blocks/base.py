@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,9 +79,8 @@ class Moment:
     @staticmethod
     def sum(moments: "Sequence[Moment]") -> "Moment":
         """Returns the moment over the rows of all."""
-        return Moment(
-            sum(m.total for m in moments), sum(m.rows for m in moments)
-        )
+        totals, rows = zip(*((m.total, m.rows) for m in moments))
+        return Moment(*(functools.reduce(tf.add, x) for x in (totals, rows)))
 
 
 class CurvatureBlock(abc.ABC):

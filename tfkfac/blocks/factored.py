@@ -81,7 +81,8 @@ class FactoredBlock(CurvatureBlock):
         state = [variable.value() for variable in self._inverses]
         U = self._inverter.precondition(V, state, damping)
         usable = linalg.all_finite([U])
-        usable = tf.logical_and(usable, self.failures[0] < MAX_FAILURES)
+        in_a_row, _ = tf.unstack(self.failures)
+        usable = tf.logical_and(usable, in_a_row < MAX_FAILURES)
         return self.from_matrix(tf.where(usable, U, V))
 
 

@@ -86,7 +86,10 @@ class ScaleShiftBlock(FactoredBlock):
                 f"{self.layer.name}: normalizes over the batch axis, for which "
                 "there is no curvature; name the layer in skip=."
             )
-        return tf.reshape(tf.reduce_sum(x, axis=axes), [-1, self.channels])
+        sums = tf.reduce_sum(x, axis=axes)
+        if len(kept) == 1:
+            return sums
+        return tf.reshape(sums, [-1, self.channels])
 
     def moments(self, uses, product_dtype, dtype):
         moments = []
@@ -115,22 +118,19 @@ class ScaleShiftBlock(FactoredBlock):
             return tf.einsum("bci,bcj->cij", p, p)
         p = tf.concat(parts, axis=-1)
         if self.factors[0].diagonal:
-            return tf.reduce_sum(tf.square(p), axis=0)[tf.newaxis]
-        return tf.matmul(p, p, transpose_a=True)[tf.newaxis]
+            return tf.reduce_sum(tf.square(p), axis=0, keepdims=True)
+        return tf.expand_dims(tf.matmul(p, p, transpose_a=True), 0)
 
     def to_matrix(self, gradients):
-        flat = [tf.reshape(g, [self.channels]) for g in gradients]
         if self.curvature == "unitwise":
-            return tf.stack(flat, axis=-1)[:, :, tf.newaxis]
-        return tf.concat(flat, axis=0)[tf.newaxis, :, tf.newaxis]
+            flat = [tf.reshape(g, [self.channels, 1]) for g in gradients]
+            return tf.stack(flat, axis=1)
+        flat = [tf.reshape(g, [1, self.channels, 1]) for g in gradients]
+        return tf.concat(flat, axis=1)
 
     def from_matrix(self, matrix):
-        n = len(self.variables)
-        if self.curvature == "unitwise":
-            flat = tf.unstack(matrix[:, :, 0], axis=-1)
-        else:
-            flat = tf.split(matrix[0, :, 0], n)
-        return [tf.reshape(f, v.shape) for f, v in zip(flat, self.variables)]
+        parts = tf.split(matrix, len(self.variables), axis=1)
+        return [tf.reshape(f, v.shape) for f, v in zip(parts, self.variables)]
 
 
 class BatchNormalizationBlock(ScaleShiftBlock):
