@@ -47,10 +47,8 @@ def second_moment(
         x = tf.cast(tf.cast(rows, dtype) / scale, product_dtype)
     else:
         x = tf.cast(rows, product_dtype)
-    if groups == 1:  # Faster than a batched product.
-        S = tf.expand_dims(_gram(tf.squeeze(x, 0)), 0)
-    else:
-        S = _gram(x)
+    # One product takes less time than a batch of one.
+    S = tf.expand_dims(_gram(tf.squeeze(x, 0)), 0) if groups == 1 else _gram(x)
     S = tf.cast(S, dtype) * tf.square(scale)
     if not append_one:
         return S
