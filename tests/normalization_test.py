@@ -7,6 +7,7 @@ from keras import layers, ops
 from oracle import ONE_UPDATE, Case, cross_entropy, single
 
 import tfkfac
+from tfkfac.blocks import normalization
 
 inverters = pytest.mark.parametrize("inverter", ["cholesky", "eigen"])
 curvatures = pytest.mark.parametrize(
@@ -256,3 +257,52 @@ def test_float32(kind):
     case.x = case.x.astype("float32")
     assert max(case.run()) < 1e-5
     assert case.condition() <= 100
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "empirical"])
+@pytest.mark.parametrize("kind", ["batch", "batch of images", "no scale"])
+def test_gradient_below_in_float32(monkeypatch, kind, fisher):
+    """What comes down through batch normalization has an own way there."""
+    shape = (8, 5) if kind == "batch" else (8, 3, 4, 5)
+    taken, scale = [], kind != "no scale"
+    way = normalization._FusedNormalization.input_gradient
+
+    def note(self, gradient):
+        taken.append(way(self, gradient))
+        return taken[-1]
+
+    monkeypatch.setattr(
+        normalization._FusedNormalization, "input_gradient", note
+    )
+    found = []
+    for dtype in ("float32", "float64"):
+        keras.utils.clear_session()  # The names count anew.
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [
+                keras.Input(shape[1:]),
+                layers.Dense(4, dtype=dtype),
+                layers.BatchNormalization(
+                    scale=kind != "no scale", dtype=dtype
+                ),
+                layers.Activation("tanh", dtype=dtype),
+                layers.Flatten(dtype=dtype),
+                layers.Dense(3, dtype=dtype),
+            ]
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, dtype=dtype
+        )
+        optimizer = tfkfac.KFAC(0.0, fisher=fisher, seed=3, model=model)
+        model.compile(optimizer, loss)
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=shape) + 2, np.arange(8) % 3
+        model.train_on_batch(x.astype(dtype), y)
+        found.append(optimizer.curvature.state())
+    # The empirical Fisher takes the gradients of the training step.
+    assert len(taken) == (1 if fisher == "sampled" else 0)
+    assert found[0].keys() == found[1].keys()
+    for name in found[0]:
+        if name.endswith("moment"):
+            a, b = (state[name] for state in found)
+            assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name

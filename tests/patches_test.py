@@ -161,3 +161,34 @@ def test_no_patches_in_the_step(monkeypatch):
     )
     assert found.dtype == tf.float32
     np.testing.assert_allclose(found[0], a.T @ a, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [None, 6, 7])
+def test_parts_of_a_batch(monkeypatch, batch):
+    """In parts, also with a rest or for no known number of examples."""
+    x = RNG.normal(size=(batch or 7, 5, 4, 2))
+    window = Window((3, 3), (1, 1), (1, 1), "same")
+    expected = autocorrelation.second_moment(tf.constant(x), window, 1)
+    monkeypatch.setattr(autocorrelation, "_PART", 2 * 5 * 4 * 2 * 8)
+    rows = []
+    of_part = autocorrelation._of_part
+
+    def count(part, *args):
+        rows.append(part.shape[0])
+        return of_part(part, *args)
+
+    monkeypatch.setattr(autocorrelation, "_of_part", count)
+    found = tf.function(
+        lambda x: autocorrelation.second_moment(x, window, 1),
+        input_signature=[tf.TensorSpec([batch, *x.shape[1:]], tf.float64)],
+        jit_compile=batch is not None,
+    )(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    assert rows == {None: [None], 6: [2], 7: [2, 1]}[batch]
+    if batch is None:  # No examples.
+        signature = tf.TensorSpec([None, *x.shape[1:]], tf.float64)
+        none = tf.function(
+            lambda x: autocorrelation.second_moment(x, window, 1),
+            input_signature=[signature],
+        )(x[:0])
+        np.testing.assert_array_equal(none, tf.zeros_like(expected))

@@ -36,6 +36,7 @@ from tfkfac.patches import Window
 _COST_OF_PATCHES = 2
 _MOST_GROUPS = 16  # Each is a convolution, unless it has one channel.
 _MOST_BORDERS = 64  # So is each of these.
+_PART = 2**23  # Bytes of the input that are taken at a time.
 
 
 def is_cheaper(
@@ -67,6 +68,9 @@ def is_cheaper(
 def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
     """Returns the sum over all patches of a a^T.
 
+    The batch is taken in parts of 8 MiB, one after the other, so that the
+    memory that it takes does not grow with the batch.
+
     Args:
         x: [batch, *space, channels], float32 or float64, the space known.
         window, groups: The convolution's.
@@ -75,6 +79,36 @@ def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
         [groups, prod(size) c, prod(size) c], symmetric, c the channels of a
         group; in kernel order.
     """
+    size = max(1, _PART // (math.prod(x.shape[1:]) * x.dtype.size))
+    batch = x.shape[0]
+    if batch is not None and batch <= size:
+        return _of_part(x, window, groups)
+    if batch is None:
+        parts, rest = (tf.shape(x)[0] + size - 1) // size, 0
+    else:
+        parts, rest = divmod(batch, size)
+
+    def add(i, total):
+        begin = i * size
+        if batch is None:
+            part = x[begin : begin + size]
+        else:  # All of one size, which XLA needs to know.
+            at = [begin, *[0] * (x.shape.rank - 1)]
+            part = tf.slice(x, at, [size, *x.shape[1:]])
+        return i + 1, total + _of_part(part, window, groups)
+
+    side = math.prod(window.size) * x.shape[-1] // groups
+    start = 0, tf.zeros([groups, side, side], x.dtype)
+    _, total = tf.while_loop(
+        lambda i, _: i < parts, add, start, parallel_iterations=1
+    )
+    if rest:
+        total += _of_part(x[-rest:], window, groups)
+    return total
+
+
+def _of_part(x, window, groups):
+    """As `second_moment`, at once."""
     problem = _Problem(tuple(x.shape[1:-1]), window)
     x = problem.with_phases(x)
     axes = range(len(problem.size))
