@@ -264,7 +264,7 @@ def test_float32(kind):
 def test_gradient_below_in_float32(monkeypatch, kind, fisher):
     """What comes down through batch normalization has an own way there."""
     shape = (8, 5) if kind == "batch" else (8, 3, 4, 5)
-    taken, scale = [], kind != "no scale"
+    taken, start = [], None
     way = normalization._FusedNormalization.input_gradient
 
     def note(self, gradient):
@@ -290,6 +290,8 @@ def test_gradient_below_in_float32(monkeypatch, kind, fisher):
                 layers.Dense(3, dtype=dtype),
             ]
         )
+        start = start or model.get_weights()
+        model.set_weights(start)
         loss = keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, dtype=dtype
         )
