@@ -26,3 +26,45 @@ def test_figures_of_one_run():
     assert found["kfac_median_ms"] <= found["kfac_slowest_ms"]
     assert found["kfac_state_mib"] > found["baseline_state_mib"] > 0
     assert found["kfac_peak_mib"] > 0 < found["baseline_peak_mib"]
+
+
+STUB = """#!{python}
+import json, sys
+settings = json.loads(sys.argv[2])
+assert sys.argv[1].endswith("torch_peer.py")
+steps = range(settings["warm_up"], settings["warm_up"] + settings["steps"])
+period = settings["factor_update_period"]
+kfac = [3.0 if i % period == 0 else 1.0 for i in steps]
+print(json.dumps({{"baseline": [1.0] * len(kfac), "kfac": kfac}}))
+"""
+
+
+def test_peer(tmp_path):
+    """Beside the own figures stand those of another interpreter."""
+    stub = tmp_path / "python"
+    stub.write_text(STUB.format(python=sys.executable))
+    stub.chmod(0o755)
+    command = [sys.executable, "-m", "tools.step_benchmark", "--batch_size=2",
+               "--factor_update_period=2", "--inverse_update_period=2",
+               "--rounds=1", "--steps=2", "--children=0", "--json",
+               "--peer=pytorch"]  # fmt: skip
+    run = subprocess.run(
+        [*command, f"--peer_python={stub}"],
+        capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["peer_ratio"] == 2.0
+    assert found["peer_kfac_median_ms"] == 2000
+    assert found["ratio"] > 0
+    stub.write_text("#!/bin/sh\necho No module named torch >&2\nexit 1\n")
+    run = subprocess.run(
+        [*command, f"--peer_python={stub}"], capture_output=True, text=True
+    )
+    assert run.returncode != 0
+    assert "No module named torch. Install torch and kfac" in run.stderr
+    assert "Traceback" not in run.stderr
+    run = subprocess.run(
+        [*command, "--model=resnet32"], capture_output=True, text=True
+    )
+    assert run.returncode != 0
+    assert "--peer is of --model=resnet20 only" in run.stderr

@@ -13,7 +13,11 @@ inversions.
 Time to the first step and peak memory are those of child processes, one side
 each, from the making of the optimizer on: medians of --children. Peak memory is
 the resident set after ten steps with a refresh in each, less what it was before
-the first step; beside it stands what can be counted, the bytes of variables.
+the first step; beside it stand the whole resident set, and what can be counted,
+the bytes of variables.
+
+--peer=pytorch measures K-FAC for PyTorch (kfac-pytorch, empirical Fisher) on
+ResNet-20 in the same way, where --peer_python has it.
 
 Models are those of the trainers on random data: images of CIFAR's or ImageNet's
 size, or `transformer` on 64 times as many tokens as --batch_size.
@@ -51,6 +55,12 @@ _KEEP_PAGES = flags.DEFINE_bool(
     "keep_pages", False, "Have glibc keep freed pages, for both sides."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON line.")
+_PEER = flags.DEFINE_enum(
+    "peer", None, ["pytorch"], "Another K-FAC to measure too; ResNet-20 only."
+)
+_PEER_PYTHON = flags.DEFINE_string(
+    "peer_python", sys.executable, "The interpreter that has torch and kfac."
+)
 _CHILD = flags.DEFINE_string("child", None, "The side of a child (internal).")
 
 _TUNABLES = (
@@ -120,16 +130,16 @@ def make_step(side: str, build, x, y):
     return step, model
 
 
-def block_of(period: int) -> int:
-    """Returns the least number of steps: whole periods, at least --steps."""
-    return period * math.ceil(_STEPS.value / period)
+def number_of_steps() -> int:
+    """Returns the number of steps of a side: whole periods."""
+    period = math.lcm(_FACTORS.value, _INVERSES.value)
+    return _ROUNDS.value * period * math.ceil(_STEPS.value / period)
 
 
 def measure() -> dict:
     """Returns the figures of both sides, steps in turn."""
     build, x, y = make_batch()
     sides = {"baseline": _BASELINE.value, "kfac": _OPTIMIZER.value}
-    period = math.lcm(_FACTORS.value, _INVERSES.value)
     times = {}
     steps = {}
     for side, name in sides.items():
@@ -138,7 +148,7 @@ def measure() -> dict:
     for step in steps.values():  # Seeding has TensorFlow optimize graphs anew.
         for _ in range(WARM_UP):
             step()
-    total = _ROUNDS.value * block_of(period)
+    total = number_of_steps()
     for start in range(0, total, TURN):
         for side, step in steps.items():
             for _ in range(min(TURN, total - start)):
@@ -146,6 +156,34 @@ def measure() -> dict:
                 step()
                 times[side].append(time.perf_counter() - begin)
     return summary(times["baseline"], times["kfac"])
+
+
+def measure_peer() -> dict:
+    """Returns the figures of the peer, in a process of its own."""
+    settings = {
+        "batch_size": _BATCH_SIZE.value,
+        "factor_update_period": _FACTORS.value,
+        "inverse_update_period": _INVERSES.value,
+        "threads": _THREADS.value,
+        "warm_up": WARM_UP,
+        "turn": TURN,
+        "steps": number_of_steps(),
+    }
+    program = pathlib.Path(__file__).with_name("torch_peer.py")
+    run = subprocess.run(
+        [_PEER_PYTHON.value, program, json.dumps(settings)],
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode:
+        (*_, reason) = run.stderr.splitlines() or ["it said nothing"]
+        raise app.UsageError(
+            f"--peer={_PEER.value}: {reason}. Install torch and kfac-pytorch "
+            f"for {_PEER_PYTHON.value}, or name an interpreter that has them "
+            "with --peer_python."
+        )
+    times = json.loads(run.stdout.splitlines()[-1])
+    return {f"peer_{key}": value for key, value in summary(**times).items()}
 
 
 def summary(baseline: list[float], kfac: list[float]) -> dict:
@@ -203,6 +241,7 @@ def run_child() -> dict:
     return {
         "first_step_s": first,
         "peak_mib": resident() - before,
+        "resident_mib": resident(),
         "state_mib": (state + (curvature.nbytes() if curvature else 0)) / 2**20,
     }
 
@@ -226,12 +265,15 @@ def measure_children() -> dict:
         for side in sides
         for key in rows[side][0]
     }
-    kfac, baseline = result["kfac_peak_mib"], result["baseline_peak_mib"]
     more = result["kfac_state_mib"] - result["baseline_state_mib"]
     result["first step ratio"] = (
         result["kfac_first_step_s"] / result["baseline_first_step_s"]
     )
-    result["peak / (baseline's peak + state)"] = kfac / (baseline + more)
+    for of in ("peak", "resident"):
+        bound = result[f"baseline_{of}_mib"] + more
+        result[f"{of} / (baseline's + state)"] = (
+            result[f"kfac_{of}_mib"] / bound
+        )
     return result
 
 
@@ -245,6 +287,8 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
+    if _PEER.value and _MODEL.value != "resnet20":
+        raise app.UsageError("--peer is of --model=resnet20 only.")
     if _THREADS.value:
         tf.config.threading.set_intra_op_parallelism_threads(_THREADS.value)
         tf.config.threading.set_inter_op_parallelism_threads(_THREADS.value)
@@ -254,7 +298,10 @@ def main(argv: list[str]) -> None:
     names = ("model", "batch_size", "optimizer", "baseline", "threads",
              "factor_update_period", "inverse_update_period", "fisher",
              "refresh", "keep_pages")  # fmt: skip
-    result = {name: flags.FLAGS[name].value for name in names} | measure()
+    result = {name: flags.FLAGS[name].value for name in names}
+    if _PEER.value:  # First: it may be missing.
+        result |= measure_peer()
+    result |= measure()
     if _CHILDREN.value:
         result |= measure_children()
     if _JSON.value:
