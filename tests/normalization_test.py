@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 from oracle import ONE_UPDATE, Case, cross_entropy, single
 
@@ -308,3 +309,41 @@ def test_gradient_below_in_float32(monkeypatch, kind, fisher):
         if name.endswith("moment"):
             a, b = (state[name] for state in found)
             assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
+
+
+def moments_of_a_step(graph, moves_first):
+    """Those of a step whose scales and shifts move before K-FAC's update."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    x, y = np.random.default_rng(0).normal(size=(8, 4)), np.arange(8) % 3
+    norm = layers.BatchNormalization()
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(5), norm, layers.Dense(3)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = tfkfac.KFAC(seed=3, model=model)
+    model.compile(optimizer, loss)
+    rest = [v for v in model.trainable_variables if "norm" not in v.path]
+
+    def step():
+        with tf.GradientTape() as tape:
+            value = loss(y, model(tf.constant(x), training=True))
+        gradients = tape.gradient(value, rest)
+        if moves_first:
+            norm.gamma.assign_add(keras.ops.ones_like(norm.gamma))
+            norm.beta.assign_add(keras.ops.ones_like(norm.beta))
+        optimizer.apply(gradients, rest)
+
+    (tf.function(step) if graph else step)()
+    state = optimizer.curvature.state()
+    return {k: v for k, v in state.items() if k.endswith("moment")}
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_scale_that_moves_before_the_statistics(graph):
+    """They are those of the forward pass, whatever moved since."""
+    expected = moments_of_a_step(graph, moves_first=False)
+    found = moments_of_a_step(graph, moves_first=True)
+    assert len(found) == 5
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, 1e-6, 1e-9, err_msg=name)

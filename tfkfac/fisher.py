@@ -247,7 +247,7 @@ def set_empirical_gradients(
     *,
     dtype: tf.DType,
     observe: Callable[[Use], list[tf.Tensor]],
-    loss_scale: tf.Tensor,
+    loss_scale: tf.Tensor | float | None,
 ) -> tf.Tensor:
     """Sets the gradients of all uses for the training loss.
 
@@ -261,9 +261,13 @@ def set_empirical_gradients(
     weights, count = weigh(terms, dtype)
     for record, parts, of_outputs in zip(records, terms, weights):
         if _is_reusable(capture, records, parts):
-            factor = _divisor(parts[0], of_outputs[0], count) / loss_scale
+            factor = tf.cast(_divisor(parts[0], of_outputs[0], count), dtype)
             for use in record.uses:
-                use.scale = tf.cast(factor, dtype)
+                if loss_scale is not None and use.raw_gradient is not None:
+                    # Too large for the squares, at times.
+                    g = tf.cast(use.raw_gradient, dtype)
+                    use.gradient = g / tf.cast(loss_scale, dtype)
+                use.scale = factor
         else:
             gradients = [
                 empirical_gradient(term, w, dtype)

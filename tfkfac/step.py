@@ -109,7 +109,7 @@ class Step:
                 self._terms,
                 dtype=dtype,
                 observe=observe,
-                loss_scale=tf.cast(self._loss_scale(), dtype),
+                loss_scale=self._loss_scale(),
             )
         uses = self.uses()
         self._note_unreached(uses, variables)
@@ -140,8 +140,8 @@ class Step:
                 )
 
     def _loss_scale(self):
-        """Returns what the training loss was multiplied by."""
+        """Returns what the training loss was multiplied by; None for 1."""
         outer = getattr(self._model, "optimizer", None)
         if isinstance(outer, keras.optimizers.LossScaleOptimizer):
             return outer.dynamic_scale.value
-        return self._settings.loss_scale_factor or 1.0
+        return self._settings.loss_scale_factor or None

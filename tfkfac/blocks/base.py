@@ -61,7 +61,8 @@ class Use:
         """Returns a second moment of `gradient` for that of `raw_gradient`."""
         if self.scale is None:
             return moment
-        return moment * tf.cast(tf.square(self.scale), moment.dtype)
+        scale = tf.cast(self.scale, moment.dtype)
+        return moment * scale * scale  # The square may not be finite.
 
 
 @dataclasses.dataclass

@@ -154,6 +154,9 @@ class BatchNormalizationBlock(ScaleShiftBlock):
         fused = last and x.dtype == use.pre_activation.dtype == tf.float32
         if not (fused and use.options.get("training") and layer.trainable):
             return None
+        stock = keras.layers.BatchNormalization
+        if type(layer)._moments is not stock._moments:
+            return None
         if use.options.get("mask") is not None:
             return None
         return _FusedNormalization(layer, x)
@@ -218,7 +221,12 @@ class _FusedNormalization:
     """
 
     def __init__(self, layer: keras.layers.Layer, x: tf.Tensor):
-        self._layer, self._x = layer, x
+        self._x, channels = x, x.shape[-1]
+        # As the forward pass takes it: another optimizer may move it first.
+        gamma = layer.gamma
+        self._gamma = (
+            tf.ones([channels]) if gamma is None else tf.identity(gamma.value)
+        )
         self._settings = {"epsilon": layer.epsilon, "is_training": True}
         self._forward = None
 
@@ -250,13 +258,11 @@ class _FusedNormalization:
 
     def input_gradient(self, gradient: tf.Tensor) -> tf.Tensor:
         """Returns dL/dx for dL/ds."""
-        forward, gamma = self._run(), self._layer.gamma
+        forward = self._run()
         found = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=self._images(gradient),
             x=self._images(self._x),
-            scale=(
-                tf.ones([self._x.shape[-1]]) if gamma is None else gamma.value
-            ),
+            scale=self._gamma,
             reserve_space_1=forward.reserve_space_1,
             reserve_space_2=forward.reserve_space_2,
             reserve_space_3=forward.reserve_space_3,
