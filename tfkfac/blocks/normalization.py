@@ -232,11 +232,9 @@ class _FusedNormalization:
 
     def _images(self, x):
         """Returns x with four axes."""
-        return x if x.shape.rank == 4 else tf.reshape(x, self._shape)
-
-    @property
-    def _shape(self):
-        return [-1, 1, 1, self._x.shape[-1]]
+        if x.shape.rank == 4:
+            return x
+        return tf.reshape(x, [-1, 1, 1, self._x.shape[-1]])
 
     def _run(self):
         """Returns xhat, images, and what the gradient takes of it."""
