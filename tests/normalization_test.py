@@ -261,20 +261,27 @@ def test_float32(kind):
 
 
 @pytest.mark.parametrize("fisher", ["sampled", "empirical"])
-@pytest.mark.parametrize("kind", ["batch", "batch of images", "no scale"])
+@pytest.mark.parametrize(
+    "kind", ["batch", "batch of images", "no scale", "as on a GPU"]
+)
 def test_gradient_below_in_float32(monkeypatch, kind, fisher):
     """What comes down through batch normalization has an own way there."""
     shape = (8, 5) if kind == "batch" else (8, 3, 4, 5)
+    if kind == "as on a GPU":  # Where the forward operation runs once more.
+        devices = tf.config.list_logical_devices
+        monkeypatch.setattr(
+            tf.config,
+            "list_logical_devices",
+            lambda kind=None: [None] if kind == "GPU" else devices(kind),
+        )
     taken, start = [], None
-    way = normalization._FusedNormalization.input_gradient
+    way = normalization._FusedGradient.input_gradient
 
     def note(self, gradient):
         taken.append(way(self, gradient))
         return taken[-1]
 
-    monkeypatch.setattr(
-        normalization._FusedNormalization, "input_gradient", note
-    )
+    monkeypatch.setattr(normalization._FusedGradient, "input_gradient", note)
     found = []
     for dtype in ("float32", "float64"):
         keras.utils.clear_session()  # The names count anew.

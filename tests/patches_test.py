@@ -1,14 +1,14 @@
 """Second moments of patches, with and without building them."""
 
 import itertools
-import math
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfkfac import autocorrelation, patches
+from tfkfac import autocorrelation, correlation, patches
+from tfkfac.diagnostics import products
 from tfkfac.patches import Window
 
 RNG = np.random.default_rng(0)
@@ -109,36 +109,75 @@ def test_which_is_chosen():
     assert chosen((32, 32), (3, 3))
     assert chosen((224, 224), (7, 7), 3, strides=(2, 2))
     assert chosen((32, 32), (3, 3), 16, 16)
+    assert chosen((40,), (31,)) and not chosen((40,), (33,))
     assert not chosen((32, 32), (1, 1))
     assert not chosen((None, 32), (3, 3))
     assert not chosen((1, 5), (4, 3), dilation=(2, 1))
     assert not chosen((32, 32), (3, 3), 64, 32)  # Many groups of 2.
 
 
+def flops_of_an_example(space, channels, window):
+    """Counted in the graph, without what a batch takes once."""
+
+    def of_batch(n):
+        @tf.function
+        def run():
+            x = tf.ones([n, *space, channels])
+            return autocorrelation.second_moment(x, window, 1)
+
+        operations = run.get_concrete_function().graph.get_operations()
+        flops, left_out = products.count(operations)
+        assert not left_out
+        return flops
+
+    return of_batch(3) - of_batch(2)
+
+
 def test_multiplications():
-    """Counted in the graph: fewer than with patches by what is promised."""
-    space, C, k = (16, 16), 8, 3
+    """Fewer than with patches by what is promised."""
+    n, C, k = 16, 8, 3
     window = Window((k, k), (1, 1), (1, 1), "same")
-    n, c2 = space[0], C**2
+    total = flops_of_an_example((n, n), C, window) / 2
+    problem = autocorrelation._Problem((n, n), window)
+    assert total == problem.cost(C, 1)
+    assert n**2 * k * (2 * k - 1) * C**2 < total
+    assert total < n**2 * k * (2 * k - 1) * C**2 + n * k**3 * C**2
+    assert n**2 * k**4 * C**2 / total > 4
 
-    @tf.function
-    def run():
-        x = tf.ones([1, *space, C])
-        return autocorrelation.second_moment(x, window, 1)
 
-    total = 0
-    for op in run.get_concrete_function().graph.get_operations():
-        if op.type == "Conv2DBackpropFilter":
-            positions = math.prod(op.inputs[2].shape[1:3])
-            total += positions * math.prod(op.outputs[0].shape)
-        elif op.type == "MatMul" and op.get_attr("transpose_a"):
-            positions = op.inputs[0].shape[0]
-            total += positions * math.prod(op.outputs[0].shape)
-    counted = autocorrelation._Problem(space, window).cost() * c2
-    assert total == counted
-    assert n**2 * k * (2 * k - 1) * c2 < total
-    assert total < n**2 * k * (2 * k - 1) * c2 + n * k**3 * (k - 1) * c2
-    assert n**2 * k**4 * c2 / total > 4
+def test_multiplications_by_frequencies():
+    n, C, k = 15, 128, 3
+    window = Window((k, k), (1, 1), (1, 1), "same")
+    total = flops_of_an_example((n, n), C, window) / 2
+    borders = autocorrelation._Problem((n, n), window).cost(C, 1)
+    N, F = n + k - 1, (n + k - 1) // 2 + 1
+    whole = 2 * F * n * n * C + 4 * F * N * n * C + 3 * F * N * C**2
+    borders -= correlation._COST_OF_FREQUENCIES * whole
+    assert total == whole + borders
+    assert n**2 * k * (2 * k - 1) * C**2 / total > 4
+
+
+@pytest.mark.parametrize("most", [2**30, 1, 800])
+def test_by_frequencies(monkeypatch, most):
+    """All at once, one row of frequencies at a time, or several."""
+    monkeypatch.setattr(correlation, "_has_frequencies", lambda *_: True)
+    monkeypatch.setattr(correlation, "_MOST_BYTES", most)
+    for padding, steps in itertools.product(("same", "valid"), STEPS.values()):
+        for size, groups in ((3, 3), 1), ((4, 2), 2), ((1, 5), 1), ((2, 1), 2):
+            compare((11, 14), Window(size, *steps, padding), 4, groups)
+
+
+def test_by_frequencies_in_float32():
+    """As exact as the sum of products that it is of the largest element."""
+    x = RNG.normal(size=(8, 7, 7, 64)) + 1
+    window = Window((3, 3), (1, 1), (1, 1), "same")
+    axes = autocorrelation._Problem((7, 7), window).axes
+    assert correlation._has_frequencies(axes, 64, 1)
+    found = autocorrelation.second_moment(tf.constant(x, tf.float32), window, 1)
+    a = loops(x, window).reshape(-1, 9 * 64)
+    expected = a.T @ a
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(found[0], expected, atol=1e-6 * largest, rtol=0)
 
 
 def test_no_patches_in_the_step(monkeypatch):

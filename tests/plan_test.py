@@ -405,3 +405,14 @@ def test_command():
     assert by_kind["plain"]["sent"] < by_kind["factors"]["sent"]
     factors = [row["factors, MiB"] for row in found["storage"]]
     assert factors[0] <= factors[1] < factors[2]
+
+
+def test_flops_of_a_batch_in_parts():
+    """Of four times the batch, of which a part is taken at a time."""
+    model = keras.Sequential(
+        [keras.Input((32, 32, 64)), layers.Conv2D(2, 3, padding="same")]
+    )
+    few, many = (tfkfac.plan(model, batch_size=n) for n in (32, 128))
+    assert not many.uncounted
+    found = many.layers[0].factor_flops / few.layers[0].factor_flops
+    assert found == pytest.approx(4, rel=0.01)

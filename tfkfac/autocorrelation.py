@@ -3,13 +3,15 @@
 With x the zero-padded input, p the output positions and o, o' offsets in the
 kernel, the blocks of the moment are, for stride 1,
 
-    A[o, o'] = sum_p x[p + o] x[p + o']^T = sum_(q in box(o)) x[q] x[q + D]^T
+    A[o', o] = sum_p x[p + o'] x[p + o]^T = sum_(q in box(o)) x[q + D] x[q]^T
 
 with D = o' - o and box(o) the output positions moved by o. But for the borders
 of the box this depends on D alone: the sum over all q is the autocorrelation of
-x, one convolution. What lies outside the box is taken off axis by axis: of all
-q with q_a outside on axis a, within the box on the axes after a, and anywhere
-on those before it. These are few rows and columns of the image.
+x. A box is all q but those outside on an axis, so that, over n axes,
+
+    sum_(q in box) = prod_(axes) (all q_a - q_a outside)
+
+is 2^n sums of which all but the first are of few rows and columns.
 
 D and -D give transposed blocks, so that half of the plane is enough. Strides
 become channels: x[s p + r] is channel r of a convolution with stride 1.
@@ -18,24 +20,25 @@ Multiplications for an example of n x n positions with C channels and a k x k
 kernel in G groups, stride 1 and "same":
 
     patches            n^2 k^4 C^2 / G
-    autocorrelation    n^2 k (2k - 1) C^2 / G and O(n k^3 (k - 1)) C^2 / G
+    autocorrelation    n^2 k (2k - 1) C^2 / G and O(n k^3) C^2 / G, or less by
+                       frequencies (`tfkfac.correlation`)
 """
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from tfkfac.correlation import Axis, correlations, multiplications
 from tfkfac.patches import Window
 
 # A multiplication with patches takes as long as this many without: measured on
 # CPUs with 3 x 3 kernels, strides 1 and 2. The patches are written and read.
 _COST_OF_PATCHES = 2
 _MOST_GROUPS = 16  # Each is a convolution, unless it has one channel.
-_MOST_BORDERS = 64  # So is each of these.
+_LARGEST_SIZE = 32  # Of a kernel: the weights of its borders grow with size^4.
 _PART = 2**23  # Bytes of the input that are taken at a time.
 
 
@@ -51,25 +54,21 @@ def is_cheaper(
     """
     if None in space or math.prod(window.size) == 1:
         return False
-    if _MOST_GROUPS < groups < channels:
+    if _MOST_GROUPS < groups < channels or max(window.size) > _LARGEST_SIZE:
         return False
     if max(window.strides) > 1 and max(window.dilation) > 1:
         return False
     if any(n < window.extent(i) for i, n in enumerate(space)):
         return False  # All is border, and rounding is left of nothing.
-    problem = _Problem(tuple(space), window)
-    if sum(map(len, problem.borders)) > _MOST_BORDERS:
-        return False
     positions = math.prod(window.outputs(i, n) for i, n in enumerate(space))
-    with_patches = positions * math.prod(window.size) ** 2
-    return problem.cost() < _COST_OF_PATCHES * with_patches
+    side = math.prod(window.size) * channels // groups
+    with_patches = positions * groups * side**2
+    without = _Problem(tuple(space), window).cost(channels, groups)
+    return without < _COST_OF_PATCHES * with_patches
 
 
 def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
     """Returns the sum over all patches of a a^T.
-
-    The batch is taken in parts of 8 MiB, one after the other, so that the
-    memory that it takes does not grow with the batch.
 
     Args:
         x: [batch, *space, channels], float32 or float64, the space known.
@@ -79,10 +78,23 @@ def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
         [groups, prod(size) c, prod(size) c], symmetric, c the channels of a
         group; in kernel order.
     """
+    problem = _Problem(tuple(x.shape[1:-1]), window)
+    E = _of_parts(x, problem, groups)
+    for i in reversed(range(len(problem.axes))):
+        E = _join(E, i, problem.axes[i])
+    return problem.in_kernel_order(E + tf.linalg.matrix_transpose(E))
+
+
+def _of_parts(x, problem, groups):
+    """Returns the correlations, by parts of the batch of 8 MiB.
+
+    They are taken one after the other, so that the memory that it takes does
+    not grow with the batch.
+    """
     size = max(1, _PART // (math.prod(x.shape[1:]) * x.dtype.size))
     batch = x.shape[0]
     if batch is not None and batch <= size:
-        return _of_part(x, window, groups)
+        return _of_part(x, problem, groups)
     if batch is None:
         parts, rest = (tf.shape(x)[0] + size - 1) // size, 0
     else:
@@ -95,336 +107,109 @@ def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
         else:  # All of one size, which XLA needs to know.
             at = [begin, *[0] * (x.shape.rank - 1)]
             part = tf.slice(x, at, [size, *x.shape[1:]])
-        return i + 1, total + _of_part(part, window, groups)
+        return i + 1, total + _of_part(part, problem, groups)
 
-    side = math.prod(window.size) * x.shape[-1] // groups
-    start = 0, tf.zeros([groups, side, side], x.dtype)
+    K = problem.phases * x.shape[-1] // groups
+    terms = [len(axis.offsets) + len(axis.borders) for axis in problem.axes]
     _, total = tf.while_loop(
-        lambda i, _: i < parts, add, start, parallel_iterations=1
+        lambda i, _: i < parts,
+        add,
+        (0, tf.zeros([*terms, groups, K, K], x.dtype)),
+        parallel_iterations=1,
+        maximum_iterations=None if batch is None else parts,
     )
     if rest:
-        total += _of_part(x[-rest:], window, groups)
+        total += _of_part(x[-rest:], problem, groups)
     return total
 
 
-def _of_part(x, window, groups):
-    """As `second_moment`, at once."""
-    problem = _Problem(tuple(x.shape[1:-1]), window)
-    x = problem.with_phases(x)
-    axes = range(len(problem.size))
-    # First by D on all axes; then, axis by axis, by pairs (o', o).
-    E = _correlate(x, problem.pad(x, axes), problem.dilation, groups, _convolve)
-    for axis in reversed(axes):
-        terms = [E]
-        for border in problem.borders[axis]:
-            y, partners = problem.at_border(x, axis, border)
-            partners = problem.pad(partners, axes[:axis])
-            d = problem.dilation[:axis]
-            terms.append(_correlate(y, partners, d, groups, _multiply))
-        E = problem.join(axis, terms)
-    return problem.in_kernel_order(E + tf.linalg.matrix_transpose(E))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Border:
-    """A position q outside some boxes on an axis, and its partners q + D.
-
-    Attributes:
-        position: q.
-        outside: The o whose box does not hold it.
-        least, most: The first and the last D.
-    """
-
-    position: int
-    outside: frozenset[int]
-    least: int
-    most: int
-
-    @property
-    def count(self) -> int:
-        """The number of partners."""
-        return self.most - self.least + 1
+def _of_part(x, problem, groups):
+    return correlations(problem.with_phases(x), problem.axes, groups)
 
 
 class _Problem:
     """The moment of a convolution as one of stride 1.
 
-    Attributes, of which all but the last have a number for each axis:
-        size: Of the kernel.
-        dilation: Of the kernel.
-        space: The number of positions of x.
-        outputs: Those of them in a box.
-        low: How far before x the first box begins.
-        borders: A tuple of `_Border`.
+    Attributes:
+        axes: Of the image.
         phases: How many channels one channel has become.
     """
 
     def __init__(self, space: tuple[int, ...], window: Window):
         self._window, self._given = window, space
-        sides = list(enumerate(space))
-        self.outputs = tuple(window.outputs(i, n) for i, n in sides)
-        self.low = tuple(window.pads(i, n)[0] for i, n in sides)
-        self.size, self.dilation = window.size, window.dilation
-        self.space, self.phases = space, math.prod(window.strides)
-        if self.phases > 1:
-            self.size = tuple(
-                (k - 1) // s + 1 for k, s in zip(window.size, window.strides)
+        self.phases = math.prod(window.strides)
+        self.axes = []
+        for i, n in enumerate(space):
+            k, outputs = window.size[i], window.outputs(i, n)
+            low = window.pads(i, n)[0]
+            if self.phases > 1:
+                k = (k - 1) // window.strides[i] + 1
+                n, low = outputs + k - 1, 0
+            self.axes.append(
+                Axis(k, window.dilation[i], n, outputs, low, half=i == 0)
             )
-            self.space = tuple(
-                side + k - 1 for side, k in zip(self.outputs, self.size)
-            )
-            self._pads, self.low = self.low, (0,) * len(space)
-        self.borders = tuple(self._borders(i) for i in range(len(space)))
 
-    def _borders(self, axis: int) -> tuple[_Border, ...]:
-        n, d, k = self.space[axis], self.dilation[axis], self.size[axis]
-        begins = [o * d - self.low[axis] for o in range(k)]
-        found = []
-        for q in range(n):
-            outside = [
-                o
-                for o, begin in enumerate(begins)
-                if not begin <= q < begin + self.outputs[axis]
-            ]
-            D = [
-                other - o
-                for o in outside
-                for other in range(o if axis == 0 else 0, k)
-                if 0 <= q + (other - o) * d < n
-            ]
-            if D:
-                found.append(_Border(q, frozenset(outside), min(D), max(D)))
-        return tuple(found)
-
-    def _offsets(self, axis: int) -> range:
-        """Returns all D on an axis; on the first, one half."""
-        k = self.size[axis]
-        return range(0 if axis == 0 else 1 - k, k)
-
-    def cost(self) -> int:
-        """Returns the multiplications for an example, by C^2 / G."""
-        axes = range(len(self.size))
-        windows = [len(self._offsets(i)) for i in axes]
-        total = math.prod(self.space) * math.prod(windows)
-        for a in axes:
-            before = math.prod(self.space[:a]) * math.prod(windows[:a])
-            after = math.prod(self.outputs[a + 1 :])
-            after *= math.prod(self.size[a + 1 :]) ** 2
-            total += before * after * sum(b.count for b in self.borders[a])
-        return total * self.phases**2
+    def cost(self, channels: int, groups: int) -> float:
+        """Returns the multiplications for an example."""
+        K = self.phases * channels // groups
+        return multiplications(self.axes, K, groups)
 
     def with_phases(self, x: tf.Tensor) -> tf.Tensor:
         """Returns x as [batch, *space, phases, channels]."""
         if self.phases == 1:
             return x[..., tf.newaxis, :]
-        strides = self._window.strides
+        sides = list(enumerate(zip(self._given, self._window.strides)))
+        space = [axis.space for axis in self.axes]
         pads, kept = [(0, 0)], [slice(None)]
-        for low, n, side, s in zip(
-            self._pads, self._given, self.space, strides
-        ):
-            high = side * s - low - n  # Negative where no kernel sees the end.
+        for i, (n, s) in sides:
+            low = self._window.pads(i, n)[0]
+            high = space[i] * s - low - n
+            # It is negative where no kernel sees the end.
             pads.append((low, max(high, 0)))
             kept.append(slice(0, n + min(high, 0)))
         x = tf.pad(x[tuple(kept)], [*pads, (0, 0)])
-        split = itertools.chain.from_iterable(zip(self.space, strides))
+        split = itertools.chain.from_iterable(zip(space, self._window.strides))
         x = tf.reshape(x, [-1, *split, x.shape[-1]])
         last = x.shape.rank - 1
         x = tf.transpose(x, [0, *range(1, last, 2), *range(2, last, 2), last])
-        return tf.reshape(x, [-1, *self.space, self.phases, x.shape[-1]])
-
-    def pad(self, x: tf.Tensor, axes: range) -> tf.Tensor:
-        """Pads x with zeros for all D on the axes."""
-        pads = [(0, 0)] * x.shape.rank
-        for i in axes:
-            D, d = self._offsets(i), self.dilation[i]
-            pads[i + 1] = (-D[0] * d, D[-1] * d)
-        return tf.pad(x, pads) if any(map(any, pads)) else x
-
-    def at_border(self, x: tf.Tensor, axis: int, border: _Border):
-        """Returns x at a border and at its partners, seen by the kernel.
-
-        On the axes after this one the offsets of the kernel become phases.
-        """
-        q, d = border.position, self.dilation[axis]
-        first, last = q + border.least * d, q + border.most * d
-        y = self._seen(x, axis, slice(q, q + 1))
-        if first == q == last:
-            return y, y
-        return y, self._seen(x, axis, slice(first, last + 1, d))
-
-    def _seen(self, x, axis, at):
-        """Returns x there on an axis, patches along those after it."""
-        x = x[(*[slice(None)] * (axis + 1), at)]
-        for i in reversed(range(axis + 1, len(self.size))):
-            low, d, k = self.low[i], self.dilation[i], self.size[i]
-            side = self.outputs[i]
-            pads = [(0, 0)] * x.shape.rank
-            pads[i + 1] = low, side + (k - 1) * d - low - x.shape[i + 1]
-            x = tf.pad(x, pads) if any(pads[i + 1]) else x
-            x = _views(x, i, side, [o * d for o in range(k)])
-        return x
-
-    def join(self, axis: int, terms: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Turns products by D into those of pairs (o', o) within their boxes.
-
-        Args:
-            axis: It; those after it are of pairs by now.
-            terms: [*(D on the axes before), count, ..., groups, K, K]: with
-                all D on the axis, then with the partners of each border.
-
-        Returns:
-            [*(D on the axes before), groups, size K, size K]; on the first axis
-            half of the sum, such that its transpose is the rest.
-        """
-        before = terms[0].shape[:axis]
-        groups, K = terms[0].shape[-3:-1]
-        flat = [tf.reshape(t, [*before, -1, groups * K * K]) for t in terms]
-        weights = tf.constant(self._weights(axis), terms[0].dtype)
-        E = tf.matmul(weights, tf.concat(flat, axis=-2))
-        k = self.size[axis]
-        E = tf.reshape(E, [-1, k, k, groups, K, K])
-        E = tf.transpose(E, [0, 3, 1, 4, 2, 5])
-        return tf.reshape(E, [*before, groups, k * K, k * K])
-
-    def _weights(self, axis: int) -> np.ndarray:
-        """Returns the part of each term of `join` in each pair (o', o)."""
-        k, D = self.size[axis], self._offsets(axis)
-        borders = self.borders[axis]
-        count = len(D) + sum(border.count for border in borders)
-        weights = np.zeros([k, k, count])
-        for o, other in itertools.product(range(k), repeat=2):
-            if other - o not in D:
-                continue
-            weight = 0.5 if axis == 0 and other == o else 1.0
-            weights[other, o, D.index(other - o)] = weight
-            at = len(D)
-            for b in borders:
-                if o in b.outside and b.least <= other - o <= b.most:
-                    weights[other, o, at + other - o - b.least] = -weight
-                at += b.count
-        return weights.reshape(k * k, count)
+        return tf.reshape(x, [-1, *space, self.phases, x.shape[-1]])
 
     def in_kernel_order(self, A: tf.Tensor) -> tf.Tensor:
         """Brings the sides from (place, phase, c) to (o, c)."""
         if self.phases == 1:
             return A
         strides = self._window.strides
+        size = [axis.size for axis in self.axes]
         units = []
         for offset in itertools.product(*map(range, self._window.size)):
             place = tuple(o // s for o, s in zip(offset, strides))
             phase = tuple(o % s for o, s in zip(offset, strides))
             units.append(
-                np.ravel_multi_index(place, self.size) * self.phases
+                np.ravel_multi_index(place, size) * self.phases
                 + np.ravel_multi_index(phase, strides)
             )
-        c = A.shape[-1] // (math.prod(self.size) * self.phases)
+        c = A.shape[-1] // (math.prod(size) * self.phases)
         index = np.add.outer(np.array(units) * c, np.arange(c)).ravel()
         return tf.gather(tf.gather(A, index, axis=1), index, axis=2)
 
 
-def _correlate(
-    y: tf.Tensor,
-    x: tf.Tensor,
-    dilation: Sequence[int],
-    groups: int,
-    product: Callable[..., tf.Tensor],
-) -> tf.Tensor:
-    """Returns sum_q x[q + d D] y[q]^T for all D >= 0 for which x is there.
+def _join(E: tf.Tensor, i: int, axis: Axis) -> tf.Tensor:
+    """Turns sums by offsets D into those of pairs (o', o) within their boxes.
 
     Args:
-        y, x: [batch, *space, phases, channels], of which x has more positions.
-        dilation: d on the first axes; 1 on the others.
-        groups: Channels of different groups are not multiplied.
-        product: How it is done for one group: `_convolve` or, for few
-            positions, `_multiply`.
+        E: [*(D and borders on the axes before), D and borders, groups, K, K].
+        i: Which axis; those after it are of pairs by now.
+        axis: It.
 
     Returns:
-        [*(D on each axis), groups, phases c, phases c], c the channels of a
-        group.
+        [*(D and borders on the axes before), groups, size K, size K]; with the
+        first axis half of the sum, such that its transpose is the rest.
     """
-    n = y.shape.rank - 3
-    d = [*dilation, *[1] * (n - len(dilation))]
-    if max(d) > 1:  # The residues of the positions become examples.
-        rest = [(0, -side % b) for side, b in zip(y.shape[1:], d)]
-        y, x = (tf.space_to_batch(v, d, rest) for v in (y, x))
-    windows = [
-        1 + long - short for long, short in zip(x.shape[1 : n + 1], y.shape[1:])
-    ]
-    channels = y.shape[-1]
-    if groups == channels > 1:
-        return _by_channel(y, x, windows)
-    found = []
-    for y_, x_ in zip(tf.split(y, groups, -1), tf.split(x, groups, -1)):
-        side = y_.shape[-1] * y_.shape[-2]
-        y_, x_ = (tf.reshape(v, [-1, *v.shape[1:-2], side]) for v in (y_, x_))
-        found.append(product(y_, x_, [*windows, side, side]))
-    return tf.stack(found, axis=n)
-
-
-def _views(x, axis, side, offsets):
-    """Returns x moved by each offset along an axis, the offsets as phases.
-
-    Args:
-        x: [batch, *space, phases, channels].
-        axis: Of the space.
-        side: How many positions of it to keep.
-        offsets: Not negative.
-
-    Returns:
-        [batch, *space, offsets phases, channels].
-    """
-    index = np.add.outer(np.arange(side), np.array(offsets))
-    x = tf.gather(x, index, axis=axis + 1)
-    rank = x.shape.rank
-    if axis + 3 < rank - 2:  # Offsets come after the last axis of the space.
-        order = [*range(axis + 2), *range(axis + 3, rank - 2), axis + 2]
-        x = tf.transpose(x, [*order, rank - 2, rank - 1])
-    *space, k, phases, channels = x.shape[1:]
-    return tf.reshape(x, [-1, *space, k * phases, channels])
-
-
-def _moved(x, y, windows):
-    """Returns x[q + D] for the q of y, for each D."""
-    return [
-        x[(slice(None), *(slice(o, o + n) for o, n in zip(D, y.shape[1:])))]
-        for D in itertools.product(*map(range, windows))
-    ]
-
-
-def _multiply(y, x, shape):
-    """Returns sum_q x[q + D] y[q]^T, of this shape, by one product."""
-    *windows, rows, columns = shape
-    moved = x[..., tf.newaxis, :]
-    for i, k in reversed(list(enumerate(windows))):
-        if k > 1:
-            moved = _views(moved, i, y.shape[i + 1], range(k))
-    moved = tf.reshape(moved, [-1, math.prod(windows) * rows])
-    y = tf.reshape(y, [-1, columns])
-    return tf.reshape(tf.matmul(moved, y, transpose_a=True), shape)
-
-
-def _convolve(y, x, shape):
-    """Returns sum_q x[q + D] y[q]^T, of this shape, by a convolution."""
-    if len(shape) == 3:
-        y, x = y[:, :, tf.newaxis], x[:, :, tf.newaxis]
-        wide = _convolve(y, x, [shape[0], 1, *shape[1:]])
-        return tf.squeeze(wide, axis=1)
-    name = {4: "Conv2DBackpropFilter", 5: "Conv3DBackpropFilterV2"}
-    return getattr(tf.raw_ops, name[len(shape)])(
-        input=x,
-        filter_sizes=shape,
-        out_backprop=y,
-        strides=[1] * len(shape),
-        padding="VALID",
-    )
-
-
-def _by_channel(y, x, windows):
-    """As `_correlate`, each channel by itself."""
-    n = len(windows)
-    found = []
-    for moved in _moved(x, y, windows):
-        product = moved[..., :, tf.newaxis, :] * y[..., tf.newaxis, :, :]
-        found.append(tf.reduce_sum(product, axis=range(n + 1)))
-    by_channel = tf.transpose(tf.stack(found), [0, 3, 1, 2])
-    return tf.reshape(by_channel, [*windows, *by_channel.shape[1:]])
+    *before, _, groups, K, _ = E.shape
+    flat = tf.reshape(E, [*before, -1, groups * K * K])
+    k = axis.size
+    weights = axis.weights().reshape(k * k, -1)
+    E = tf.matmul(tf.constant(weights, E.dtype), flat)
+    E = tf.reshape(E, [-1, k, k, groups, K, K])
+    E = tf.transpose(E, [0, 3, 1, 4, 2, 5])
+    return tf.reshape(E, [*before, groups, k * K, k * K])

@@ -28,6 +28,7 @@ class Use:
         scale: A number; None for 1.
         moments: Those of its block, where it is the block's only use and they
             are known.
+        saved: What its block keeps of the call besides.
         shortcut: What has `input_gradient(gradient)`, the gradient with respect
             to the inputs, where that takes less time than the tape's; or None.
     """
@@ -41,6 +42,7 @@ class Use:
     raw_gradient: Any = None
     scale: Any = None
     moments: "list[Moment] | None" = None
+    saved: Any = None
     shortcut: Any = None
 
     @property

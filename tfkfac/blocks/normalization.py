@@ -1,6 +1,7 @@
 """Blocks of normalization layers: per-example gradients of scale and shift."""
 
 import abc
+import contextlib
 import math
 
 import keras
@@ -59,19 +60,16 @@ class ScaleShiftBlock(FactoredBlock):
         s = call(inputs, *args, **options)
         names = ("training", "mask")
         options = {**dict(zip(names, args)), **options}
-        use = Use(layer, inputs, keras_mask(inputs), s, options=options)
-        use.shortcut = cls.shortcut(use)
-        return keep(use)
-
-    @classmethod
-    def shortcut(cls, use: Use):
-        """Returns what `Use.shortcut` is."""
-        del use
-        return None
+        return keep(Use(layer, inputs, keras_mask(inputs), s, options=options))
 
     @abc.abstractmethod
-    def normalized(self, use: Use) -> tf.Tensor:
-        """Returns xhat, in the shape of the inputs, without side effects."""
+    def scale_gradients(self, use: Use, g: tf.Tensor) -> tf.Tensor:
+        """Returns sum_t g_it xhat_it, [batch, channels].
+
+        Args:
+            use: Of the layer.
+            g: The gradients, in the shape of the inputs.
+        """
 
     @abc.abstractmethod
     def channel_axes(self, rank: int) -> list[int]:
@@ -102,8 +100,7 @@ class ScaleShiftBlock(FactoredBlock):
                 g *= tf.reshape(mask, shape)
             parts = []
             if self._used[0]:
-                xhat = tf.cast(self.normalized(use), dtype)
-                parts.append(self._per_example(g * xhat))
+                parts.append(self.scale_gradients(use, g))
             if self._used[1]:
                 parts.append(self._per_example(g))
             rows = tf.cast(tf.shape(parts[0])[0], dtype)
@@ -148,30 +145,49 @@ class BatchNormalizationBlock(ScaleShiftBlock):
         return [self.layer.axis]
 
     @classmethod
-    def shortcut(cls, use):
+    def record(cls, layer, call, keep, inputs, args, options):
+        moments = []
+
+        def noting(*args, **options):
+            with _noted(layer, moments):
+                return call(*args, **options)
+
+        def keep_with_moments(use):
+            if moments:
+                use.saved = moments[0]
+            if cls._is_fused(use):
+                use.shortcut = _FusedGradient(layer, use.inputs, *moments[0])
+            return keep(use)
+
+        return super().record(
+            layer, noting, keep_with_moments, inputs, args, options
+        )
+
+    @staticmethod
+    def _is_fused(use):
+        """Whether what it did is what TensorFlow has one operation for."""
         layer, x = use.layer, use.inputs
-        last = layer.axis % x.shape.rank == x.shape.rank - 1
-        fused = last and x.dtype == use.pre_activation.dtype == tf.float32
-        if not (fused and use.options.get("training") and layer.trainable):
-            return None
+        if use.saved is None or use.options.get("mask") is not None:
+            return False
         stock = keras.layers.BatchNormalization
         if type(layer)._moments is not stock._moments:
-            return None
-        if use.options.get("mask") is not None:
-            return None
-        return _FusedNormalization(layer, x)
+            return False
+        last = layer.axis % x.shape.rank == x.shape.rank - 1
+        return last and x.dtype == use.pre_activation.dtype == tf.float32
 
-    def normalized(self, use):
-        if use.shortcut is not None:
-            return use.shortcut.normalized()
-        layer, x = self.layer, _widen(use.inputs)
-        if use.options.get("training") and layer.trainable:
-            mean, variance = layer._moments(x, use.options.get("mask"))
-        else:
-            mean, variance = layer.moving_mean, layer.moving_variance
-        return keras.ops.batch_normalization(
-            x, mean, variance, axis=layer.axis, epsilon=layer.epsilon
+    def scale_gradients(self, use, g):
+        """As sum_t g_it x_it - mean sum_t g_it, without xhat."""
+        layer = self.layer
+        mean, variance = use.saved or (
+            layer.moving_mean.value,
+            layer.moving_variance.value,
         )
+        mean, variance = (
+            tf.reshape(tf.cast(v, g.dtype), [-1]) for v in (mean, variance)
+        )
+        of_inputs = self._per_example(g * tf.cast(use.inputs, g.dtype))
+        centered = of_inputs - mean * self._per_example(g)
+        return centered * tf.math.rsqrt(variance + layer.epsilon)
 
 
 class LayerNormalizationBlock(ScaleShiftBlock):
@@ -180,9 +196,9 @@ class LayerNormalizationBlock(ScaleShiftBlock):
     def channel_axes(self, rank):
         return list(self.layer.axis)
 
-    def normalized(self, use):
+    def scale_gradients(self, use, g):
         layer = self.layer
-        return keras.ops.layer_normalization(
+        xhat = keras.ops.layer_normalization(
             _widen(use.inputs),
             None,
             None,
@@ -190,6 +206,7 @@ class LayerNormalizationBlock(ScaleShiftBlock):
             layer.epsilon,
             rms_scaling=layer.rms_scaling,
         )
+        return self._per_example(g * tf.cast(xhat, g.dtype))
 
 
 class GroupNormalizationBlock(ScaleShiftBlock):
@@ -198,7 +215,7 @@ class GroupNormalizationBlock(ScaleShiftBlock):
     def channel_axes(self, rank):
         return [self.layer.axis]
 
-    def normalized(self, use):
+    def scale_gradients(self, use, g):
         layer, x = self.layer, _widen(use.inputs)
         saved = layer.scale, layer.center
         layer.__dict__.update(scale=False, center=False)
@@ -207,28 +224,54 @@ class GroupNormalizationBlock(ScaleShiftBlock):
             xhat = layer._apply_normalization(groups, x.shape)
         finally:
             layer.__dict__.update(scale=saved[0], center=saved[1])
-        return tf.reshape(xhat, tf.shape(x))
+        xhat = tf.reshape(xhat, tf.shape(x))
+        return self._per_example(g * tf.cast(xhat, g.dtype))
 
 
-class _FusedNormalization:
-    """Batch normalization by the last axis, one operation each way.
+@contextlib.contextmanager
+def _noted(layer, moments):
+    """Has a layer add the (mean, variance) that it normalizes by."""
+    before, original = layer.__dict__.get("_moments"), layer._moments
+
+    def note(*args, **options):
+        moments.append(original(*args, **options))
+        return moments[-1]
+
+    layer.__dict__["_moments"] = note
+    try:
+        yield
+    finally:
+        layer.__dict__.pop("_moments")
+        if before is not None:
+            layer.__dict__["_moments"] = before
+
+
+class _FusedGradient:
+    """The gradient of batch normalization by the last axis, one operation.
 
     Keras' own is a dozen, which take four times as long on a CPU.
 
     Args:
         layer: A `keras.layers.BatchNormalization`, in training.
         x: Its inputs, float32.
+        mean, variance: Of x.
     """
 
-    def __init__(self, layer: keras.layers.Layer, x: tf.Tensor):
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        x: tf.Tensor,
+        mean: tf.Tensor,
+        variance: tf.Tensor,
+    ):
         self._x, channels = x, x.shape[-1]
         # As the forward pass takes it: another optimizer may move it first.
         gamma = layer.gamma
         self._gamma = (
             tf.ones([channels]) if gamma is None else tf.identity(gamma.value)
         )
+        self._moments = mean, variance
         self._settings = {"epsilon": layer.epsilon, "is_training": True}
-        self._forward = None
 
     def _images(self, x):
         """Returns x with four axes."""
@@ -236,34 +279,31 @@ class _FusedNormalization:
             return x
         return tf.reshape(x, [-1, 1, 1, self._x.shape[-1]])
 
-    def _run(self):
-        """Returns xhat, images, and what the gradient takes of it."""
-        if self._forward is None:
-            channels = self._x.shape[-1]
-            self._forward = tf.raw_ops.FusedBatchNormV3(
-                x=self._images(self._x),
-                scale=tf.ones([channels]),
-                offset=tf.zeros([channels]),
-                mean=tf.zeros([0]),
-                variance=tf.zeros([0]),
-                **self._settings,
-            )
-        return self._forward
-
-    def normalized(self) -> tf.Tensor:
-        """Returns xhat = (x - mean) / sqrt(variance + epsilon)."""
-        return tf.reshape(self._run().y, tf.shape(self._x))
+    def _saved(self, x):
+        """Returns what the operation takes of the forward pass."""
+        if not tf.config.list_logical_devices("GPU"):
+            return (*self._moments, tf.zeros([0]))
+        forward = tf.raw_ops.FusedBatchNormV3(  # There it is cuDNN's own.
+            x=x,
+            scale=self._gamma,
+            offset=tf.zeros_like(self._gamma),
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            **self._settings,
+        )
+        return forward[-3:]
 
     def input_gradient(self, gradient: tf.Tensor) -> tf.Tensor:
         """Returns dL/dx for dL/ds."""
-        forward = self._run()
+        x = self._images(self._x)
+        mean, variance, more = self._saved(x)
         found = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=self._images(gradient),
-            x=self._images(self._x),
+            x=x,
             scale=self._gamma,
-            reserve_space_1=forward.reserve_space_1,
-            reserve_space_2=forward.reserve_space_2,
-            reserve_space_3=forward.reserve_space_3,
+            reserve_space_1=mean,
+            reserve_space_2=variance,
+            reserve_space_3=more,
             **self._settings,
         )
         return tf.reshape(found.x_backprop, tf.shape(self._x))

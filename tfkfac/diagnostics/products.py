@@ -11,9 +11,11 @@ from collections.abc import Iterable
 import tensorflow as tf
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
-# How often their bodies run is not known from the graph.
+_LOOPS = ("While", "StatelessWhile")
+# How often their bodies run is not known from the graph, but for loops of a
+# constant `maximum_iterations`.
 _CONTROL_FLOW = (
-    "While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase",
+    *_LOOPS, "If", "StatelessIf", "Case", "StatelessCase",
     "XlaWhile", "XlaIf",
 )  # fmt: skip
 
@@ -36,6 +38,12 @@ def count(operations: Iterable[tf.Operation]) -> tuple[int, list[str]]:
             flops, names = count(inner)
             total += flops
             left_out += names
+        elif op.type in _LOOPS and _most_iterations(op) is not None:
+            name = op.get_attr("body").name
+            inner = op.graph._get_function(name).graph.get_operations()
+            flops, names = count(inner)
+            total += _most_iterations(op) * flops
+            left_out += names
         elif op.type in _CONTROL_FLOW:
             left_out.append(op.name)
         elif op.type in _PRODUCTS:
@@ -44,6 +52,12 @@ def count(operations: Iterable[tf.Operation]) -> tuple[int, list[str]]:
             except TypeError:  # A side is None.
                 left_out.append(op.name)
     return total, left_out
+
+
+def _most_iterations(loop: tf.Operation) -> int | None:
+    """Returns `maximum_iterations` of a loop, or None."""
+    most = tf.get_static_value(loop.inputs[1])  # After the counter.
+    return None if most is None or most < 0 else int(most)
 
 
 def _sides(tensor: tf.Tensor) -> list[int | None]:
