@@ -62,7 +62,13 @@ class ScaleShiftBlock(FactoredBlock):
         options = {**dict(zip(names, args)), **options}
         return keep(Use(layer, inputs, keras_mask(inputs), s, options=options))
 
-    @abc.abstractmethod
+    def normalized(self, use: Use) -> tf.Tensor:
+        """Returns xhat, in the shape of the inputs, without side effects.
+
+        A subclass has this or `scale_gradients`.
+        """
+        raise NotImplementedError
+
     def scale_gradients(self, use: Use, g: tf.Tensor) -> tf.Tensor:
         """Returns sum_t g_it xhat_it, [batch, channels].
 
@@ -70,6 +76,7 @@ class ScaleShiftBlock(FactoredBlock):
             use: Of the layer.
             g: The gradients, in the shape of the inputs.
         """
+        return self._per_example(g * tf.cast(self.normalized(use), g.dtype))
 
     @abc.abstractmethod
     def channel_axes(self, rank: int) -> list[int]:
@@ -196,9 +203,9 @@ class LayerNormalizationBlock(ScaleShiftBlock):
     def channel_axes(self, rank):
         return list(self.layer.axis)
 
-    def scale_gradients(self, use, g):
+    def normalized(self, use):
         layer = self.layer
-        xhat = keras.ops.layer_normalization(
+        return keras.ops.layer_normalization(
             _widen(use.inputs),
             None,
             None,
@@ -206,7 +213,6 @@ class LayerNormalizationBlock(ScaleShiftBlock):
             layer.epsilon,
             rms_scaling=layer.rms_scaling,
         )
-        return self._per_example(g * tf.cast(xhat, g.dtype))
 
 
 class GroupNormalizationBlock(ScaleShiftBlock):
@@ -215,7 +221,7 @@ class GroupNormalizationBlock(ScaleShiftBlock):
     def channel_axes(self, rank):
         return [self.layer.axis]
 
-    def scale_gradients(self, use, g):
+    def normalized(self, use):
         layer, x = self.layer, _widen(use.inputs)
         saved = layer.scale, layer.center
         layer.__dict__.update(scale=False, center=False)
@@ -224,8 +230,7 @@ class GroupNormalizationBlock(ScaleShiftBlock):
             xhat = layer._apply_normalization(groups, x.shape)
         finally:
             layer.__dict__.update(scale=saved[0], center=saved[1])
-        xhat = tf.reshape(xhat, tf.shape(x))
-        return self._per_example(g * tf.cast(xhat, g.dtype))
+        return tf.reshape(xhat, tf.shape(x))
 
 
 @contextlib.contextmanager
