@@ -139,7 +139,7 @@ def test_multiplications():
     window = Window((k, k), (1, 1), (1, 1), "same")
     total = flops_of_an_example((n, n), C, window) / 2
     problem = autocorrelation._Problem((n, n), window)
-    assert total == problem.cost(C, 1)
+    assert 0.98 * problem.cost(C, 1) < total <= problem.cost(C, 1)
     assert n**2 * k * (2 * k - 1) * C**2 < total
     assert total < n**2 * k * (2 * k - 1) * C**2 + n * k**3 * C**2
     assert n**2 * k**4 * C**2 / total > 4
@@ -153,7 +153,7 @@ def test_multiplications_by_frequencies():
     N, F = n + k - 1, (n + k - 1) // 2 + 1
     whole = 2 * F * n * n * C + 4 * F * N * n * C + 3 * F * N * C**2
     borders -= correlation._COST_OF_FREQUENCIES * whole
-    assert total == whole + borders
+    assert whole + 0.7 * borders < total <= whole + borders
     assert n**2 * k * (2 * k - 1) * C**2 / total > 4
 
 
