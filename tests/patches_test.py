@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfkfac import autocorrelation, correlation, patches
+from tfkfac import autocorrelation, correlation, frequencies, patches
 from tfkfac.diagnostics import products
 from tfkfac.patches import Window
 
@@ -149,9 +149,11 @@ def test_multiplications_by_frequencies():
     n, C, k = 15, 128, 3
     window = Window((k, k), (1, 1), (1, 1), "same")
     total = flops_of_an_example((n, n), C, window) / 2
-    borders = autocorrelation._Problem((n, n), window).cost(C, 1)
+    problem = autocorrelation._Problem((n, n), window)
+    borders = problem.cost(C, 1)
     N, F = n + k - 1, (n + k - 1) // 2 + 1
     whole = 2 * F * n * n * C + 4 * F * N * n * C + 3 * F * N * C**2
+    assert whole == frequencies.multiplications(problem.axes, C, 1)
     borders -= correlation._COST_OF_FREQUENCIES * whole
     assert whole + 0.7 * borders < total <= whole + borders
     assert n**2 * k * (2 * k - 1) * C**2 / total > 4
@@ -160,20 +162,27 @@ def test_multiplications_by_frequencies():
 @pytest.mark.parametrize("most", [2**30, 1, 800])
 def test_by_frequencies(monkeypatch, most):
     """All at once, one row of frequencies at a time, or several."""
-    monkeypatch.setattr(correlation, "_has_frequencies", lambda *_: True)
-    monkeypatch.setattr(correlation, "_MOST_BYTES", most)
+    monkeypatch.setattr(correlation, "_COST_OF_FREQUENCIES", 0)
+    monkeypatch.setattr(frequencies, "_MOST_BYTES", most)
     for padding, steps in itertools.product(("same", "valid"), STEPS.values()):
         for size, groups in ((3, 3), 1), ((4, 2), 2), ((1, 5), 1), ((2, 1), 2):
             compare((11, 14), Window(size, *steps, padding), 4, groups)
 
 
-def test_by_frequencies_in_float32():
+def test_by_frequencies_in_float32(monkeypatch):
     """As exact as the sum of products that it is of the largest element."""
     x = RNG.normal(size=(8, 7, 7, 64)) + 1
     window = Window((3, 3), (1, 1), (1, 1), "same")
-    axes = autocorrelation._Problem((7, 7), window).axes
-    assert correlation._has_frequencies(axes, 64, 1)
+    taken = []
+    way = frequencies.correlations
+
+    def note(*args):
+        taken.append(args)
+        return way(*args)
+
+    monkeypatch.setattr(frequencies, "correlations", note)
     found = autocorrelation.second_moment(tf.constant(x, tf.float32), window, 1)
+    assert taken
     a = loops(x, window).reshape(-1, 9 * 64)
     expected = a.T @ a
     largest = np.abs(expected).max()

@@ -21,7 +21,7 @@ kernel in G groups, stride 1 and "same":
 
     patches            n^2 k^4 C^2 / G
     autocorrelation    n^2 k (2k - 1) C^2 / G and O(n k^3) C^2 / G, or less by
-                       frequencies (`tfkfac.correlation`)
+                       frequencies (`tfkfac.frequencies`)
 """
 
 import itertools
@@ -31,7 +31,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfkfac.correlation import Axis, correlations, multiplications
+from tfkfac.axis import Axis
+from tfkfac.correlation import correlations, multiplications
 from tfkfac.patches import Window
 
 # A multiplication with patches takes as long as this many without: measured on
