@@ -108,6 +108,9 @@ def test_which_is_chosen():
 
     assert chosen((32, 32), (3, 3))
     assert chosen((224, 224), (7, 7), 3, strides=(2, 2))
+    assert chosen((32, 32), (3, 3), strides=(2, 2))
+    assert not chosen((28, 28), (3, 3), 128, strides=(2, 2))
+    assert not chosen((56, 56), (3, 3), 128, strides=(2, 2))
     assert chosen((32, 32), (3, 3), 16, 16)
     assert chosen((40,), (31,)) and not chosen((40,), (33,))
     assert not chosen((32, 32), (1, 1))
@@ -130,7 +133,7 @@ def flops_of_an_example(space, channels, window):
         assert not left_out
         return flops
 
-    return of_batch(3) - of_batch(2)
+    return of_batch(30) - of_batch(29)
 
 
 def test_multiplications():
@@ -150,11 +153,13 @@ def test_multiplications_by_frequencies():
     window = Window((k, k), (1, 1), (1, 1), "same")
     total = flops_of_an_example((n, n), C, window) / 2
     problem = autocorrelation._Problem((n, n), window)
+    examples = correlation.examples_of_part((n, n, C))
     borders = problem.cost(C, 1)
     N, F = n + k - 1, (n + k - 1) // 2 + 1
     whole = 2 * F * n * n * C + 4 * F * N * n * C + 3 * F * N * C**2
-    assert whole == frequencies.multiplications(problem.axes, C, 1)
-    borders -= correlation._COST_OF_FREQUENCIES * whole
+    counted = frequencies.multiplications(problem.axes, C, 1, examples)
+    assert counted == whole + 2 * k * (2 * k - 1) * F * N * C**2 / examples
+    borders -= correlation._COST_OF_FREQUENCIES * counted
     assert whole + 0.7 * borders < total <= whole + borders
     assert n**2 * k * (2 * k - 1) * C**2 / total > 4
 
@@ -173,16 +178,8 @@ def test_by_frequencies_in_float32(monkeypatch):
     """As exact as the sum of products that it is of the largest element."""
     x = RNG.normal(size=(8, 7, 7, 64)) + 1
     window = Window((3, 3), (1, 1), (1, 1), "same")
-    taken = []
-    way = frequencies.correlations
-
-    def note(*args):
-        taken.append(args)
-        return way(*args)
-
-    monkeypatch.setattr(frequencies, "correlations", note)
+    monkeypatch.setattr(correlation, "_COST_OF_FREQUENCIES", 0)
     found = autocorrelation.second_moment(tf.constant(x, tf.float32), window, 1)
-    assert taken
     a = loops(x, window).reshape(-1, 9 * 64)
     expected = a.T @ a
     largest = np.abs(expected).max()
@@ -217,7 +214,7 @@ def test_parts_of_a_batch(monkeypatch, batch):
     x = RNG.normal(size=(batch or 7, 5, 4, 2))
     window = Window((3, 3), (1, 1), (1, 1), "same")
     expected = autocorrelation.second_moment(tf.constant(x), window, 1)
-    monkeypatch.setattr(autocorrelation, "_PART", 2 * 5 * 4 * 2 * 8)
+    monkeypatch.setattr(correlation, "_PART", 2 * 5 * 4 * 2 * 8)
     rows = []
     of_part = autocorrelation._of_part
 

@@ -32,15 +32,18 @@ import numpy as np
 import tensorflow as tf
 
 from tfkfac.axis import Axis
-from tfkfac.correlation import correlations, multiplications
+from tfkfac.correlation import (
+    correlations,
+    examples_of_part,
+    multiplications,
+)
 from tfkfac.patches import Window
 
-# A multiplication with patches takes as long as this many without: measured on
-# CPUs with 3 x 3 kernels, strides 1 and 2. The patches are written and read.
-_COST_OF_PATCHES = 2
+# To write and read an element of the patches takes as long as this many
+# multiplications: measured on CPUs with 3 x 3 kernels, strides 1 and 2.
+_COST_OF_PATCHES = 220
 _MOST_GROUPS = 16  # Each is a convolution, unless it has one channel.
 _LARGEST_SIZE = 32  # Of a kernel: the weights of its borders grow with size^4.
-_PART = 2**23  # Bytes of the input that are taken at a time.
 
 
 def is_cheaper(
@@ -63,9 +66,8 @@ def is_cheaper(
         return False  # All is border, and rounding is left of nothing.
     positions = math.prod(window.outputs(i, n) for i, n in enumerate(space))
     side = math.prod(window.size) * channels // groups
-    with_patches = positions * groups * side**2
-    without = _Problem(tuple(space), window).cost(channels, groups)
-    return without < _COST_OF_PATCHES * with_patches
+    with_patches = positions * groups * side * (side + _COST_OF_PATCHES)
+    return _Problem(tuple(space), window).cost(channels, groups) < with_patches
 
 
 def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
@@ -92,7 +94,7 @@ def _of_parts(x, problem, groups):
     They are taken one after the other, so that the memory that it takes does
     not grow with the batch.
     """
-    size = max(1, _PART // (math.prod(x.shape[1:]) * x.dtype.size))
+    size = examples_of_part(x.shape[1:], x.dtype.size)
     batch = x.shape[0]
     if batch is not None and batch <= size:
         return _of_part(x, problem, groups)
@@ -153,7 +155,8 @@ class _Problem:
     def cost(self, channels: int, groups: int) -> float:
         """Returns the multiplications for an example."""
         K = self.phases * channels // groups
-        return multiplications(self.axes, K, groups)
+        examples = examples_of_part([*self._given, channels])
+        return multiplications(self.axes, K, groups, examples)
 
     def with_phases(self, x: tf.Tensor) -> tf.Tensor:
         """Returns x as [batch, *space, phases, channels]."""

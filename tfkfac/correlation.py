@@ -26,20 +26,30 @@ from tfkfac.axis import Axis
 # A multiplication by frequencies takes as long as this many of a convolution:
 # measured on CPUs, 2.0 to 2.6 with 32 to 256 channels.
 _COST_OF_FREQUENCIES = 2.3
+_PART = 2**23  # Bytes of an input that are taken at a time.
 
 
-def multiplications(axes: Sequence[Axis], channels: int, groups: int) -> float:
+def examples_of_part(sides: Sequence[int], bytes_of_element: int = 4) -> int:
+    """Returns how many examples of these sides are taken at a time."""
+    return max(1, _PART // (math.prod(sides) * bytes_of_element))
+
+
+def multiplications(
+    axes: Sequence[Axis], channels: int, groups: int, examples: int
+) -> float:
     """Returns those for an example at most, as many of a convolution.
 
     Args:
         axes: Of the image.
         channels: K, of a group.
         groups: Of channels that are not multiplied with each other.
+        examples: How many are taken at a time.
     """
     convolution = _of_convolution(axes, channels, groups)
     both = [x.space * len(x.offsets) + len(x.borders) for x in axes]
     borders = math.prod(both) * groups * channels**2 - convolution
-    return borders + min(convolution, _of_frequencies(axes, channels, groups))
+    by_frequencies = _of_frequencies(axes, channels, groups, examples)
+    return borders + min(convolution, by_frequencies)
 
 
 def _of_convolution(axes, channels, groups):
@@ -48,7 +58,7 @@ def _of_convolution(axes, channels, groups):
     return positions * offsets * groups * channels**2
 
 
-def _of_frequencies(axes, channels, groups):
+def _of_frequencies(axes, channels, groups, examples):
     """As many of a convolution; none where frequencies are not for it.
 
     GPUs round what they multiply, and what rounds frequencies alone, and not
@@ -56,7 +66,7 @@ def _of_frequencies(axes, channels, groups):
     """
     if len(axes) != 2 or tf.config.list_logical_devices("GPU"):
         return math.inf
-    count = frequencies.multiplications(axes, channels, groups)
+    count = frequencies.multiplications(axes, channels, groups, examples)
     return _COST_OF_FREQUENCIES * count
 
 
@@ -174,7 +184,8 @@ def _everywhere(x, axes, groups):
     if 1 < groups == channels:
         return _by_channel(x, axes)
     convolution = _of_convolution(axes, K, groups)
-    if _of_frequencies(axes, K, groups) < convolution:
+    examples = x.shape[0] or examples_of_part(x.shape[1:], x.dtype.size)
+    if _of_frequencies(axes, K, groups, examples) < convolution:
         return frequencies.correlations(x, axes, groups)
     return _by_convolution(x, axes, groups)
 

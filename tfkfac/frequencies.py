@@ -21,19 +21,27 @@ from tfkfac.axis import Axis
 _MOST_BYTES = 2**23  # Of the products of frequencies at a time.
 
 
-def multiplications(axes: Sequence[Axis], channels: int, groups: int) -> int:
+def multiplications(
+    axes: Sequence[Axis], channels: int, groups: int, examples: int
+) -> float:
     """Returns those for an example: about 3 n^2 K^2 / 2 + 3 n^3 K.
+
+    The way back, n^2 K^2 for each offset, is that of a number of examples.
 
     Args:
         axes: Two.
         channels: K.
         groups: Of channels that are not multiplied with each other.
+        examples: How many are taken at a time.
     """
     rows, columns = axes
     F, M = _period(rows) // 2 + 1, _period(columns)
     first = 2 * F * rows.space * columns.space * groups * channels
     second = 4 * F * M * columns.space * groups * channels
-    return first + second + 3 * F * M * groups * channels**2
+    products = 3 * F * M * groups * channels**2
+    offsets = len(rows.offsets) * len(columns.offsets)
+    back = 2 * offsets * F * M * groups * channels**2
+    return first + second + products + back / examples
 
 
 def correlations(x: tf.Tensor, axes: Sequence[Axis], groups: int) -> tf.Tensor:

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _LOOPS = ("While", "StatelessWhile")
-# How often their bodies run is not known from the graph, but for loops of a
-# constant `maximum_iterations`.
+# How often their bodies run is not known from the graph. Loops of a constant
+# `maximum_iterations` are taken to run as often.
 _CONTROL_FLOW = (
     *_LOOPS, "If", "StatelessIf", "Case", "StatelessCase",
     "XlaWhile", "XlaIf",
@@ -55,8 +55,11 @@ def count(operations: Iterable[tf.Operation]) -> tuple[int, list[str]]:
 
 
 def _most_iterations(loop: tf.Operation) -> int | None:
-    """Returns `maximum_iterations` of a loop, or None."""
-    most = tf.get_static_value(loop.inputs[1])  # After the counter.
+    """Returns `maximum_iterations` of a `tf.while_loop`, or None."""
+    given = loop.inputs[1] if len(loop.inputs) > 1 else None
+    if given is None or "maximum_iterations" not in given.op.name:
+        return None
+    most = tf.get_static_value(given)
     return None if most is None or most < 0 else int(most)
 
 
