@@ -183,7 +183,11 @@ class BatchNormalizationBlock(ScaleShiftBlock):
         return last and x.dtype == use.pre_activation.dtype == tf.float32
 
     def scale_gradients(self, use, g):
-        """As sum_t g_it x_it - mean sum_t g_it, without xhat."""
+        """As sum_t g_it x_it - mean sum_t g_it, without xhat.
+
+        So does Keras' own gradient of gamma, in which as much is lost where
+        the mean is large against the deviation.
+        """
         layer = self.layer
         mean, variance = use.saved or (
             layer.moving_mean.value,
