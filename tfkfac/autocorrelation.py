@@ -162,17 +162,17 @@ class _Problem:
         """Returns x as [batch, *space, phases, channels]."""
         if self.phases == 1:
             return x[..., tf.newaxis, :]
-        sides = list(enumerate(zip(self._given, self._window.strides)))
+        strides = self._window.strides
         space = [axis.space for axis in self.axes]
         pads, kept = [(0, 0)], [slice(None)]
-        for i, (n, s) in sides:
+        for i, (n, s) in enumerate(zip(self._given, strides)):
             low = self._window.pads(i, n)[0]
             high = space[i] * s - low - n
             # It is negative where no kernel sees the end.
             pads.append((low, max(high, 0)))
             kept.append(slice(0, n + min(high, 0)))
         x = tf.pad(x[tuple(kept)], [*pads, (0, 0)])
-        split = itertools.chain.from_iterable(zip(space, self._window.strides))
+        split = itertools.chain.from_iterable(zip(space, strides))
         x = tf.reshape(x, [-1, *split, x.shape[-1]])
         last = x.shape.rank - 1
         x = tf.transpose(x, [0, *range(1, last, 2), *range(2, last, 2), last])

@@ -128,17 +128,15 @@ class _Transform:
     """
 
     def __init__(self, axes: Sequence[Axis], most: int):
-        (n, N), (m, M) = [
-            (axis.space, axis.space + axis.reach) for axis in axes
-        ]
+        (n, N), (m, M) = [(axis.space, _period(axis)) for axis in axes]
         F = N // 2 + 1
         self.steps = -(-F // most)
         self.count = -(-F // self.steps)
         rest = self.steps * self.count - F
-        angle = _angles(F, n, N)
+        angle = _angles(F, np.arange(n), N)
         first = np.stack([np.cos(angle), -np.sin(angle)], axis=1)
         first = np.pad(first, [(0, rest), (0, 0), (0, 0)])
-        angle = _angles(M, m, M)
+        angle = _angles(M, np.arange(m), M)
         cos, sin = np.cos(angle), np.sin(angle)
         self.second = np.hstack([cos, sin]), np.hstack([-sin, cos])
         own_conjugate = np.isin(np.arange(F), [0, N / 2])
@@ -157,5 +155,4 @@ class _Transform:
 
 def _angles(frequencies, positions, period):
     """Returns 2 pi f q / period, [frequencies, positions]."""
-    q = np.arange(positions) if np.ndim(positions) == 0 else positions
-    return 2 * np.pi * np.outer(np.arange(frequencies), q) / period
+    return 2 * np.pi * np.outer(np.arange(frequencies), positions) / period

@@ -67,7 +67,9 @@ class ScaleShiftBlock(FactoredBlock):
 
         A subclass has this or `scale_gradients`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} needs `normalized` or `scale_gradients`."
+        )
 
     def scale_gradients(self, use: Use, g: tf.Tensor) -> tf.Tensor:
         """Returns sum_t g_it xhat_it, [batch, channels].

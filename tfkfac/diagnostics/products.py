@@ -32,17 +32,11 @@ def count(operations: Iterable[tf.Operation]) -> tuple[int, list[str]]:
     """
     total, left_out = 0, []
     for op in operations:
-        if op.type in _CALLS:
-            name = op.get_attr("f").name
-            inner = op.graph._get_function(name).graph.get_operations()
+        body, times = _body(op)
+        if body is not None:
+            inner = op.graph._get_function(body).graph.get_operations()
             flops, names = count(inner)
-            total += flops
-            left_out += names
-        elif op.type in _LOOPS and _most_iterations(op) is not None:
-            name = op.get_attr("body").name
-            inner = op.graph._get_function(name).graph.get_operations()
-            flops, names = count(inner)
-            total += _most_iterations(op) * flops
+            total += times * flops
             left_out += names
         elif op.type in _CONTROL_FLOW:
             left_out.append(op.name)
@@ -54,13 +48,17 @@ def count(operations: Iterable[tf.Operation]) -> tuple[int, list[str]]:
     return total, left_out
 
 
-def _most_iterations(loop: tf.Operation) -> int | None:
-    """Returns `maximum_iterations` of a `tf.while_loop`, or None."""
-    given = loop.inputs[1] if len(loop.inputs) > 1 else None
-    if given is None or "maximum_iterations" not in given.op.name:
-        return None
-    most = tf.get_static_value(given)
-    return None if most is None or most < 0 else int(most)
+def _body(op: tf.Operation) -> tuple[str | None, int]:
+    """Returns the function that an operation runs, and how often, or None."""
+    if op.type in _CALLS:
+        return op.get_attr("f").name, 1
+    if op.type in _LOOPS and len(op.inputs) > 1:
+        most = op.inputs[1]  # After the counter, of a `tf.while_loop`.
+        if "maximum_iterations" in most.op.name:
+            times = tf.get_static_value(most)
+            if times is not None and times >= 0:
+                return op.get_attr("body").name, int(times)
+    return None, 0
 
 
 def _sides(tensor: tf.Tensor) -> list[int | None]:
