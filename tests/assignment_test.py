@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tfkfac import assignment
+from tfkfac.distributed import assignment
 from tools import image_models
 
 

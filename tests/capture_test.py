@@ -79,7 +79,7 @@ def test_a_frozen_model_is_called_like_any_other():
 
 def test_nothing_is_kept_when_another_optimizer_trains():
     model = compiled(dense_model())
-    capture = model.optimizer._link.capture
+    capture = model.optimizer._attached.capture
     model.compile("adam", LOSS, run_eagerly=True)
     for _ in range(5):
         model.train_on_batch(X, Y)
@@ -162,7 +162,7 @@ def test_empirical_factors_are_those_of_the_compiled_loss():
         model(X)
         model = compiled(model, fisher="empirical")
         model.train_on_batch(X, Y)
-        name = model.optimizer._link.registration.blocks[1].path
+        name = model.optimizer._attached.registration.blocks[1].path
         factors.append(factor(model, f"{name}/output_factor"))
     np.testing.assert_allclose(*factors, rtol=1e-5)
 
@@ -200,7 +200,7 @@ def test_rematerialized_layers_take_the_plain_gradient(eager, caplog):
     model.train_on_batch(X, Y)
     assert "rematerialized" in caplog.text
     assert np.abs(flat(model) - before).max() > 1e-3
-    assert [b.path for b in model.optimizer._link.registration.blocks] == [
+    assert [b.path for b in model.optimizer._attached.registration.blocks] == [
         "second"
     ]
 

@@ -174,7 +174,7 @@ def check_sum_reduction(folder):
 @contextlib.contextmanager
 def alone():
     """Within it, optimizers are attached as on one process."""
-    from tfkfac import communicator
+    from tfkfac.distributed import communicator
 
     current = communicator.current
     communicator.current = communicator.LocalCommunicator

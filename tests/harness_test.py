@@ -12,7 +12,7 @@ import pytest
 from tensorflow.python.framework import config
 
 import tfkfac
-from tfkfac import communicator
+from tfkfac.distributed import communicator
 from trainers import (
     callbacks,
     checkpoints,

@@ -7,7 +7,7 @@ import tensorflow as tf
 from scipy import stats
 
 import tfkfac
-from tfkfac import likelihoods
+from tfkfac.capture import likelihoods
 
 COUNT = 20_000
 

@@ -506,7 +506,7 @@ def test_variables_are_those_that_build_can_know():
     """The same number with and without a model."""
     _, optimizer = compiled()
     bare = tfkfac.KFAC(0.05, damping=0.1)
-    bare.build(optimizer._link.model.trainable_variables)
-    optimizer.build(optimizer._link.model.trainable_variables)
+    bare.build(optimizer._attached.model.trainable_variables)
+    optimizer.build(optimizer._attached.model.trainable_variables)
     names = [[v.name for v in o.variables] for o in (optimizer, bare)]
     assert names[0] == names[1]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfkfac import packing
 from tfkfac.blocks import Moment
+from tfkfac.distributed import packing
 
 
 def symmetric(rng, groups, dim, scale=1.0):

@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfkfac import autocorrelation, correlation, frequencies, patches
-from tfkfac.diagnostics import products
-from tfkfac.patches import Window
+from tfkfac.convolution import (
+    autocorrelation,
+    correlation,
+    frequencies,
+    patches,
+)
+from tfkfac.convolution.patches import Window
+from tfkfac.planning import flops
 
 RNG = np.random.default_rng(0)
 
@@ -129,9 +134,9 @@ def flops_of_an_example(space, channels, window):
             return autocorrelation.second_moment(x, window, 1)
 
         operations = run.get_concrete_function().graph.get_operations()
-        flops, left_out = products.count(operations)
+        multiplied, left_out = flops.count(operations)
         assert not left_out
-        return flops
+        return multiplied
 
     return of_batch(30) - of_batch(29)
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 from keras import layers
 
 import tfkfac
-from tfkfac.communicator import LocalCommunicator
-from tfkfac.diagnostics.periods import Overheads
+from tfkfac.distributed.communicator import LocalCommunicator
+from tfkfac.planning.periods import Overheads
 from tools import image_models, scaling_prediction
 from tools.counting import counted
 from trainers.models.transformer import transformer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfkfac import assignment
+from tfkfac.distributed import assignment
 from tools import image_models, scaling_prediction
 from tools.scaling_prediction import Machine
 

@@ -8,8 +8,8 @@ from keras import layers
 from oracle import injected, relative_error
 
 import tfkfac
-from tfkfac import diagnostics
-from tfkfac.diagnostics import noise, spectra
+from tfkfac import analysis
+from tfkfac.analysis import noise, spectra
 
 RNG = np.random.default_rng(0)
 LOSSES = keras.losses
@@ -76,14 +76,14 @@ def test_eigenvalues_are_those_of_the_fisher(kind):
     J = jacobian(model, x)
     K = y.shape[1]
     F = np.einsum("nkp,nkq->pq", J, J) * 2 / K / len(x)
-    found = diagnostics.eigenvalues(model)
+    found = analysis.eigenvalues(model)
     assert [*found] == [model.layers[0].name]
     (values,) = found.values()
     expected = np.linalg.eigvalsh(F)[::-1]
     np.testing.assert_allclose(values, expected, atol=1e-10 * expected[0])
-    along = diagnostics.directions(model, 50)
+    along = analysis.directions(model, 50)
     assert along[0].rank == 1
-    measured = diagnostics.measure(model, along, [(x, targets)])
+    measured = analysis.measure(model, along, [(x, targets)])
     for m in measured:
         v, place = vector(model, m.direction), m.direction.rank - 1
         assert v @ v == pytest.approx(1, rel=1e-12)
@@ -174,12 +174,12 @@ def test_curvature_and_noise_are_those_of_jacobians(case):
     model.compile(kfac, loss)
     for _ in range(3):
         model.train_on_batch(x, y)
-    along = diagnostics.directions(model, 6)
-    assert {v.layer for v in along} == set(diagnostics.eigenvalues(model))
+    along = analysis.directions(model, 6)
+    assert {v.layer for v in along} == set(analysis.eigenvalues(model))
     before = [v.numpy() for v in model.variables]
     data = (x, y, w) if weighted else (x, y)
     batches = [[d[:8] for d in data], [d[8:] for d in data]]
-    measured = diagnostics.measure(model, along, map(tuple, batches))
+    measured = analysis.measure(model, along, map(tuple, batches))
     for v, value in zip(model.variables, before):
         np.testing.assert_array_equal(v.numpy(), value)
 
@@ -213,9 +213,9 @@ def test_noise_of_sequences_with_masks():
         row[length:] = 0
     y = RNG.integers(0, 7, (6, 5))
     model.train_on_batch(x, y)
-    along = diagnostics.directions(model, 4)
+    along = analysis.directions(model, 4)
     assert {v.layer for v in along} == {"embedding", "hidden", "logits"}
-    measured = diagnostics.measure(model, along, [(x, y)])
+    measured = analysis.measure(model, along, [(x, y)])
 
     keep, n = (x > 0).astype("float64"), np.array(lengths)
     J = jacobian(model, x)
@@ -246,8 +246,8 @@ def test_several_outputs():
     x, y = RNG.normal(size=(9, 4)), RNG.integers(0, 3, 9)
     t = RNG.normal(size=(9, 2))
     model.train_on_batch(x, [y, t])
-    along = diagnostics.directions(model, 3)
-    measured = diagnostics.measure(model, along, [(x, [y, t])])
+    along = analysis.directions(model, 3)
+    measured = analysis.measure(model, along, [(x, [y, t])])
     Ja = jacobian(model, x, lambda out: out[0])
     Jb = jacobian(model, x, lambda out: out[1])
     H = of_logits(model(x)[0])
@@ -284,7 +284,7 @@ def test_eigenvalues_are_those_of_saved_factors(tmp_path):
         y = RNG.integers(0, 3, 9)
         for _ in range(5):  # Ends within an update.
             model.train_on_batch(x, y)
-        found = diagnostics.eigenvalues(model)
+        found = analysis.eigenvalues(model)
         state = kfac.curvature.state()
 
         def factor(name, state=state):
@@ -301,14 +301,14 @@ def test_eigenvalues_are_those_of_saved_factors(tmp_path):
         expected = np.sort(np.linalg.eigvalsh(factor("norm/factor")), None)
         atol = 1e-6 * expected[-1]
         np.testing.assert_allclose(found["norm"], expected[::-1], atol=atol)
-        together = diagnostics.merged(found)
+        together = analysis.merged(found)
         assert len(together) == model.count_params() - 6
         assert np.all(np.diff(together) <= 0)
         path = tmp_path / f"{curvature}.keras"
         model.save(path)
         restored = keras.models.load_model(path)
         tfkfac.attach(restored)
-        again = diagnostics.eigenvalues(restored)
+        again = analysis.eigenvalues(restored)
         assert [*again] == [*found]
         for name, values in found.items():
             np.testing.assert_array_equal(again[name], values)
@@ -317,11 +317,11 @@ def test_eigenvalues_are_those_of_saved_factors(tmp_path):
 def test_power_law():
     i = np.arange(1, 3001)
     values = np.concatenate([5 * i**-0.7, np.zeros(1000)])
-    assert diagnostics.power_law(values) == pytest.approx(0.7, rel=1e-12)
+    assert analysis.power_law(values) == pytest.approx(0.7, rel=1e-12)
     values[500:] *= 0.1
-    found = diagnostics.power_law(values, last=500)
+    found = analysis.power_law(values, last=500)
     assert found == pytest.approx(0.7, rel=1e-12)
-    assert np.isnan(diagnostics.power_law(np.array([2.0, 0.0])))
+    assert np.isnan(analysis.power_law(np.array([2.0, 0.0])))
 
 
 def test_percentiles_of_movements():
@@ -335,7 +335,7 @@ def test_percentiles_of_movements():
             "norm/factor": 3.0,
         },
     ]
-    found = diagnostics.movement_percentiles(rows)
+    found = analysis.movement_percentiles(rows)
     assert [*found] == ["input_factor", "factor"]
     updates, values = found["input_factor"]
     np.testing.assert_array_equal(updates, [1, 4])
@@ -348,27 +348,27 @@ def test_percentiles_of_movements():
 def test_what_has_no_spectrum():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     with pytest.raises(TypeError, match="NoneType, not KFAC"):
-        diagnostics.eigenvalues(model)
+        analysis.eigenvalues(model)
     model.compile("sgd", "mse")
     with pytest.raises(TypeError, match="SGD, not KFAC"):
-        diagnostics.directions(model)
+        analysis.directions(model)
     model.compile(tfkfac.KFAC(model=model), LOSSES.MeanAbsoluteError())
     with pytest.raises(ValueError, match="train it first"):
-        diagnostics.eigenvalues(model)
+        analysis.eigenvalues(model)
     x, y = np.ones([2, 3]), np.ones([2, 2])
     model.compile(tfkfac.KFAC(fisher="empirical", model=model), "mae")
     model.train_on_batch(x, y)
-    along = diagnostics.directions(model, 1)
+    along = analysis.directions(model, 1)
     with pytest.raises(ValueError, match="no batch"):
-        diagnostics.measure(model, along, [])
+        analysis.measure(model, along, [])
     with pytest.raises(ValueError, match="no likelihood is known"):
-        diagnostics.measure(model, along, [(x, y)])
+        analysis.measure(model, along, [(x, y)])
 
     class Own(tfkfac.Gaussian):
         curvature_along = tfkfac.Likelihood.curvature_along
 
     model.compile(tfkfac.KFAC(likelihood=Own(), model=model), "mse")
     model.train_on_batch(x, y)
-    along = diagnostics.directions(model, 1)
+    along = analysis.directions(model, 1)
     with pytest.raises(NotImplementedError, match="Own has no curvature_along"):
-        diagnostics.measure(model, along, [(x, y)])
+        analysis.measure(model, along, [(x, y)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tfkfac
-from tfkfac import diagnostics
+from tfkfac import analysis
 from tools.quadratic import model as quadratic
 from trainers import checkpoints, cifar, command_line, harness, output
 from trainers.data import memory
@@ -74,8 +74,8 @@ def test_spectra_of_a_run(tmp_path):
     keras.utils.clear_session(free_memory=False)
     model = keras.models.load_model(checkpoints.latest(folder))
     tfkfac.attach(model)
-    spectrum = diagnostics.eigenvalues(model)
-    values = diagnostics.merged(spectrum)
+    spectrum = analysis.eigenvalues(model)
+    values = analysis.merged(spectrum)
     saved = quadratic.load(str(written / "kronecker.npy"))
     np.testing.assert_array_equal(saved.curvature, values[values > 0])
     np.testing.assert_array_equal(saved.noise, saved.curvature)
@@ -85,8 +85,8 @@ def test_spectra_of_a_run(tmp_path):
 
     images, labels = memory.read_digits("train")
     batch = images[:EXAMPLES] / np.float32(16), labels[:EXAMPLES]
-    along = diagnostics.directions(model, 3)
-    measured = diagnostics.measure(model, along, [batch])
+    along = analysis.directions(model, 3)
+    measured = analysis.measure(model, along, [batch])
     assert len(found["directions"]) == len(measured) > 3
     for row, m in zip(found["directions"], measured):
         assert row["layer"] == m.direction.layer

@@ -16,12 +16,17 @@ if _keras.backend.backend() != "tensorflow":
 
 from tfkfac import callbacks
 from tfkfac.blocks import CurvatureBlock, KroneckerBlock, ScaleShiftBlock
-from tfkfac.communicator import init
-from tfkfac.diagnostics import plan
+from tfkfac.capture.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Likelihood,
+)
 from tfkfac.distribute import distribute
+from tfkfac.distributed.communicator import init
 from tfkfac.inverters import CholeskyInverter, EigenInverter, Inverter
-from tfkfac.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from tfkfac.optimizer import KFAC, attach
+from tfkfac.planning import plan
 from tfkfac.registry import register
 from tfkfac.schedules import GrowingInterval, LateInterval
 

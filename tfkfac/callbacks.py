@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkfac import communicator, initial_state
-from tfkfac.loss_scale import unwrapped
+from tfkfac.distributed import communicator, sync
+from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.optimizer import KFAC
 
 
@@ -144,9 +144,7 @@ class Distributed(keras.callbacks.Callback):
         if self._started or not self.model.built:
             return
         if not isinstance(unwrapped(self.model.optimizer), KFAC):
-            initial_state.broadcast(
-                self.model, self.model.optimizer, self._ranks
-            )
+            sync.broadcast(self.model, self.model.optimizer, self._ranks)
         self._started = True
 
     def on_test_begin(self, logs=None):
@@ -251,7 +249,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 self.backup_dir, metadata["weights"]
             )
             ranks = communicator.current()
-            seeds = initial_state.seeds(self.model)
+            seeds = sync.seeds(self.model)
             own = [v.numpy() for v in seeds]
             super()._load_model()
             saved = metadata["seeds"]
@@ -263,7 +261,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def _save_model(self):
         _gather(self.model)
         seeds = communicator.current().gather_objects(
-            [v.numpy().tolist() for v in initial_state.seeds(self.model)]
+            [v.numpy().tolist() for v in sync.seeds(self.model)]
         )
         if communicator.current().rank > 0:
             return

@@ -5,7 +5,7 @@ import itertools
 import keras
 import tensorflow as tf
 
-from tfkfac import communicator, loss_scale, packing
+from tfkfac.distributed import communicator, loss_scale, packing
 from tfkfac.optimizer import KFAC
 
 _names = itertools.count()

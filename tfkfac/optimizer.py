@@ -9,17 +9,12 @@ import tensorflow as tf
 from absl import logging
 
 from tfkfac import inverters, report, settings
-from tfkfac.curvature import Curvature
-from tfkfac.link import Link
-from tfkfac.loss_scale import unwrapped
-from tfkfac.preconditioner import state_dtype
-from tfkfac.schedules import (
-    Period,
-    is_number,
-    positive_integer,
-    serialize,
-)
-from tfkfac.update import Update
+from tfkfac.attached_model import AttachedModel
+from tfkfac.distributed.loss_scale import unwrapped
+from tfkfac.estimator import state_dtype
+from tfkfac.schedules import Period, is_number, positive_integer, serialize
+from tfkfac.state import Curvature
+from tfkfac.weight_update import Update
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
@@ -181,7 +176,7 @@ class KFAC(keras.optimizers.Optimizer):
         self.skip_counter = self._add_counter("skipped_steps")
         self.skips_in_a_row = self._add_counter("skipped_in_a_row")
         self.curvature = Curvature()
-        self._link = None
+        self._attached = None
         if model is not None:
             self._attach(model)
 
@@ -248,7 +243,7 @@ class KFAC(keras.optimizers.Optimizer):
     @property
     def failed_inversions(self) -> dict[str, int]:
         """How many inversions failed, by the path of the block."""
-        blocks = self.require_link().registration.blocks
+        blocks = self.require_attached().registration.blocks
         return {
             b.path: int(b.failures[1])
             for b in blocks
@@ -278,47 +273,49 @@ class KFAC(keras.optimizers.Optimizer):
             raise TypeError(
                 f"KFAC(model=...) must be a keras.Model, not {model!r}."
             )
-        link = self._link
-        if link is not None and link.model is not model:
+        attached = self._attached
+        if attached is not None and attached.model is not model:
             raise ValueError(
-                f"This KFAC is attached to the model {link.model.name!r} "
+                f"This KFAC is attached to the model {attached.model.name!r} "
                 f"already and cannot take {model.name!r} too: make one "
                 "optimizer for each model."
             )
-        if link is not None and link.capture.active:
+        if attached is not None and attached.capture.active:
             logging.warning("KFAC is attached to %r already.", model.name)
             return
-        self._link = Link(self, model)
+        self._attached = AttachedModel(self, model)
         if model.built and not self.built:
             # Variables made in the first step would have it traced twice.
             self.build(model.trainable_variables)
 
-    def require_link(self) -> Link:
-        """Returns the link to the model; raises RuntimeError without one."""
-        if self._link is None:
+    def require_attached(self) -> AttachedModel:
+        """Returns what joins it and the model; RuntimeError without one."""
+        if self._attached is None:
             raise RuntimeError(
                 "KFAC has no model: pass KFAC(model=model, ...), or call "
                 "tfkfac.attach(model) after model.compile or "
                 "keras.models.load_model."
             )
-        if not self._link.capture.active:
+        if not self._attached.capture.active:
             raise RuntimeError(
-                f"The model {self._link.model.name!r} has been attached to "
+                f"The model {self._attached.model.name!r} has been attached to "
                 "another KFAC since: compile it with that one."
             )
-        return self._link
+        return self._attached
 
     def summary(self, print_fn: Callable[[str], None] = print) -> None:
         """Prints which block each layer has, and what takes U = V."""
-        link = self.require_link()
-        if link.model.built:
-            link.register()
-        if link.registration is None:
+        attached = self.require_attached()
+        if attached.model.built:
+            attached.register()
+        if attached.registration is None:
             raise RuntimeError(
-                f"{link.model.name!r} is not built: call it on a batch, or "
+                f"{attached.model.name!r} is not built: call it on a batch, or "
                 "model.build(input_shape), first."
             )
-        print_fn(report.table(link.model, link.registration, self.curvature))
+        print_fn(
+            report.table(attached.model, attached.registration, self.curvature)
+        )
 
     # An update.
 
@@ -358,7 +355,7 @@ class KFAC(keras.optimizers.Optimizer):
                 f"{len(variables)} variables."
             )
         self._check_strategy()
-        self.require_link().require_own(variables)
+        self.require_attached().require_own(variables)
         known = self._trainable_variables_indices
         if self.built and any(self._var_key(v) not in known for v in variables):
             self._forget_unused_build()
@@ -411,7 +408,7 @@ class KFAC(keras.optimizers.Optimizer):
         The callbacks `tfkfac.callbacks.ModelCheckpoint` and `BackupAndRestore`
         do; on one process it does nothing.
         """
-        self.require_link().gather_curvature()
+        self.require_attached().gather_curvature()
 
     def moments(self) -> dict[str, np.ndarray]:
         """Returns M of each factor that this rank owns, by name, in float64.

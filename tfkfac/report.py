@@ -3,8 +3,8 @@
 import keras
 from absl import logging
 
-from tfkfac.curvature import Curvature
 from tfkfac.registry import Registration
+from tfkfac.state import Curvature
 
 
 def _size(variables) -> int:

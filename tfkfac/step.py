@@ -6,11 +6,12 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import fisher, packing
-from tfkfac.blocks import CurvatureBlock, Use
+from tfkfac.blocks import CurvatureBlock, LayerCall
 from tfkfac.blocks.base import keras_mask
-from tfkfac.capture import Capture, Record
-from tfkfac.preconditioner import state_dtype
+from tfkfac.capture import loss_terms
+from tfkfac.capture.recorder import Capture, Record
+from tfkfac.distributed import packing
+from tfkfac.estimator import state_dtype
 
 
 class Step:
@@ -37,7 +38,7 @@ class Step:
         self._model = capture.model
         self._blocks, self._records = blocks, records
         self._terms = [
-            fisher.resolve(
+            loss_terms.resolve(
                 record,
                 self._model,
                 self._settings.likelihood,
@@ -46,7 +47,7 @@ class Step:
             for record in records
         ]
 
-    def uses(self) -> list[Use]:
+    def uses(self) -> list[LayerCall]:
         """Returns all calls of layers."""
         return [use for record in self._records for use in record.uses]
 
@@ -62,19 +63,19 @@ class Step:
 
     def loss_is_mean(self) -> bool:
         """Whether the loss is a mean over its terms, rather than a sum."""
-        return fisher.is_mean(self._terms)
+        return loss_terms.is_mean(self._terms)
 
     def divisor(self, dtype: tf.DType) -> tf.Tensor:
         """Returns D, such that D V is a sum over loss terms; N for a mean."""
-        return fisher.divisor(self._terms, dtype)
+        return loss_terms.divisor(self._terms, dtype)
 
     def statistics(
         self,
         variables,
         update: tf.Tensor,
         examples_before: tf.Tensor | int,
-        observe: Callable[[Use], list[tf.Tensor]],
-    ) -> tuple[list[Use], tf.Tensor]:
+        observe: Callable[[LayerCall], list[tf.Tensor]],
+    ) -> tuple[list[LayerCall], tf.Tensor]:
         """Computes the gradients of the statistics' loss.
 
         Args:
@@ -92,7 +93,7 @@ class Step:
         )
         capture = self._capture
         if self._settings.fisher == "sampled":
-            count = fisher.set_sampled_gradients(
+            count = loss_terms.set_sampled_gradients(
                 capture,
                 self._records,
                 self._terms,
@@ -103,7 +104,7 @@ class Step:
                 examples_before=examples_before,
             )
         else:
-            count = fisher.set_empirical_gradients(
+            count = loss_terms.set_empirical_gradients(
                 capture,
                 self._records,
                 self._terms,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfkfac import communicator
+from tfkfac.distributed import communicator
 
 
 class Counting:

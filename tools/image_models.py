@@ -2,8 +2,9 @@
 
 import keras
 
-from tfkfac import assignment, registry
-from tfkfac.diagnostics import factor_storage
+from tfkfac import registry
+from tfkfac.distributed import assignment
+from tfkfac.planning import factor_storage
 from trainers import models
 
 _SHAPES = {"resnet50": ((224, 224, 3), 1000)}

@@ -31,7 +31,7 @@ import json
 
 from absl import app, flags
 
-from tfkfac import assignment
+from tfkfac.distributed import assignment
 
 _MODEL = flags.DEFINE_string("model", "resnet50", "Of trainers/models.")
 _RANKS = flags.DEFINE_list("ranks", ["1"], "One number, or several.")
@@ -235,7 +235,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     if _MEASURE.value:
-        from tfkfac import communicator
+        from tfkfac.distributed import communicator
 
         rows = measure()
         if communicator.current().rank == 0:

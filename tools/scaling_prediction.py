@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import keras
 
-from tfkfac import assignment
+from tfkfac.distributed import assignment
 
 
 @dataclasses.dataclass(frozen=True)

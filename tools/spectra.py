@@ -142,9 +142,9 @@ def eigenvalues(run) -> tuple:
     """Returns the spectra up to the checkpoint of --update, and its model."""
     found = {}
     for update, model in reopened.models(run):
-        from tfkfac import diagnostics
+        from tfkfac import analysis
 
-        found[update] = diagnostics.eigenvalues(model)
+        found[update] = analysis.eigenvalues(model)
         if update == _UPDATE.value:
             break
     if _UPDATE.value not in (None, update):
@@ -158,11 +158,11 @@ def eigenvalues(run) -> tuple:
 
 def write(folder: pathlib.Path, spectra: dict, measured: list) -> dict:
     """Writes the numbers; returns what is said of them."""
-    from tfkfac import diagnostics
+    from tfkfac import analysis
     from tools import spectra_report as report
 
     *_, last = spectra.values()
-    values = diagnostics.merged(last)
+    values = analysis.merged(last)
     np.save(folder / "kronecker.npy", values[values > 0])
     rows = [[m.curvature, m.variance] for m in measured if m.curvature > 0]
     np.savetxt(folder / "measured.txt", rows, header="curvature, variance")
@@ -177,11 +177,11 @@ def main(argv: list[str]) -> None:
     run = open_run()
     spectra, model = eigenvalues(run)
     # After the checks: TensorFlow is slow.
-    from tfkfac import diagnostics
+    from tfkfac import analysis
     from tools import spectra_report as report
 
-    along = diagnostics.directions(model, _DIRECTIONS.value)
-    measured = diagnostics.measure(model, along, batches(run))
+    along = analysis.directions(model, _DIRECTIONS.value)
+    measured = analysis.measure(model, along, batches(run))
     folder = pathlib.Path(_OUTPUT.value or run.model_dir / "spectra")
     folder.mkdir(parents=True, exist_ok=True)
     found = write(folder, spectra, measured)
@@ -192,7 +192,7 @@ def main(argv: list[str]) -> None:
     }
     if _MOVEMENT.value:
         rows = watch_movement(run, folder / "movement.jsonl")
-        rows = diagnostics.movement_percentiles(rows)
+        rows = analysis.movement_percentiles(rows)
         figures["movement"] = report.movement(title, rows)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)

@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tfkfac.diagnostics import Measurement, merged, power_law, tables
+from tfkfac.analysis import Measurement, merged, power_law
+from tfkfac.planning import tables
 
 _POINTS = 400  # Of a line.
 _CHECKPOINTS = 6  # Lines at most.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import keras
 
 import tfkfac
-from tfkfac.loss_scale import unwrapped
+from tfkfac.distributed.loss_scale import unwrapped
 from trainers import checkpoints
 
 
@@ -36,9 +36,9 @@ class OfRun(keras.callbacks.Callback):
         optimizer = unwrapped(self.model.optimizer)
         if isinstance(optimizer, tfkfac.KFAC):
             # Before what is each rank's own, not within the first step.
-            link = optimizer.require_link()
-            if not link._shared:
-                link._share_initial_state()
+            attached = optimizer.require_attached()
+            if not attached._shared:
+                attached._share_initial_state()
         checkpoints.assign_own(self.model, self._own)
 
 

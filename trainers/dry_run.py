@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import flags
 
 import tfkfac
-from tfkfac.loss_scale import unwrapped
+from tfkfac.distributed.loss_scale import unwrapped
 from trainers import harness, launcher, optimizers, output
 from trainers.command_line import Run, define_flags, input_shape
 from trainers.refusals import number_of_ranks
@@ -125,7 +125,7 @@ def _values(optimizer, t):
 
 def plan_of(
     run: Run, model: keras.Model, optimizer: keras.optimizers.Optimizer
-) -> tfkfac.diagnostics.Plan | dict[str, int]:
+) -> tfkfac.planning.Plan | dict[str, int]:
     """Returns what K-FAC takes, or the bytes of another optimizer's state.
 
     Periods that grow are taken as 1.

@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 import tfkfac
-from tfkfac import communicator, initial_state
-from tfkfac.loss_scale import unwrapped
+from tfkfac.distributed import communicator, sync
+from tfkfac.distributed.loss_scale import unwrapped
 from trainers import constraints, optimizers, output
 from trainers.command_line import Run
 from trainers.data import catalog
@@ -127,7 +127,7 @@ def build(run: Run, name: str) -> keras.Model:
     settings = run.settings[name]
     keras.utils.set_random_seed(args.seed)
     model = make_model(run)
-    for state in initial_state.seeds(model):  # As of dropout: by the rank.
+    for state in sync.seeds(model):  # As of dropout: by the rank.
         state.assign(state.numpy() + np.array([ranks.rank, 0], "uint32"))
     if args.weight_decay_mode == "l2" and settings.get("weight_decay"):
         constraints.regularize(model, settings["weight_decay"])

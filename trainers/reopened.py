@@ -82,7 +82,7 @@ def models(
         SystemExit: A checkpoint is damaged.
     """
     # After the checks: TensorFlow is slow.
-    from tfkfac import communicator
+    from tfkfac.distributed import communicator
     from trainers import evaluation, harness
 
     harness.configure(run)

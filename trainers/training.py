@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 import tfkfac
-from tfkfac import communicator
-from tfkfac.loss_scale import unwrapped
+from tfkfac.distributed import communicator
+from tfkfac.distributed.loss_scale import unwrapped
 from trainers import callbacks, checkpoints, evaluation, output, report
 from trainers.command_line import Run
 

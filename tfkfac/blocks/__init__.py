@@ -1,6 +1,6 @@
 """Curvature blocks: one for each type of layer."""
 
-from tfkfac.blocks.base import CurvatureBlock, Moment, Use
+from tfkfac.blocks.base import CurvatureBlock, LayerCall, Moment
 from tfkfac.blocks.convolution import (
     ConvolutionBlock,
     DepthwiseConvolutionBlock,
@@ -35,5 +35,5 @@ __all__ = [
     "SeparableDepthwiseBlock",
     "SeparablePointwiseBlock",
     "TiedEmbeddingBlock",
-    "Use",
+    "LayerCall",
 ]

@@ -14,7 +14,7 @@ from tfkfac.inverters import Inverter
 
 
 @dataclasses.dataclass
-class Use:
+class LayerCall:
     """What one call of a layer saw.
 
     Attributes:
@@ -140,7 +140,7 @@ class CurvatureBlock(abc.ABC):
         cls,
         layer: keras.layers.Layer,
         call: Callable,
-        keep: Callable[[Use], tf.Tensor],
+        keep: Callable[[LayerCall], tf.Tensor],
         inputs: tf.Tensor,
         args: tuple,
         options: dict,
@@ -161,15 +161,15 @@ class CurvatureBlock(abc.ABC):
         activation = layer.__dict__.get("activation")
         if activation is None or not cls.activation_is_last:
             s = call(inputs, *args, **options)
-            return keep(Use(layer, inputs, keras_mask(inputs), s))
+            return keep(LayerCall(layer, inputs, keras_mask(inputs), s))
         layer.__dict__["activation"] = keras.activations.linear
         try:
             s = call(inputs, *args, **options)
         finally:
             layer.__dict__["activation"] = activation
-        return activation(keep(Use(layer, inputs, keras_mask(inputs), s)))
+        return activation(keep(LayerCall(layer, inputs, keras_mask(inputs), s)))
 
-    def is_of(self, use: Use) -> bool:
+    def is_of(self, use: LayerCall) -> bool:
         """Whether a use counts for this block."""
         return use.layer is self.layer and use.part in self.parts
 
@@ -208,7 +208,10 @@ class CurvatureBlock(abc.ABC):
 
     @abc.abstractmethod
     def moments(
-        self, uses: Sequence[Use], product_dtype: tf.DType, dtype: tf.DType
+        self,
+        uses: Sequence[LayerCall],
+        product_dtype: tf.DType,
+        dtype: tf.DType,
     ) -> list[Moment]:
         """Returns the moments over all rows of all uses, one of each sum.
 

@@ -6,10 +6,11 @@ import math
 import keras
 import tensorflow as tf
 
-from tfkfac import autocorrelation, linalg, patches
-from tfkfac.blocks.base import Use
+from tfkfac import linalg
+from tfkfac.blocks.base import LayerCall
 from tfkfac.blocks.dense import unsupported_variant
 from tfkfac.blocks.kronecker import KroneckerBlock
+from tfkfac.convolution import autocorrelation, patches
 from tfkfac.tracing import traced_once
 
 
@@ -137,7 +138,7 @@ class SeparableDepthwiseBlock(DepthwiseConvolutionBlock):
             dilation_rate=layer.dilation_rate,
             data_format=layer.data_format,
         )
-        x = keep(Use(layer, inputs, None, x, part="depthwise"))
+        x = keep(LayerCall(layer, inputs, None, x, part="depthwise"))
         s = keras.ops.conv(
             x, layer.pointwise_kernel, data_format=layer.data_format
         )
@@ -146,7 +147,7 @@ class SeparableDepthwiseBlock(DepthwiseConvolutionBlock):
             space = (1,) * layer.rank
             shape = (*space, layer.filters) if last else (layer.filters, *space)
             s += keras.ops.reshape(layer.bias, (1, *shape))
-        s = keep(Use(layer, x, None, s, part="pointwise"))
+        s = keep(LayerCall(layer, x, None, s, part="pointwise"))
         return s if layer.activation is None else layer.activation(s)
 
 

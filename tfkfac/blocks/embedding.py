@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tfkfac import linalg
-from tfkfac.blocks.base import Moment, Use, keras_mask
+from tfkfac.blocks.base import LayerCall, Moment, keras_mask
 from tfkfac.blocks.dense import unsupported_variant
 from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.factors import DenseFactor, DiagonalFactor
@@ -116,7 +116,7 @@ class TiedEmbeddingBlock(EmbeddingBlock):
         if not reverse:
             s = call(inputs, *args, **options)
             mask = keras_mask(s)
-            s = keep(Use(layer, inputs, mask, s))
+            s = keep(LayerCall(layer, inputs, mask, s))
             if mask is not None:
                 s._keras_mask = mask
             return s
@@ -126,7 +126,9 @@ class TiedEmbeddingBlock(EmbeddingBlock):
             s = call(inputs, *args, **options)
         finally:
             layer.__dict__["logit_soft_cap"] = cap
-        s = keep(Use(layer, inputs, keras_mask(inputs), s, part="projection"))
+        s = keep(
+            LayerCall(layer, inputs, keras_mask(inputs), s, part="projection")
+        )
         return s if cap is None else cap * tf.tanh(s / cap)
 
     def _projection_moments(self, use, product_dtype, dtype):

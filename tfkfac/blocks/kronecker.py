@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfkfac import linalg
-from tfkfac.blocks.base import Moment, Use
+from tfkfac.blocks.base import LayerCall, Moment
 from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.factors import DenseFactor
 
@@ -82,7 +82,9 @@ class KroneckerBlock(FactoredBlock):
         parts = [self._moments_of(use, product_dtype, dtype) for use in uses]
         return [Moment.sum(of_factor) for of_factor in zip(*parts)]
 
-    def _moments_of(self, use: Use, product_dtype, dtype) -> Sequence[Moment]:
+    def _moments_of(
+        self, use: LayerCall, product_dtype, dtype
+    ) -> Sequence[Moment]:
         g, mask = self.output_rows(use.raw_gradient), None
         if use.mask is not None:
             mask = self.mask_rows(use.inputs, use.mask)

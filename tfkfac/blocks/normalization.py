@@ -7,7 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
-from tfkfac.blocks.base import Moment, Use, keras_mask
+from tfkfac.blocks.base import LayerCall, Moment, keras_mask
 from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.factors import DenseFactor, DiagonalFactor
 
@@ -60,9 +60,11 @@ class ScaleShiftBlock(FactoredBlock):
         s = call(inputs, *args, **options)
         names = ("training", "mask")
         options = {**dict(zip(names, args)), **options}
-        return keep(Use(layer, inputs, keras_mask(inputs), s, options=options))
+        return keep(
+            LayerCall(layer, inputs, keras_mask(inputs), s, options=options)
+        )
 
-    def normalized(self, use: Use) -> tf.Tensor:
+    def normalized(self, use: LayerCall) -> tf.Tensor:
         """Returns xhat, in the shape of the inputs, without side effects.
 
         A subclass has this or `scale_gradients`.
@@ -71,7 +73,7 @@ class ScaleShiftBlock(FactoredBlock):
             f"{type(self).__name__} needs `normalized` or `scale_gradients`."
         )
 
-    def scale_gradients(self, use: Use, g: tf.Tensor) -> tf.Tensor:
+    def scale_gradients(self, use: LayerCall, g: tf.Tensor) -> tf.Tensor:
         """Returns sum_t g_it xhat_it, [batch, channels].
 
         Args:

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 import tfkfac
-from tfkfac import communicator
-from tfkfac.loss_scale import unwrapped
+from tfkfac.distributed import communicator
+from tfkfac.distributed.loss_scale import unwrapped
 from tools.sweep.trials import (
     DIVERGED,
     MISSED,

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfkfac import frequencies
-from tfkfac.axis import Axis
+from tfkfac.convolution import frequencies
+from tfkfac.convolution.axis import Axis
 
 # A multiplication by frequencies takes as long as this many of a convolution:
 # measured on CPUs, 2.0 to 2.6 with 32 to 256 channels.

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfkfac import linalg, loss_scale, packing
-from tfkfac.preconditioner import state_dtype
+from tfkfac import linalg
+from tfkfac.distributed import loss_scale, packing
+from tfkfac.estimator import state_dtype
 
 
 def _true():
@@ -36,15 +37,15 @@ class Update:
     """
 
     def __init__(self, optimizer, grads: Sequence, variables: Sequence):
-        link = optimizer.require_link()
-        if link.communicator.size > 1:
+        attached = optimizer.require_attached()
+        if attached.communicator.size > 1:
             loss_scale.require_agreement(optimizer)
         self.optimizer = optimizer
-        self.undo_forward_pass = link.capture.undo_forward_pass
-        self.step = link.take_step()
-        self.preconditioner = link.preconditioner
-        self.refresh = link.refresh
-        self.exchange = self.preconditioner.exchange
+        self.undo_forward_pass = attached.capture.undo_forward_pass
+        self.step = attached.take_step()
+        self.estimator = attached.estimator
+        self.inverse_schedule = attached.inverse_schedule
+        self.distributor = self.estimator.distributor
         self.variables = variables
         self.grads = [
             tf.cast(tf.convert_to_tensor(g), state_dtype(v))
@@ -59,19 +60,21 @@ class Update:
             self._run_micro_step(finite)
             return
         examples_before = 0
-        if self.exchange.size == 1:
+        if self.distributor.size == 1:
             V = {id(v): g for v, g in zip(self.variables, self.grads)}
         else:
             D = self._divisor()
             self._scale_sums()
             sums = [g * tf.cast(D, g.dtype) for g in self.grads]
             # All ranks skip what their sum could not hold.
-            finite = linalg.all_finite([self.exchange.size * s for s in sums])
+            finite = linalg.all_finite(
+                [self.distributor.size * s for s in sums]
+            )
             V, finite, examples_before = self._reduce(sums, D, finite)
 
         def update_factors(decay):
             uses, count = self._statistics(examples_before)
-            self.preconditioner.update_factors(uses, count, decay)
+            self.estimator.update_factors(uses, count, decay)
 
         tf.cond(
             finite,
@@ -88,7 +91,7 @@ class Update:
         The gradient of a variable's regularizer R is in V on every rank, and
         is to count once: n V - (n - 1) R.
         """
-        ranks = self.exchange.size
+        ranks = self.distributor.size
         if ranks == 1 or self.step.loss_is_mean():
             return
         self.grads = [ranks * g for g in self.grads]
@@ -104,7 +107,7 @@ class Update:
     def _reduce(self, sums, divisor, finite):
         """Returns (V over all ranks, whether finite, examples before)."""
         sums = {id(v): g for v, g in zip(self.variables, sums)}
-        return self.exchange.reduce_gradients(
+        return self.distributor.reduce_gradients(
             sums, divisor, finite, self.step.examples()
         )
 
@@ -132,10 +135,12 @@ class Update:
 
         def take_statistics():
             # Also of what is not sound: other ranks wait for their share.
-            before, number = self.exchange.count_examples(self.step.examples())
+            before, number = self.distributor.count_examples(
+                self.step.examples()
+            )
             optimizer.window_examples.assign(examples + number)
             uses, count = self._statistics(examples + before)
-            self.preconditioner.accumulate(uses, count, tf.logical_not(first))
+            self.estimator.accumulate(uses, count, tf.logical_not(first))
             return _true()
 
         def undo():
@@ -151,11 +156,11 @@ class Update:
                 for total, g in zip(self._gradient_sums(), self.grads)
             ]
             D = optimizer.window_divisor.value
-            fits = linalg.all_finite([self.exchange.size * s for s in sums])
+            fits = linalg.all_finite([self.distributor.size * s for s in sums])
             V, all_sound, _ = self._reduce(sums, D, tf.logical_and(sound, fits))
             return tf.cond(
                 all_sound,
-                lambda: self._update(V, self.preconditioner.finish),
+                lambda: self._update(V, self.estimator.finish),
                 lambda: self._skip(discard),
             )
 
@@ -185,7 +190,7 @@ class Update:
             variable.assign(tf.where(more, variable.value, 0) + g)
 
     def _discard_factors(self):
-        self.preconditioner.discard()
+        self.estimator.discard()
         return _true()
 
     # The update.
@@ -194,12 +199,12 @@ class Update:
         optimizer = self.optimizer
         V = self._clip(V)
         self._update_curvature(update_factors)
-        U = self.preconditioner.precondition(V, self._dampings())
+        U = self.estimator.precondition(V, self._dampings())
         # |V|^2 is for the clip alone.
         clipped = {} if optimizer.global_clipnorm is None else V
         sums = tf.stack([_dot(U, V), _dot(clipped, clipped)])
         shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
-        U, sums = self.exchange.gather_updates(U, sums, shapes)
+        U, sums = self.distributor.gather_updates(U, sums, shapes)
         dot, square = tf.unstack(sums)
         scale = self._global_clip(square)
         eta = tf.cast(optimizer.learning_rate, tf.float64)
@@ -238,12 +243,12 @@ class Update:
         return {"damping": damping, "norm_damping": norm_damping}
 
     def _factors_due(self):
-        forced = self.preconditioner.refresh_needed.value()
+        forced = self.estimator.refresh_needed.value()
         due = self.optimizer.periods["factor_update_period"].due(self.t)
         return tf.logical_or(due, forced)
 
     def _statistics(self, examples_before):
-        observe = self.preconditioner.observer(self.step.uses())
+        observe = self.estimator.observer(self.step.uses())
         return self.step.statistics(
             self.variables, self.t, examples_before, observe
         )
@@ -258,7 +263,7 @@ class Update:
             return _true()
 
         tf.cond(self._factors_due(), factors, _false)
-        self.refresh.run(self.t, self._dampings())
+        self.inverse_schedule.run(self.t, self._dampings())
 
     def _kl_scale(self, dot, eta):
         """Returns nu = min(1, sqrt(kl_clip / (eta^2 sum <U, V>)))."""

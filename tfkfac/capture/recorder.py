@@ -12,7 +12,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
 from tensorflow.python.eager import record as tape_record
 
-from tfkfac.blocks import CurvatureBlock, Use
+from tfkfac.blocks import CurvatureBlock, LayerCall
 
 _ATTRIBUTE = "_tfkfac_capture"
 
@@ -44,7 +44,7 @@ class Record:
     graph: Any
     outputs: list = dataclasses.field(default_factory=list)
     tape: Any = None
-    uses: list[Use] = dataclasses.field(default_factory=list)
+    uses: list[LayerCall] = dataclasses.field(default_factory=list)
     losses: list[LossCall] = dataclasses.field(default_factory=list)
     state: list = dataclasses.field(default_factory=list)
 
@@ -215,7 +215,7 @@ class Capture:
 
         return tf.autograph.experimental.do_not_convert(call)
 
-    def _keep(self, use: Use) -> tf.Tensor:
+    def _keep(self, use: LayerCall) -> tf.Tensor:
         """Adds a use to the record; returns its pre-activation."""
         use.pre_activation = self._watch_gradient(use, use.pre_activation)
         self._recording.uses.append(use)
@@ -299,7 +299,7 @@ class Capture:
             variable.assign(value)
 
     @contextlib.contextmanager
-    def own_backward(self, observe: Callable[[Use], list[tf.Tensor]]):
+    def own_backward(self, observe: Callable[[LayerCall], list[tf.Tensor]]):
         """Within it, gradients that come back are those of the statistics.
 
         Args:

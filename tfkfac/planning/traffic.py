@@ -1,9 +1,9 @@
-"""The bytes that `tfkfac.exchange` has each rank send in a step."""
+"""The bytes that `tfkfac.distributor` has each rank send in a step."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from tfkfac import assignment
+from tfkfac.distributed import assignment
 
 KINDS = ("plain", "factors", "factors and inverses")
 
@@ -24,8 +24,8 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exchange:
-    """Who sends what, as the class of that name in `tfkfac.exchange` does.
+class Traffic:
+    """Who sends what, as the class of that name in `tfkfac.distributor` does.
 
     Args:
         parts: The parts.

@@ -12,23 +12,21 @@ from functools import partial
 
 import tensorflow as tf
 
-from tfkfac import assignment
-from tfkfac.preconditioner import Preconditioner
+from tfkfac.distributed import assignment
+from tfkfac.estimator import Estimator
 from tfkfac.schedules import Period
 
 
-class Refresh:
+class InverseSchedule:
     """All blocks are inverted when the period says so.
 
     Args:
-        preconditioner: What inverts them.
+        estimator: What inverts them.
         periods: Those of the optimizer, by name.
     """
 
-    def __init__(
-        self, preconditioner: Preconditioner, periods: Mapping[str, Period]
-    ):
-        self._preconditioner = preconditioner
+    def __init__(self, estimator: Estimator, periods: Mapping[str, Period]):
+        self._estimator = estimator
         self._period = periods["inverse_update_period"]
 
     def run(self, update: tf.Tensor, dampings: Mapping[str, tf.Tensor]) -> None:
@@ -38,11 +36,11 @@ class Refresh:
             update: t.
             dampings: By name.
         """
-        forced = self._preconditioner.refresh_needed.value()
+        forced = self._estimator.refresh_needed.value()
 
         def invert():
             self._invert(dampings, forced)
-            self._preconditioner.refresh_needed.assign(False)
+            self._estimator.refresh_needed.assign(False)
             self._period.done(update)
             return tf.constant(True)
 
@@ -51,29 +49,29 @@ class Refresh:
 
     def _invert(self, dampings, forced):
         del forced
-        self._preconditioner.refresh(self._preconditioner.blocks, dampings)
+        self._estimator.refresh(self._estimator.blocks, dampings)
 
 
-class DriftRefresh(Refresh):
+class DriftSchedule(InverseSchedule):
     """When the period says so, those are inverted whose factors have moved.
 
     Args:
-        preconditioner: With `inverted`.
+        estimator: With `inverted`.
         periods: Those of the optimizer, by name.
         tolerance: The least movement of a factor in the Frobenius norm,
             relative to what it was when it was last inverted.
     """
 
-    def __init__(self, preconditioner, periods, tolerance: float):
-        super().__init__(preconditioner, periods)
+    def __init__(self, estimator, periods, tolerance: float):
+        super().__init__(estimator, periods)
         self._tolerance = tolerance
 
     def _invert(self, dampings, forced):
-        preconditioner = self._preconditioner
-        for block, inverted in preconditioner.inverted.items():
+        estimator = self._estimator
+        for block, inverted in estimator.inverted.items():
 
             def invert(block=block):
-                preconditioner.invert([block], dampings)
+                estimator.invert([block], dampings)
                 return tf.constant(True)
 
             moved = [
@@ -84,7 +82,7 @@ class DriftRefresh(Refresh):
             due = tf.logical_or(moved, forced)
             tf.cond(due, invert, lambda: tf.constant(False))
         # The owner alone knows which: the group fetches all.
-        preconditioner.share(preconditioner.blocks)
+        estimator.share(estimator.blocks)
 
 
 def _movement(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
@@ -93,18 +91,18 @@ def _movement(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
     return moved / tf.cast(tf.norm(old), tf.float64)
 
 
-class StaggeredRefresh(Refresh):
+class StaggeredSchedule(InverseSchedule):
     """Each block has its turn in a period, such that all updates cost alike.
 
     Turns are at updates without a factor update, if there are any.
 
     Args:
-        preconditioner: What inverts them.
+        estimator: What inverts them.
         periods: Those of the optimizer, by name; numbers.
     """
 
-    def __init__(self, preconditioner, periods):
-        super().__init__(preconditioner, periods)
+    def __init__(self, estimator, periods):
+        super().__init__(estimator, periods)
         offsets = range(self._period.number)
         factors = periods["factor_update_period"].number
         known = factors and self._period.number % factors == 0
@@ -113,7 +111,7 @@ class StaggeredRefresh(Refresh):
 
     def _take_turns(self, offsets: Sequence[int]) -> dict:
         """Returns the blocks of each turn; the same on any number of ranks."""
-        blocks = self._preconditioner.blocks
+        blocks = self._estimator.blocks
         costs = [
             assignment.Item(inversion=item.inversion)
             for item in assignment.model_items(blocks, ())
@@ -125,12 +123,12 @@ class StaggeredRefresh(Refresh):
         return turns
 
     def run(self, update, dampings):
-        """As `Refresh.run`."""
-        preconditioner = self._preconditioner
+        """As `InverseSchedule.run`."""
+        estimator = self._estimator
 
         def invert(blocks):
-            preconditioner.refresh(blocks, dampings)
-            preconditioner.refresh_needed.assign(False)
+            estimator.refresh(blocks, dampings)
+            estimator.refresh_needed.assign(False)
             return tf.constant(True)
 
         # By the place in the period: which turn, the last for none.
@@ -146,7 +144,7 @@ class StaggeredRefresh(Refresh):
             )
 
         tf.cond(
-            preconditioner.refresh_needed.value(),
-            partial(invert, preconditioner.blocks),
+            estimator.refresh_needed.value(),
+            partial(invert, estimator.blocks),
             take_turn,
         )

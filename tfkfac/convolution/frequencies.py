@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfkfac.axis import Axis
+from tfkfac.convolution.axis import Axis
 
 _MOST_BYTES = 2**23  # Of the products of frequencies at a time.
 

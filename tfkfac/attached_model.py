@@ -1,4 +1,4 @@
-"""The link between an optimizer and a model: what a step of data does."""
+"""The attached between an optimizer and a model: what a step of data does."""
 
 import itertools
 
@@ -6,24 +6,22 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import (
-    assignment,
-    communicator,
-    initial_state,
-    loss_scale,
-    registry,
-    report,
+from tfkfac import registry, report
+from tfkfac.capture.recorder import Capture
+from tfkfac.distributed import assignment, communicator, loss_scale, sync
+from tfkfac.distributed.distributor import Distributor
+from tfkfac.estimator import Estimator
+from tfkfac.inverse_schedule import (
+    DriftSchedule,
+    InverseSchedule,
+    StaggeredSchedule,
 )
-from tfkfac.capture import Capture
-from tfkfac.exchange import Exchange
-from tfkfac.preconditioner import Preconditioner
-from tfkfac.refresh import DriftRefresh, Refresh, StaggeredRefresh
 from tfkfac.step import Step
 
 _links = itertools.count()
 
 
-class Link:
+class AttachedModel:
     """Joins a `KFAC` and a model; Keras tracks nothing in it.
 
     An attribute of an optimizer that holds a kernel would make the kernel a
@@ -43,7 +41,7 @@ class Link:
             )
         self.optimizer, self.model = optimizer, model
         self.registration = None
-        self.preconditioner = self.refresh = None
+        self.estimator = self.inverse_schedule = None
         self._registered_for = None
         self.communicator = communicator.current()
         self._name = f"tfkfac.{next(_links)}"
@@ -81,8 +79,8 @@ class Link:
         outer = getattr(self.model, "optimizer", None)
         if loss_scale.unwrapped(outer) is not optimizer:
             outer = optimizer
-        initial_state.broadcast(self.model, outer, self.communicator)
-        initial_state.broadcast_curvature(curvature, self.communicator)
+        sync.broadcast(self.model, outer, self.communicator)
+        sync.broadcast_curvature(curvature, self.communicator)
         self._forget_what_others_own()
         self._agree_on_refresh()
         self._shared = True
@@ -91,7 +89,7 @@ class Link:
         """Has all ranks invert all blocks if one has to."""
         if self.communicator.size == 1:
             return
-        needed = self.preconditioner.refresh_needed
+        needed = self.estimator.refresh_needed
         with tf.init_scope():
             found = self.communicator.gather_objects(bool(needed.numpy()))
             needed.assign(any(found))
@@ -113,7 +111,7 @@ class Link:
 
     def gather_curvature(self) -> None:
         """Brings the curvature of all ranks to rank 0."""
-        if self.communicator.size == 1 or self.preconditioner is None:
+        if self.communicator.size == 1 or self.estimator is None:
             return
         state = self._owned_curvature()
         if self.communicator.rank == 0:
@@ -126,7 +124,7 @@ class Link:
 
     def _owned_curvature(self) -> dict:
         """Returns the curvature of the blocks that this rank owns, by name."""
-        owns = self.preconditioner.exchange.owns
+        owns = self.estimator.distributor.owns
         paths = [b.path + "/" for b in self.registration.blocks if owns(b)]
         state = self.optimizer.curvature.state()
         return {k: v for k, v in state.items() if k.startswith(tuple(paths))}
@@ -179,7 +177,7 @@ class Link:
             return
         optimizer = self.optimizer
         with tf.init_scope():
-            if self.preconditioner is not None:
+            if self.estimator is not None:
                 self._pool_curvature()
             self.registration = registry.register_model(
                 self.model, optimizer.skip, unusable, optimizer.block_options
@@ -187,16 +185,16 @@ class Link:
             if optimizer.max_factor_size is not None:
                 for block in self.registration.blocks:
                     block.limit_factors(optimizer.max_factor_size)
-            self.preconditioner = Preconditioner(
+            self.estimator = Estimator(
                 self.registration.blocks,
-                self._exchange(),
+                self._distributor(),
                 optimizer.inverter,
                 optimizer.curvature,
                 optimizer.factor_dtype,
                 accumulates=bool(optimizer.gradient_accumulation_steps),
                 keep_inverted=optimizer.refresh == "drift",
             )
-            self.refresh = self._refresh()
+            self.inverse_schedule = self._refresh()
             self._forget_what_others_own()
             if self._shared:
                 self._agree_on_refresh()
@@ -204,20 +202,20 @@ class Link:
         report.log(self.model, self.registration, optimizer.curvature)
         self.require_fitting_state()
 
-    def _refresh(self) -> Refresh:
+    def _refresh(self) -> InverseSchedule:
         """Returns what decides which blocks are inverted."""
         optimizer = self.optimizer
         if optimizer.refresh == "staggered":
-            return StaggeredRefresh(self.preconditioner, optimizer.periods)
+            return StaggeredSchedule(self.estimator, optimizer.periods)
         if optimizer.refresh == "drift":
-            return DriftRefresh(
-                self.preconditioner,
+            return DriftSchedule(
+                self.estimator,
                 optimizer.periods,
                 optimizer.drift_tolerance,
             )
-        return Refresh(self.preconditioner, optimizer.periods)
+        return InverseSchedule(self.estimator, optimizer.periods)
 
-    def _exchange(self) -> Exchange:
+    def _distributor(self) -> Distributor:
         """Returns who owns what."""
         optimizer, size = self.optimizer, self.communicator.size
         registration = self.registration
@@ -225,7 +223,7 @@ class Link:
         groups = [b.variables for b in blocks] + [[v] for v in alone]
         items = assignment.model_items(blocks, alone)
         owners = assignment.assign(items, size)
-        return Exchange(
+        return Distributor(
             self.communicator,
             optimizer.group_size(size),
             blocks,
@@ -257,7 +255,7 @@ class Link:
             for name in self.optimizer.curvature.waiting()
             if not name.startswith(layers)
         ]
-        if self.preconditioner is None:
+        if self.estimator is None:
             return
         self._forget_what_others_own()
         if left:
@@ -293,7 +291,7 @@ class Link:
                 "in the same tf.function as the update."
             )
         self.register()
-        self.preconditioner.may_print = (
+        self.estimator.may_print = (
             self.model.compiled and not self.model.jit_compile
         )
         step = Step(

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from tfkfac import assignment, packing
 from tfkfac.blocks import CurvatureBlock, Moment
-from tfkfac.communicator import Communicator
+from tfkfac.distributed import assignment, packing
+from tfkfac.distributed.communicator import Communicator
 
 
-class Exchange:
+class Distributor:
     """The collectives of one optimizer.
 
     Args:

@@ -10,11 +10,11 @@ import keras
 import tensorflow as tf
 
 from tfkfac import registry
-from tfkfac.blocks import CurvatureBlock, Use
-from tfkfac.capture import Capture
-from tfkfac.diagnostics import products
+from tfkfac.blocks import CurvatureBlock, LayerCall
+from tfkfac.capture.recorder import Capture
+from tfkfac.estimator import state_dtype
 from tfkfac.inverters import Inverter
-from tfkfac.preconditioner import state_dtype
+from tfkfac.planning import flops
 
 
 @dataclasses.dataclass
@@ -90,7 +90,7 @@ class _Trace:
         self._graph = tf.compat.v1.get_default_graph()
         self._register = register
         self._unusable: dict[int, str] = {}
-        self._uses: list[Use] = []
+        self._uses: list[LayerCall] = []
         self._forward: list[int] = []  # FLOPs of each use.
         self._seen = 0  # How many operations of the graph are not new.
 
@@ -161,7 +161,7 @@ class _Trace:
 
         def keep(use):
             self._uses.append(use)
-            self._forward.append(products.count(self._new())[0])
+            self._forward.append(flops.count(self._new())[0])
             return use.pre_activation
 
         block_type = registry.block_type(layer)
@@ -185,9 +185,9 @@ class _Trace:
 
     @staticmethod
     def _count(operations, found: StepCosts) -> int:
-        flops, names = products.count(operations)
+        count, names = flops.count(operations)
         found.uncounted = sorted({*found.uncounted, *names})
-        return flops
+        return count
 
     def _backward_products(self, tape, outputs) -> list[int]:
         """Returns, for each product of each use, that of its gradients.
@@ -205,7 +205,9 @@ class _Trace:
             for use, more in zip(self._uses, goes_on)
         ]
 
-    def _moments(self, block, uses: Sequence[Use], found: StepCosts) -> int:
+    def _moments(
+        self, block, uses: Sequence[LayerCall], found: StepCosts
+    ) -> int:
         """Returns the FLOPs of the second moments of a block."""
         uses = [u for u in uses if u.gradient is not None]
         if not uses:

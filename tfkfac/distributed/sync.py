@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
-from tfkfac.communicator import Communicator
-from tfkfac.loss_scale import unwrapped
+from tfkfac.distributed.communicator import Communicator
+from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.schedules import is_number
 
 

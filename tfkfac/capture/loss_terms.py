@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfkfac import likelihoods
-from tfkfac.blocks.base import Use, keras_mask
-from tfkfac.capture import Capture, LossCall, Record
+from tfkfac.blocks.base import LayerCall, keras_mask
+from tfkfac.capture import likelihoods
+from tfkfac.capture.recorder import Capture, LossCall, Record
 
 _MEANS = ("mean", "sum_over_batch_size")
 
@@ -212,7 +212,7 @@ def set_sampled_gradients(
     terms: Sequence[Sequence[OutputTerms]],
     *,
     dtype: tf.DType,
-    observe: Callable[[Use], list[tf.Tensor]],
+    observe: Callable[[LayerCall], list[tf.Tensor]],
     **place,
 ) -> tf.Tensor:
     """Sets the gradients of all uses for targets from the model's prediction.
@@ -246,7 +246,7 @@ def set_empirical_gradients(
     terms: Sequence[Sequence[OutputTerms]],
     *,
     dtype: tf.DType,
-    observe: Callable[[Use], list[tf.Tensor]],
+    observe: Callable[[LayerCall], list[tf.Tensor]],
     loss_scale: tf.Tensor | float | None,
 ) -> tf.Tensor:
     """Sets the gradients of all uses for the training loss.

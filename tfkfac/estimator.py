@@ -5,20 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 import tensorflow as tf
 
 from tfkfac import linalg
-from tfkfac.blocks import CurvatureBlock, Use
+from tfkfac.blocks import CurvatureBlock, LayerCall
 from tfkfac.blocks.factored import MAX_FAILURES
-from tfkfac.curvature import Curvature
-from tfkfac.exchange import Exchange
+from tfkfac.distributed.distributor import Distributor
 from tfkfac.inverters import Inverter
+from tfkfac.state import Curvature
 from tfkfac.tracing import apart
 
 
-class Preconditioner:
+class Estimator:
     """The blocks of a model at work.
 
     Args:
         blocks: The blocks.
-        exchange: Which of them are this rank's, and how it gets the rest.
+        distributor: Which of them are this rank's, and how it gets the rest.
         inverter: How they are inverted.
         curvature: Where their state lies.
         factor_dtype: The type of the factor products; float32 stands for the
@@ -29,7 +29,7 @@ class Preconditioner:
 
     Attributes:
         blocks: The blocks.
-        exchange: The exchange.
+        distributor: The distributor.
         refresh_needed: Whether all blocks are to be inverted at the next
             update, whatever its number: a boolean variable.
         may_print: Whether the step is known to run without XLA, which cannot
@@ -40,7 +40,7 @@ class Preconditioner:
     def __init__(
         self,
         blocks: Sequence[CurvatureBlock],
-        exchange: Exchange,
+        distributor: Distributor,
         inverter: Inverter,
         curvature: Curvature,
         factor_dtype: str,
@@ -48,7 +48,7 @@ class Preconditioner:
         keep_inverted: bool = False,
     ):
         self.blocks = list(blocks)
-        self.exchange = exchange
+        self.distributor = distributor
         self.may_print = False
         self._inverter = inverter
         self._factor_dtype = tf.as_dtype(factor_dtype)
@@ -66,7 +66,7 @@ class Preconditioner:
                 return curvature.add(names[-1], initial)
 
             dtype = state_dtype(block.variables[0])
-            if exchange.owns(block):
+            if distributor.owns(block):
                 block.build_factors(add_state, dtype, accumulates)
                 if accumulates:
                     zero = tf.zeros([len(block.sums)], dtype)
@@ -78,7 +78,7 @@ class Preconditioner:
                         )
                         for f in block.factors
                     ]
-            if exchange.holds(exchange.block_owners[block]):
+            if distributor.holds(distributor.block_owners[block]):
                 self._inverses[block] = block.build_inverses(
                     inverter, add_state, dtype
                 )
@@ -88,7 +88,7 @@ class Preconditioner:
             curvature.fresh = False
 
     def update_factors(
-        self, uses: Sequence[Use], count: tf.Tensor, decay: tf.Tensor
+        self, uses: Sequence[LayerCall], count: tf.Tensor, decay: tf.Tensor
     ) -> None:
         """Takes the statistics of a step into the factors.
 
@@ -114,7 +114,7 @@ class Preconditioner:
                 if moment.total.shape != total.shape:
                     moment.total = tf.ensure_shape(moment.total, total.shape)
             moments[block] = found
-        return self.exchange.reduce_moments(moments, count)
+        return self.distributor.reduce_moments(moments, count)
 
     def _moments(self, uses):
         """Yields (block, its moments) for the blocks that were used."""
@@ -134,7 +134,9 @@ class Preconditioner:
             product_dtype = dtype
         return block.moments(uses, product_dtype, dtype)
 
-    def observer(self, uses: Sequence[Use]) -> Callable[[Use], list[tf.Tensor]]:
+    def observer(
+        self, uses: Sequence[LayerCall]
+    ) -> Callable[[LayerCall], list[tf.Tensor]]:
         """Returns what to call with a use when its gradient is known.
 
         It takes the moments of a block with one use, and returns those of the
@@ -180,7 +182,7 @@ class Preconditioner:
             factor.update(X, tf.cast(decay, X.dtype))
 
     def accumulate(
-        self, uses: Sequence[Use], count: tf.Tensor, started: tf.Tensor
+        self, uses: Sequence[LayerCall], count: tf.Tensor, started: tf.Tensor
     ) -> None:
         """Adds the statistics of a micro-step.
 
@@ -219,14 +221,14 @@ class Preconditioner:
         All ranks call it with the same blocks; those that this rank owns are
         inverted here, and what others of its group have inverted is fetched.
         """
-        owned = [b for b in blocks if self.exchange.owns(b)]
+        owned = [b for b in blocks if self.distributor.owns(b)]
         if owned:
             self.invert(owned, dampings)
         self.share(blocks)
 
     def share(self, blocks: Sequence[CurvatureBlock]) -> None:
         """Fetches the inverses of blocks from their owners in the group."""
-        self.exchange.share_inverses(
+        self.distributor.share_inverses(
             {b: v for b, v in self._inverses.items() if b in blocks}
         )
 

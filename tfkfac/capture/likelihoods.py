@@ -45,7 +45,7 @@ class Likelihood(abc.ABC):
     ) -> tf.Tensor:
         """Returns u^T H u, [terms]; H is the Fisher in the outputs.
 
-        What `tfkfac.diagnostics.measure` takes; training does without.
+        What `tfkfac.analysis.measure` takes; training does without.
 
         Args:
             outputs: [terms, K].

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tfkfac.communicator import Communicator
+from tfkfac.distributed.communicator import Communicator
 
 _Scaling = keras.optimizers.LossScaleOptimizer
 

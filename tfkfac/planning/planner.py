@@ -7,13 +7,14 @@ from typing import Any
 
 import keras
 
-from tfkfac import assignment, inverters, packing, registry, settings
+from tfkfac import inverters, registry, settings
 from tfkfac.blocks import CurvatureBlock
-from tfkfac.diagnostics import inputs as batch
-from tfkfac.diagnostics import symbolic, traffic
-from tfkfac.diagnostics.periods import Overheads
-from tfkfac.diagnostics.records import LayerPlan, Plan, RankPlan, StepPlan
-from tfkfac.preconditioner import state_dtype
+from tfkfac.distributed import assignment, packing
+from tfkfac.estimator import state_dtype
+from tfkfac.planning import inputs as batch
+from tfkfac.planning import symbolic, traffic
+from tfkfac.planning.periods import Overheads
+from tfkfac.planning.records import LayerPlan, Plan, RankPlan, StepPlan
 from tfkfac.schedules import is_number
 
 # FLOPs of an inversion over n^3, and of U over n m (n + m). Eigenvalues and
@@ -206,7 +207,7 @@ def _ranks(found, layers, arguments) -> list[RankPlan]:
     """Returns what each rank has, and what it sends."""
     ranks = arguments["ranks"]
     g = settings.group_size(arguments["strategy"], ranks)
-    sent = _exchange(found, layers, g, arguments)
+    sent = _distributor(found, layers, g, arguments)
 
     def total(name, of_layers):
         return sum(getattr(layer, name) for layer in of_layers)
@@ -228,7 +229,9 @@ def _ranks(found, layers, arguments) -> list[RankPlan]:
     return result
 
 
-def _exchange(found, layers, group_size, arguments) -> dict[str, list[float]]:
+def _distributor(
+    found, layers, group_size, arguments
+) -> dict[str, list[float]]:
     """Returns the bytes that each rank sends, by the kind of step."""
     parts, dtypes = [], [state_dtype(v) for v in found.registration.fallback]
     for block, costs in found.layers.items():
@@ -240,7 +243,7 @@ def _exchange(found, layers, group_size, arguments) -> dict[str, list[float]]:
         parts.append(traffic.Part(gradient, moments, costs.inverse_elements))
         dtypes += map(state_dtype, block.variables)
     parts += map(traffic.Part, map(_size, found.registration.fallback))
-    exchange = traffic.Exchange(
+    distributor = traffic.Traffic(
         parts,
         [layer.owner for layer in layers],
         arguments["ranks"],
@@ -248,7 +251,7 @@ def _exchange(found, layers, group_size, arguments) -> dict[str, list[float]]:
         item_size=packing.widest(dtypes).size,
         half=arguments["communication_dtype"] == "float16",
     )
-    return {kind: exchange.sent(kind) for kind in traffic.KINDS}
+    return {kind: distributor.sent(kind) for kind in traffic.KINDS}
 
 
 def _overheads(found, layers, ranks, arguments) -> Overheads:

@@ -8,11 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkfac import fisher, packing
+from tfkfac.analysis.spectra import Direction, known_blocks
 from tfkfac.blocks.factored import FactoredBlock
-from tfkfac.diagnostics.spectra import Direction, known_blocks
-from tfkfac.loss_scale import unwrapped
-from tfkfac.preconditioner import state_dtype
+from tfkfac.capture import loss_terms
+from tfkfac.distributed import packing
+from tfkfac.distributed.loss_scale import unwrapped
+from tfkfac.estimator import state_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +121,11 @@ def _derivatives(model: keras.Model) -> Callable:
         terms = _loss_terms(model, x, y, y_pred, sample_weight)
         outputs = [term.output for term in terms]
         products = _jacobian_products(tape, outputs, variables, v)
-        (weights,), total = fisher.weigh([terms], dtype)
+        (weights,), total = loss_terms.weigh([terms], dtype)
         counts, curvatures, slopes = [], [], []
         for term, w, Jv in zip(terms, weights, products):
             Jv = tf.cast(Jv, dtype)
-            g = fisher.empirical_gradient(term, w, dtype)
+            g = loss_terms.empirical_gradient(term, w, dtype)
             slopes.append(_by_example(g * Jv))
             shape = [tf.size(w), -1]
             rows = tf.reshape(tf.cast(term.output, dtype), shape)
@@ -163,9 +164,9 @@ def _by_example(x: tf.Tensor) -> tf.Tensor:
 
 
 def _loss_terms(model, x, y, y_pred, sample_weight):
-    """Returns the `fisher.OutputTerms` of a call of the model."""
+    """Returns the `loss_terms.OutputTerms` of a call of the model."""
     optimizer = unwrapped(model.optimizer)
-    record = optimizer.require_link().capture.note_losses(
+    record = optimizer.require_attached().capture.note_losses(
         keras.tree.flatten(y_pred),
         lambda: model.compute_loss(x, y, y_pred, sample_weight),
     )
@@ -174,4 +175,4 @@ def _loss_terms(model, x, y, y_pred, sample_weight):
             f"measure: {model.name!r} has no compiled loss, or its "
             "`compute_loss` does not call it."
         )
-    return fisher.resolve(record, model, optimizer.likelihood, sampled=True)
+    return loss_terms.resolve(record, model, optimizer.likelihood, sampled=True)

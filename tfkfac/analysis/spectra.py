@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from tfkfac.blocks.factored import FactoredBlock
-from tfkfac.loss_scale import unwrapped
+from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.optimizer import KFAC
 
 
@@ -136,13 +136,13 @@ def known_blocks(model) -> list[FactoredBlock]:
             f"The optimizer of {model.name!r} is "
             f"{type(optimizer).__name__}, not KFAC: it has no factors."
         )
-    link = optimizer.require_link()
-    link.register()
+    attached = optimizer.require_attached()
+    attached.register()
     blocks = [
         block
-        for block in link.registration.blocks
+        for block in attached.registration.blocks
         if isinstance(block, FactoredBlock)
-        and link.preconditioner.exchange.owns(block)
+        and attached.estimator.distributor.owns(block)
         and all(factor.known() for factor in block.factors)
     ]
     if not blocks:

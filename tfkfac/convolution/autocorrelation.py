@@ -31,13 +31,13 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfkfac.axis import Axis
-from tfkfac.correlation import (
+from tfkfac.convolution.axis import Axis
+from tfkfac.convolution.correlation import (
     correlations,
     examples_of_part,
     multiplications,
 )
-from tfkfac.patches import Window
+from tfkfac.convolution.patches import Window
 
 # To write and read an element of the patches takes as long as this many
 # multiplications: measured on CPUs with 3 x 3 kernels, strides 1 and 2.

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from tfkfac.diagnostics import tables
+from tfkfac.planning import tables
 
 
 @dataclasses.dataclass(frozen=True)

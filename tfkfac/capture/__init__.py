@@ -1,0 +1,1 @@
+"""What a step of data saw: calls of layers, losses, and their gradients."""

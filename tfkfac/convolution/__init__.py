@@ -1,0 +1,1 @@
+"""Second moments of convolution patches, with and without the patches."""

@@ -1,0 +1,1 @@
+"""Several processes: who owns what, and what they send each other."""
