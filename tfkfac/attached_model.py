@@ -1,13 +1,16 @@
-"""The attached between an optimizer and a model: what a step of data does."""
+"""An optimizer and its model: registration, and what a step of data does."""
 
 import itertools
+import weakref
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import registry, report
-from tfkfac.capture.recorder import Capture
+from tfkfac import keras_compat, registry, report
+from tfkfac.capture.recorder import Recorder, recorders_of
+from tfkfac.capture.statistics import Statistics
 from tfkfac.distributed import assignment, communicator, loss_scale, sync
 from tfkfac.distributed.distributor import Distributor
 from tfkfac.estimator import Estimator
@@ -16,9 +19,8 @@ from tfkfac.inverse_schedule import (
     InverseSchedule,
     StaggeredSchedule,
 )
-from tfkfac.step import Step
 
-_links = itertools.count()
+_numbers = itertools.count()
 
 
 class AttachedModel:
@@ -33,29 +35,28 @@ class AttachedModel:
     """
 
     def __init__(self, optimizer, model: keras.Model):
-        previous = Capture.of(model)
-        if previous is not None:
-            logging.warning(
-                "%r was attached to another KFAC; this one takes its place.",
-                model.name,
-            )
+        for previous in recorders_of(model):
+            if previous.model is model and not previous.retired:
+                logging.warning(
+                    "%r was attached to another KFAC; this one takes its "
+                    "place.",
+                    model.name,
+                )
+                previous.retired = True
         self.optimizer, self.model = optimizer, model
         self.registration = None
         self.estimator = self.inverse_schedule = None
         self._registered_for = None
         self.communicator = communicator.current()
-        self._name = f"tfkfac.{next(_links)}"
+        self._name = f"tfkfac.{next(_numbers)}"
         self._shared = self.communicator.size == 1
         self._gathered = None
-        self._watched = None
+        self._watched: weakref.WeakSet = weakref.WeakSet()
         if self.communicator.size > 1:
             optimizer.curvature.to_save = self._state_to_save
             self._watch_compilation()
-        self.capture = Capture(
-            model,
-            wants=self._wants,
-            before=self._before_recording,
-            keep_gradients=optimizer.fisher == "empirical",
+        self.recorder = Recorder(
+            model, wants=self._wants, before=self._before_recording
         )
         optimizer.curvature.after_load = self.require_fitting_state
         if model.built:
@@ -170,8 +171,8 @@ class AttachedModel:
             ValueError: There is nothing to train, or loaded curvature is that
                 of another model.
         """
-        self._watch_loss_scale()
-        unusable = self.capture.unusable
+        self._watch_loss_scale(getattr(self.model, "optimizer", None))
+        unusable = self.recorder.unusable
         wanted = [id(v) for v in self.model.trainable_variables], len(unusable)
         if wanted == self._registered_for:
             return
@@ -233,18 +234,17 @@ class AttachedModel:
             half=optimizer.communication_dtype == "float16",
         )
 
-    def _watch_loss_scale(self) -> None:
+    def _watch_loss_scale(self, outer) -> None:
         """Undoes the forward pass of a step that the loss scale skips."""
-        outer = getattr(self.model, "optimizer", None)
-        if outer is self._watched or loss_scale.unwrapped(outer) is outer:
+        if loss_scale.unwrapped(outer) is outer or outer in self._watched:
             return
-        loss_scale.call_when_skipped(outer, self.capture.undo_forward_pass)
+        loss_scale.call_when_skipped(outer, self.recorder.undo_forward_pass)
         bound = "check_finite" in outer.__dict__
         if self.communicator.size > 1 and not bound:
             loss_scale.agree_on_finiteness(
                 outer, self.communicator, self._name + ".loss_scale"
             )
-        self._watched = outer
+        self._watched.add(outer)
 
     def require_fitting_state(self) -> None:
         """Raises ValueError where loaded curvature is of another model."""
@@ -276,28 +276,39 @@ class AttachedModel:
                     "attached to: make one optimizer for each model."
                 )
 
-    def take_step(self) -> Step:
-        """Returns what the model's calls since the last step have recorded.
+    def take_step(self, V: Sequence, variables: Sequence) -> Statistics:
+        """Returns the statistics of the step that V is of.
+
+        Args:
+            V: The gradients, as they are applied.
+            variables: Their variables.
 
         Raises:
-            RuntimeError: There was none.
+            RuntimeError: Nothing of it was recorded, or a loss scale decides
+                alone on this rank.
             ValueError: No likelihood is known for a loss.
         """
-        records = self.capture.take()
-        if not records:
-            raise RuntimeError(
-                f"KFAC saw no forward pass of {self.model.name!r} before this "
-                "update: call model(x, training=True) under the gradient tape, "
-                "in the same tf.function as the update."
-            )
+        outer = keras_compat.loss_scaling_around(self.optimizer)
+        several = self.communicator.size > 1
+        if outer is not None:
+            if several:
+                loss_scale.require_agreement(outer)
+            self._watch_loss_scale(outer)
         self.register()
         self.estimator.may_print = (
             self.model.compiled and not self.model.jit_compile
         )
-        step = Step(
-            self.optimizer, self.capture, self.registration.blocks, records
+        scale = self.optimizer.loss_scale_factor or None
+        step = Statistics(
+            self.optimizer,
+            self.recorder,
+            self.registration.blocks,
+            V,
+            variables,
+            scale if outer is None else outer.dynamic_scale.value,
         )
-        if self.communicator.size > 1 and step.has_unequal_shares():
+        self.register()  # Without what turned out to be out of reach.
+        if several and step.has_unequal_shares():
             logging.log_first_n(
                 logging.WARNING,
                 "%r has several outputs with masks: where a rank has another "

@@ -1,11 +1,11 @@
 """Statistics -> factors -> inverses -> preconditioned gradients."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from tfkfac import linalg
-from tfkfac.blocks import CurvatureBlock, LayerCall
+from tfkfac.blocks import CurvatureBlock, LayerCall, Moment
 from tfkfac.blocks.factored import MAX_FAILURES
 from tfkfac.distributed.distributor import Distributor
 from tfkfac.inverters import Inverter
@@ -88,7 +88,10 @@ class Estimator:
             curvature.fresh = False
 
     def update_factors(
-        self, uses: Sequence[LayerCall], count: tf.Tensor, decay: tf.Tensor
+        self,
+        moments: Mapping[CurvatureBlock, list[Moment]],
+        count: tf.Tensor,
+        decay: tf.Tensor,
     ) -> None:
         """Takes the statistics of a step into the factors.
 
@@ -96,75 +99,33 @@ class Estimator:
         number of loss terms and R that of the block's rows.
 
         Args:
-            uses: All calls of layers, with their gradients.
-            count: N.
+            moments: Those of this rank, for the blocks that V is of.
+            count: N of this rank.
             decay: rho.
         """
-        moments, count = self._reduced_moments(uses, count)
+        moments, count = self._reduced(moments, count)
         for block, of_block in moments.items():
             totals = [moment.total for moment in of_block]
             divisors = self._divisors_of(block, of_block, count)
             self._take(block, totals, divisors, decay)
 
-    def _reduced_moments(self, uses, count):
+    def _reduced(self, moments, count):
         """Returns (moments of this rank's blocks over all ranks, N)."""
-        moments = {}
-        for block, found in self._moments(uses):
+        for block, found in moments.items():
             for total, moment in zip(block.sums, found):
                 if moment.total.shape != total.shape:
                     moment.total = tf.ensure_shape(moment.total, total.shape)
-            moments[block] = found
         return self.distributor.reduce_moments(moments, count)
 
-    def _moments(self, uses):
-        """Yields (block, its moments) for the blocks that were used."""
-        for block in self.blocks:
-            own = [
-                use
-                for use in uses
-                if block.is_of(use) and use.raw_gradient is not None
-            ]
-            if own:
-                yield block, own[0].moments or self._moments_of(block, own)
-
-    def _moments_of(self, block, uses):
+    def moments_of(
+        self, block: CurvatureBlock, calls: Sequence[LayerCall]
+    ) -> list[Moment]:
+        """Returns the moments of a block over calls with their gradients."""
         dtype = state_dtype(block.variables[0])
         product_dtype = self._factor_dtype
         if product_dtype == tf.float32:
             product_dtype = dtype
-        return block.moments(uses, product_dtype, dtype)
-
-    def observer(
-        self, uses: Sequence[LayerCall]
-    ) -> Callable[[LayerCall], list[tf.Tensor]]:
-        """Returns what to call with a use when its gradient is known.
-
-        It takes the moments of a block with one use, and returns those of the
-        use before. If the backward pass waits for them, it does not leave the
-        gradients of all layers behind, and what the layers saw can be freed;
-        one use behind, it need not stand still.
-
-        Args:
-            uses: All calls of layers of the step.
-        """
-        single = {}
-        for block in self.blocks:
-            own = [use for use in uses if block.is_of(use)]
-            if len(own) == 1:
-                single[id(own[0])] = block
-        before = []
-
-        def observe(use):
-            if id(use) not in single:
-                return []
-            # What needs no gradient would otherwise be computed before all.
-            with tf.control_dependencies([use.raw_gradient]):
-                use.moments = self._moments_of(single[id(use)], [use])
-            awaited = list(before)
-            before[:] = [moment.total for moment in use.moments]
-            return awaited
-
-        return observe
+        return block.moments(calls, product_dtype, dtype)
 
     @staticmethod
     def _divisors_of(block, moments, count):
@@ -182,16 +143,19 @@ class Estimator:
             factor.update(X, tf.cast(decay, X.dtype))
 
     def accumulate(
-        self, uses: Sequence[LayerCall], count: tf.Tensor, started: tf.Tensor
+        self,
+        moments: Mapping[CurvatureBlock, list[Moment]],
+        count: tf.Tensor,
+        started: tf.Tensor,
     ) -> None:
         """Adds the statistics of a micro-step.
 
         Args:
-            uses: All calls of layers, with their gradients.
+            moments: Those of this rank, for the blocks that V is of.
             count: N of the micro-step.
             started: Whether there are statistics to add them to.
         """
-        moments, count = self._reduced_moments(uses, count)
+        moments, count = self._reduced(moments, count)
         for block, of_block in moments.items():
             divisor = self._divisors[block]
             counts = self._divisors_of(block, of_block, count)

@@ -54,8 +54,10 @@ class KFAC(keras.optimizers.Optimizer):
             the factors.
         drift_tolerance: The least |new - old| / |old| in the Frobenius norm.
         fisher: "sampled", the Fisher of the model's own prediction, for one
-            more backward pass in updates with a factor update; or "empirical",
-            that of the training loss.
+            more backward pass in updates with a factor update; "empirical",
+            that of the training loss; or "auto", sampled where the compiled
+            loss has a likelihood and was called on what the model returned,
+            else empirical, which is said once.
         inverter: "cholesky", factored damping; "eigen", exact damping; or a
             `tfkfac.Inverter`.
         kl_clip: The bound on eta^2 sum <U, V>, number, schedule, or None for
@@ -75,13 +77,19 @@ class KFAC(keras.optimizers.Optimizer):
             "replicated", all (the least communication in steps without a
             refresh); or the size of groups of ranks between. No matter on one
             process.
-        likelihood: A `tfkfac.Likelihood`; None takes that of the compiled loss.
+        likelihood: A `tfkfac.Likelihood`, or one for each output in a list, or
+            in a dictionary by the output's name; None takes that of the
+            compiled loss.
         skip: Names or paths of layers to leave to the plain gradient.
         max_factor_size: Factors with longer sides keep their diagonal alone.
         max_skipped_steps: How many updates in a row may be skipped for a
             gradient that is not finite, before an error.
         seed: Of the sampled targets.
         model: The model; None if it is attached later.
+        loss_terms: What a loss term is, of which the loss is the mean: "auto",
+            an entry of the unreduced loss where Keras calls a loss whose axes
+            are the first of its output's, else an example; "examples"; or
+            "positions" of the model's outputs, as tokens.
         **kwargs: As of `keras.optimizers.Optimizer`: `weight_decay`,
             `clipnorm`, `use_ema`, `name`, ...
 
@@ -100,7 +108,7 @@ class KFAC(keras.optimizers.Optimizer):
         inverse_update_period: int | Callable = 10,
         refresh: str = "periodic",
         drift_tolerance: float = 0.1,
-        fisher: str = "sampled",
+        fisher: str = "auto",
         inverter: str | inverters.Inverter = "cholesky",
         kl_clip: float | Callable | None = 1e-3,
         norm_curvature: str = "diagonal",
@@ -115,6 +123,7 @@ class KFAC(keras.optimizers.Optimizer):
         max_skipped_steps: int = 10,
         seed: int = 0,
         model: keras.Model | None = None,
+        loss_terms: str = "auto",
         name: str = "kfac",
         **kwargs,
     ):
@@ -122,6 +131,7 @@ class KFAC(keras.optimizers.Optimizer):
         self._choices = {
             "refresh": refresh,
             "fisher": fisher,
+            "loss_terms": loss_terms,
             "norm_curvature": norm_curvature,
             "tied": tied,
             "factor_dtype": factor_dtype,
@@ -137,6 +147,7 @@ class KFAC(keras.optimizers.Optimizer):
         )
         settings.check_refresh(refresh, inverse_update_period)
         self.fisher, self.factor_dtype = fisher, factor_dtype
+        self.loss_terms = loss_terms
         self.strategy, self.refresh = strategy, refresh
         self.drift_tolerance = drift_tolerance
         self.communication_dtype = communication_dtype
@@ -280,7 +291,7 @@ class KFAC(keras.optimizers.Optimizer):
                 f"already and cannot take {model.name!r} too: make one "
                 "optimizer for each model."
             )
-        if attached is not None and attached.capture.active:
+        if attached is not None and not attached.recorder.retired:
             logging.warning("KFAC is attached to %r already.", model.name)
             return
         self._attached = AttachedModel(self, model)
@@ -296,7 +307,7 @@ class KFAC(keras.optimizers.Optimizer):
                 "tfkfac.attach(model) after model.compile or "
                 "keras.models.load_model."
             )
-        if not self._attached.capture.active:
+        if self._attached.recorder.retired:
             raise RuntimeError(
                 f"The model {self._attached.model.name!r} has been attached to "
                 "another KFAC since: compile it with that one."

@@ -7,7 +7,8 @@ from tfkfac.capture.likelihoods import Likelihood
 from tfkfac.schedules import Hyperparameter, is_number, positive_integer
 
 CHOICES = {
-    "fisher": ("sampled", "empirical"),
+    "fisher": ("auto", "sampled", "empirical"),
+    "loss_terms": ("auto", "examples", "positions"),
     "factor_dtype": ("float32", "float16", "bfloat16"),
     "norm_curvature": ("diagonal", "unitwise", "full"),
     "tied": ("pooled", "balanced"),
@@ -47,10 +48,16 @@ def check(
             f"KFAC(drift_tolerance={drift_tolerance!r}): must be a number, 0 "
             "or more."
         )
-    if likelihood is not None and not isinstance(likelihood, Likelihood):
+    of_outputs = [likelihood]
+    if isinstance(likelihood, dict):
+        of_outputs = [*likelihood.values()]
+    elif isinstance(likelihood, (list, tuple)):
+        of_outputs = [*likelihood]
+    if not all(x is None or isinstance(x, Likelihood) for x in of_outputs):
         raise ValueError(
             f"KFAC(likelihood={likelihood!r}): must be a tfkfac.Likelihood, "
-            "such as tfkfac.Categorical()."
+            "such as tfkfac.Categorical(), or one for each output in a list "
+            "or, by name, in a dictionary."
         )
     if isinstance(skip, str) or skip is None:
         raise ValueError(f"KFAC(skip={skip!r}): must be a list of layer names.")

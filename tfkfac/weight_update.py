@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfkfac import linalg
-from tfkfac.distributed import loss_scale, packing
+from tfkfac.distributed import packing
 from tfkfac.estimator import state_dtype
 
 
@@ -38,11 +38,9 @@ class Update:
 
     def __init__(self, optimizer, grads: Sequence, variables: Sequence):
         attached = optimizer.require_attached()
-        if attached.communicator.size > 1:
-            loss_scale.require_agreement(optimizer)
         self.optimizer = optimizer
-        self.undo_forward_pass = attached.capture.undo_forward_pass
-        self.step = attached.take_step()
+        self.undo_forward_pass = attached.recorder.undo_forward_pass
+        self.step = attached.take_step(grads, variables)
         self.estimator = attached.estimator
         self.inverse_schedule = attached.inverse_schedule
         self.distributor = self.estimator.distributor
@@ -73,8 +71,8 @@ class Update:
             V, finite, examples_before = self._reduce(sums, D, finite)
 
         def update_factors(decay):
-            uses, count = self._statistics(examples_before)
-            self.estimator.update_factors(uses, count, decay)
+            moments, count = self._statistics(examples_before)
+            self.estimator.update_factors(moments, count, decay)
 
         tf.cond(
             finite,
@@ -139,8 +137,8 @@ class Update:
                 self.step.examples()
             )
             optimizer.window_examples.assign(examples + number)
-            uses, count = self._statistics(examples + before)
-            self.estimator.accumulate(uses, count, tf.logical_not(first))
+            moments, count = self._statistics(examples + before)
+            self.estimator.accumulate(moments, count, tf.logical_not(first))
             return _true()
 
         def undo():
@@ -248,9 +246,12 @@ class Update:
         return tf.logical_or(due, forced)
 
     def _statistics(self, examples_before):
-        observe = self.estimator.observer(self.step.uses())
-        return self.step.statistics(
-            self.variables, self.t, examples_before, observe
+        """Returns (moments by block, N) of this rank."""
+        return self.step.moments(
+            self.t,
+            examples_before,
+            self.estimator.moments_of,
+            packing.widest(g.dtype for g in self.grads),
         )
 
     def _update_curvature(self, update_factors):

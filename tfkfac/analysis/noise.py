@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfkfac.analysis.spectra import Direction, known_blocks
 from tfkfac.blocks.factored import FactoredBlock
-from tfkfac.capture import loss_terms
+from tfkfac.capture import fisher, loss_terms
 from tfkfac.distributed import packing
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.estimator import state_dtype
@@ -166,13 +166,14 @@ def _by_example(x: tf.Tensor) -> tf.Tensor:
 def _loss_terms(model, x, y, y_pred, sample_weight):
     """Returns the `loss_terms.OutputTerms` of a call of the model."""
     optimizer = unwrapped(model.optimizer)
-    record = optimizer.require_attached().capture.note_losses(
-        keras.tree.flatten(y_pred),
-        lambda: model.compute_loss(x, y, y_pred, sample_weight),
-    )
-    if not record.losses:
+    notes = optimizer.require_attached().recorder.losses
+    calls = notes.of(lambda: model.compute_loss(x, y, y_pred, sample_weight))
+    if not calls:
         raise ValueError(
             f"measure: {model.name!r} has no compiled loss, or its "
             "`compute_loss` does not call it."
         )
-    return loss_terms.resolve(record, model, optimizer.likelihood, sampled=True)
+    found = fisher.choose(
+        model, [calls], [], fisher="sampled", likelihood=optimizer.likelihood
+    )
+    return found.terms[0]

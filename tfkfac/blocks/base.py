@@ -24,13 +24,12 @@ class LayerCall:
         pre_activation: s, before the activation.
         part: Which of several things that the layer does.
         options: The keyword arguments of the call, `training` among them.
-        raw_gradient: `gradient` before it is multiplied by `scale`.
-        scale: A number; None for 1.
-        moments: Those of its block, where it is the block's only use and they
-            are known.
         saved: What its block keeps of the call besides.
         shortcut: What has `input_gradient(gradient)`, the gradient with respect
             to the inputs, where that takes less time than the tape's; or None.
+        gradient: That of the statistics' loss with respect to s, up to `scale`;
+            None in the forward pass.
+        scale: What the gradient is to be multiplied by; None for 1.
     """
 
     layer: keras.layers.Layer
@@ -39,28 +38,13 @@ class LayerCall:
     pre_activation: tf.Tensor
     part: str = ""
     options: dict = dataclasses.field(default_factory=dict)
-    raw_gradient: Any = None
-    scale: Any = None
-    moments: "list[Moment] | None" = None
     saved: Any = None
     shortcut: Any = None
-
-    @property
-    def gradient(self) -> Any:
-        """The gradient of the statistics' loss with respect to s.
-
-        None until it is known, or where the loss does not depend on s.
-        """
-        if self.raw_gradient is None or self.scale is None:
-            return self.raw_gradient
-        return tf.cast(self.raw_gradient, self.scale.dtype) * self.scale
-
-    @gradient.setter
-    def gradient(self, gradient: tf.Tensor) -> None:
-        self.raw_gradient, self.scale = gradient, None
+    gradient: Any = None
+    scale: Any = None
 
     def times_square_of_scale(self, moment: tf.Tensor) -> tf.Tensor:
-        """Returns a second moment of `gradient` for that of `raw_gradient`."""
+        """Returns a second moment with `scale` for one without."""
         if self.scale is None:
             return moment
         scale = tf.cast(self.scale, moment.dtype)

@@ -40,7 +40,7 @@ class EmbeddingBlock(FactoredBlock):
         # where ids that are too large raise nothing, those as the last.
         ids = tf.where(ids < 0, ids + self.vocabulary, ids)
         ids = tf.clip_by_value(ids, 0, self.vocabulary - 1)
-        g = tf.reshape(tf.cast(use.raw_gradient, dtype), [1, -1, self.d])
+        g = tf.reshape(tf.cast(use.gradient, dtype), [1, -1, self.d])
         mask = use.mask
         if mask is None:
             mask = self.layer.compute_mask(use.inputs)
@@ -133,7 +133,7 @@ class TiedEmbeddingBlock(EmbeddingBlock):
 
     def _projection_moments(self, use, product_dtype, dtype):
         """Returns the squares of the logits' gradients and the moment of h."""
-        g = tf.reshape(tf.cast(use.raw_gradient, dtype), [-1, self.vocabulary])
+        g = tf.reshape(tf.cast(use.gradient, dtype), [-1, self.vocabulary])
         h = tf.reshape(tf.cast(use.inputs, dtype), [1, -1, self.d])
         rows = tf.cast(tf.shape(g)[0], dtype)
         if use.mask is not None:

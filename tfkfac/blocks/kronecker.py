@@ -85,7 +85,7 @@ class KroneckerBlock(FactoredBlock):
     def _moments_of(
         self, use: LayerCall, product_dtype, dtype
     ) -> Sequence[Moment]:
-        g, mask = self.output_rows(use.raw_gradient), None
+        g, mask = self.output_rows(use.gradient), None
         if use.mask is not None:
             mask = self.mask_rows(use.inputs, use.mask)
         if mask is None:

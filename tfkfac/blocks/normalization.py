@@ -103,7 +103,7 @@ class ScaleShiftBlock(FactoredBlock):
     def moments(self, uses, product_dtype, dtype):
         moments = []
         for use in uses:
-            g = tf.cast(use.raw_gradient, dtype)
+            g = tf.cast(use.gradient, dtype)
             if use.mask is not None:
                 mask = tf.cast(use.mask, dtype)
                 ones = [1] * (g.shape.rank - mask.shape.rank)

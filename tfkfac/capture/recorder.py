@@ -1,61 +1,30 @@
-"""What the layers saw: inputs, pre-activations, and their gradients."""
+"""Records the calls of layers under a gradient tape, and of the losses."""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
-from tensorflow.python.eager import record as tape_record
 
 from tfkfac.blocks import CurvatureBlock, LayerCall
-
-_ATTRIBUTE = "_tfkfac_capture"
-
-
-@dataclasses.dataclass
-class LossCall:
-    """A call of one of the compiled losses: L = loss_weight * mean(w_n l_n)."""
-
-    loss: keras.losses.Loss
-    loss_weight: float | None
-    y_true: tf.Tensor
-    y_pred: tf.Tensor
-    sample_weight: tf.Tensor | None
+from tfkfac.capture import losses, marker
 
 
-@dataclasses.dataclass
-class Record:
-    """One recorded call of the model.
-
-    Attributes:
-        graph: The graph that it ran in; None when eager.
-        outputs: The flat outputs.
-        tape: Leads from the outputs to the pre-activations.
-        uses: The calls of layers, in order.
-        losses: What the compiled losses were called with.
-        state: (variable, value at entry) of the non-trainable variables.
-    """
-
-    graph: Any
-    outputs: list = dataclasses.field(default_factory=list)
-    tape: Any = None
-    uses: list[LayerCall] = dataclasses.field(default_factory=list)
-    losses: list[LossCall] = dataclasses.field(default_factory=list)
-    state: list = dataclasses.field(default_factory=list)
-
-
-def _current_graph():
+def current_graph():
+    """Returns the graph that is being built; None when eager."""
     if tf.executing_eagerly():
         return None
     return tf.compat.v1.get_default_graph()
 
 
-def _is_within(graph, outer) -> bool:
+def is_within(graph, outer) -> bool:
     """Whether `graph` is `outer` or a branch of it."""
     if outer is None:
         return graph is None
@@ -64,22 +33,99 @@ def _is_within(graph, outer) -> bool:
     return graph is outer
 
 
-class Capture:
-    """Records the calls of a model and of its layers during training.
+@dataclasses.dataclass(eq=False)
+class OuterCall:
+    """A call of the model, or of a part that was called by itself.
 
-    A call of the model is recorded when `training` is not False and a gradient
-    tape is active. `model.call` is wrapped for good; the layers are wrapped
-    within a recorded call and restored at its end.
+    Attributes:
+        layer: The model or the part.
+        graph: The graph that it ran in; None when eager.
+        inputs: The first tensor that it was given: examples are its first axis.
+        outputs: What it returned, flat.
+        state: (variable, value at entry) of its non-trainable variables.
+    """
+
+    layer: keras.layers.Layer
+    graph: Any
+    inputs: tf.Tensor | None
+    outputs: list = dataclasses.field(default_factory=list)
+    state: list = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(eq=False)
+class Arrival:
+    """A gradient that a backward pass of the training step brought.
+
+    Attributes:
+        gradient: At the pre-activation.
+        inner: Whether a tape recorded the pass, as for a gradient penalty.
+        frame: Of the call of `GradientTape.gradient`, in eager mode.
+    """
+
+    gradient: tf.Tensor
+    inner: bool
+    frame: FrameType | None
+
+
+@dataclasses.dataclass(eq=False)
+class Recorded:
+    """A call of a layer, and the backward passes that came through it.
+
+    Attributes:
+        call: What the layer saw.
+        outer: The call of the model or part that it belongs to.
+        source: The pre-activation before the mark.
+        recorders: Those that heard it.
+        arrivals: One for each backward pass.
+        observe: Called with this and the gradient in the backward pass of the
+            statistics; returns what the pass has to wait for.
+    """
+
+    call: LayerCall
+    outer: OuterCall
+    source: tf.Tensor
+    recorders: "list[weakref.ref[Recorder]]"
+    arrivals: list[Arrival] = dataclasses.field(default_factory=list)
+    observe: Callable | None = None
+
+    def backward(self, gradient):
+        """Returns the gradients that go on, of the pre-activation first.
+
+        With a shortcut, those of the statistics go on to the inputs of the
+        layer, and not through what it did.
+        """
+        shortcut = self.call.shortcut
+        if self.observe is None:
+            self._arrive(tf.convert_to_tensor(gradient))
+            return [gradient] if shortcut is None else [gradient, None]
+        with tf.control_dependencies(self.observe(self, gradient)):
+            gradient = tf.identity(gradient)
+            if shortcut is None:
+                return [gradient]
+            return [None, shortcut.input_gradient(gradient)]
+
+    def _arrive(self, gradient):
+        frame = marker.gradient_frame() if tf.executing_eagerly() else None
+        arrival = Arrival(gradient, marker.is_recording(), frame)
+        self.arrivals.append(arrival)
+        for reference in self.recorders:
+            recorder = reference()
+            if recorder is not None and frame is not None:
+                recorder.note_arrival(self, arrival)
+
+
+class Recorder:
+    """Hears the calls of a model's layers during training.
+
+    A call of a layer with a block is recorded when a gradient tape is active
+    and `training` is not False, whoever calls it.
 
     Args:
         model: The model.
         wants: Returns the type of block that records the calls of a layer,
             None for layers that are not recorded.
-        before: Called on entering a call to be recorded; returns whether to
-            record it.
-        keep_gradients: Whether to keep the gradients of the training loss with
-            respect to the pre-activations, as the tape of the training step
-            computes them.
+        before: Called before the model or a part of it is called; returns
+            whether the call is to be recorded.
     """
 
     def __init__(
@@ -87,259 +133,251 @@ class Capture:
         model: keras.Model,
         wants: Callable[[keras.layers.Layer], type[CurvatureBlock] | None],
         before: Callable[[], bool],
-        keep_gradients: bool,
     ):
-        self.model = model
-        self.wants = wants
-        self.before = before
-        self.keep_gradients = keep_gradients
+        self.model, self.wants, self._before = model, wants, before
         self.unusable: dict[int, str] = {}
-        self.records: list[Record] = []
-        self._recording: Record | None = None
-        self._observe: Callable | None = None
-        self._taken: list[Record] = []
-        previous = Capture.of(model)
-        original = previous.original_call if previous else model.call
-        self.original_call = original
+        self.deaf = self.retired = False
+        self.calls: list[Recorded] = []
+        self.losses = losses.LossNotes(model)
+        self.tape: marker.OwnTape | None = None
+        self._tape_is_stale = False
+        self._outer: OuterCall | None = None
+        self._restorable: list = []
+        self.watch()
 
-        @functools.wraps(original)
-        def call(*args, **kwargs):
-            if not (self._is_recorded(kwargs) and self._prepare()):
-                return original(*args, **kwargs)
-            return self._record(args, kwargs)
+    def watch(self) -> None:
+        """Hears all layers that the model has now, and its compiled losses."""
+        for layer in self.model._flatten_layers():
+            _recorders_of(layer).add(self)
+        self.losses.watch()
 
-        self._watch_train_step()
-        model.__dict__["call"] = tf.autograph.experimental.do_not_convert(call)
-        model.__dict__[_ATTRIBUTE] = self
+    # While the model runs.
 
-    def _watch_train_step(self):
-        """Notes when Keras' own training step runs, which is known."""
-        model = self.model
-        self.in_train_step = False
-        stock = keras.Model
-        if (
-            type(model).train_step is not stock.train_step
-            or type(model).compute_loss is not stock.compute_loss
-        ):
-            return
-
-        def train_step(data):
-            self.in_train_step = True
-            try:
-                return stock.train_step(model, data)
-            finally:
-                self.in_train_step = False
-
-        model.__dict__["train_step"] = train_step
-
-    @staticmethod
-    def of(model: keras.Model) -> "Capture | None":
-        """Returns the capture that the model's calls come to."""
-        return model.__dict__.get(_ATTRIBUTE)
-
-    @property
-    def active(self) -> bool:
-        """Whether the model's calls still come here."""
-        return Capture.of(self.model) is self
-
-    def _is_recorded(self, kwargs) -> bool:
-        if in_stateless_scope() or not tape_record.could_possibly_record():
+    def hears(self, layer: keras.layers.Layer, options: dict) -> bool:
+        """Whether a call of a layer is one of a training step."""
+        if self.deaf or self.retired or in_stateless_scope():
             return False
-        training = kwargs.get("training")
+        if not marker.is_recording():
+            return False
+        if self._outer is not None:
+            return True
+        training = options.get("training")
         if training is None:
-            training = self.model._get_call_context().get_value("training")
-        return training is not False and self._recording is None
-
-    def _prepare(self) -> bool:
+            training = layer._get_call_context().get_value("training")
+        if training is False:
+            return False
         with AutocastScope(None):  # In a call variables look half as wide.
-            return self.before()
-
-    def _record(self, args, kwargs):
-        record = Record(_current_graph())
-        with AutocastScope(None):
-            record.state = [
-                (v, tf.identity(v.value))
-                for v in self.model.non_trainable_variables
-            ]
-        self._watch_losses()
-        self._recording = record
-        try:
-            record.tape = tf.GradientTape(persistent=True)
-            with self._wrapped_layers(), record.tape:
-                outputs = self.original_call(*args, **kwargs)
-        finally:
-            self._recording = None
-        record.outputs = keras.tree.flatten(outputs)
-        self.records = [
-            r for r in self.records if _is_within(record.graph, r.graph)
-        ]
-        self.records.append(record)
-        return outputs
+            return self._before()
 
     @contextlib.contextmanager
-    def _wrapped_layers(self):
-        layers = []
-        for layer in self.model._flatten_layers():
-            block_type = self.wants(layer)
-            if block_type is not None:
-                layers.append((layer, layer.__dict__.get("call")))
-                layer.__dict__["call"] = self._layer_call(
-                    layer, layer.call, block_type
-                )
-        try:
-            yield
-        finally:
-            for layer, own_call in layers:
-                layer.__dict__.pop("call", None)
-                if own_call is not None:
-                    layer.__dict__["call"] = own_call
-
-    def _layer_call(self, layer, original, block_type):
-        @functools.wraps(original)
-        def call(inputs, *args, **kwargs):
-            record = self._recording
-            if record is None:  # Called again by a backward pass.
-                return original(inputs, *args, **kwargs)
-            if isinstance(inputs, tf.SparseTensor):
-                self.unusable[id(layer)] = "its inputs are sparse"
-                return original(inputs, *args, **kwargs)
-            if _current_graph() is not record.graph:
-                self.unusable[id(layer)] = (
-                    "called inside a while loop, a tf.function of its own or a "
-                    "rematerialized scope"
-                )
-                return original(inputs, *args, **kwargs)
-            return block_type.record(
-                layer, original, self._keep, inputs, args, kwargs
-            )
-
-        return tf.autograph.experimental.do_not_convert(call)
-
-    def _keep(self, use: LayerCall) -> tf.Tensor:
-        """Adds a use to the record; returns its pre-activation."""
-        use.pre_activation = self._watch_gradient(use, use.pre_activation)
-        self._recording.uses.append(use)
-        return use.pre_activation
-
-    def _watch_gradient(self, use, s):
-        """Returns s, and looks at the gradients that come back through it.
-
-        With a shortcut, the gradients of the statistics go on to the inputs of
-        the layer, and not through what it did.
-        """
-        shortcut = use.shortcut
-
-        @tf.custom_gradient
-        def identity(x, *inputs):
-            def backward(gradient):
-                if self._observe is None:
-                    if self.keep_gradients:
-                        use.gradient = gradient
-                    return (gradient, *[None for _ in inputs])
-                use.gradient = gradient
-                with tf.control_dependencies(self._observe(use)):
-                    gradient = tf.identity(gradient)
-                    if shortcut is None:
-                        return gradient
-                    return None, shortcut.input_gradient(gradient)
-
-            return tf.identity(x), backward
-
-        return identity(s) if shortcut is None else identity(s, use.inputs)
-
-    def _watch_losses(self):
-        """Makes the compiled losses note what they are called with."""
-        compile_loss = self.model._compile_loss
-        if compile_loss is None:
+    def inside(self, layer, arguments) -> Iterator[list]:
+        """Within it, calls belong to that of `layer`, unless it has an outer
+        one; what is added to the list is taken for its outputs."""
+        if self._outer is not None:
+            yield []
             return
-        watched = compile_loss.__dict__.get(_ATTRIBUTE)
-        if watched is not None:
-            watched.capture = self
-        else:
-            compile_loss.__dict__[_ATTRIBUTE] = _LossWatch(self, compile_loss)
-
-    def note_loss(self, call: LossCall) -> None:
-        """Adds a call of a loss to the record that its `y_pred` is of."""
-        for record in self.records:
-            if any(call.y_pred is x for x in record.outputs):
-                record.losses.append(call)
-
-    def note_losses(
-        self, outputs: Sequence[tf.Tensor], compute: Callable[[], Any]
-    ) -> Record:
-        """Returns a record of outputs, with the losses called by `compute`.
-
-        Of a call that is no step of training.
-
-        Args:
-            outputs: The flat outputs of a call of the model.
-            compute: Calls the compiled losses with them.
-        """
-        self._watch_losses()
-        record, records = Record(_current_graph(), list(outputs)), self.records
-        self.records = [record]
+        self.watch()
+        outer = OuterCall(layer, current_graph(), _first_tensor(arguments))
+        with AutocastScope(None):
+            outer.state = [
+                (v, tf.identity(v.value)) for v in layer.non_trainable_variables
+            ]
+        self._forget_other_graphs(outer.graph)
+        if outer.graph is None:
+            self._record_outputs()
+        self._outer = outer
         try:
-            compute()
+            yield outer.outputs
         finally:
-            self.records = records
-        return record
+            self._outer = None
 
-    def take(self) -> list[Record]:
-        """Returns the records of the current step, and forgets them all."""
-        graph = _current_graph()
-        records = [r for r in self.records if _is_within(graph, r.graph)]
-        self.records = []
-        self._taken = records or self._taken
-        return records
+    def _forget_other_graphs(self, graph):
+        self.calls = [c for c in self.calls if is_within(graph, c.outer.graph)]
+
+    def _record_outputs(self):
+        if self.tape is None or self._tape_is_stale:
+            self.calls = [c for c in self.calls if self._is_own(c)]
+            self.tape, self._tape_is_stale = marker.OwnTape(), False
+        else:
+            self.tape.resume()
+
+    def reason_against(self, inputs) -> str | None:
+        """Returns why a call of a layer cannot be recorded."""
+        if isinstance(inputs, tf.SparseTensor):
+            return "its inputs are sparse"
+        if current_graph() is not self._outer.graph:
+            return (
+                "called inside a while loop, a tf.function of its own or a "
+                "rematerialized scope"
+            )
+        return None
+
+    def add(self, recorded: Recorded) -> None:
+        """Adds a call of a layer."""
+        self.calls.append(recorded)
+        if self.tape is not None and self._outer.graph is None:
+            self.tape.watch(recorded.source)
+
+    @property
+    def outer(self) -> OuterCall:
+        """The call that the layers called now belong to."""
+        return self._outer
+
+    # While a backward pass runs, in eager mode.
+
+    def note_arrival(self, recorded: Recorded, arrival: Arrival) -> None:
+        """Forgets a call of a layer in the step of another optimizer."""
+        if self.tape is not None:
+            self.tape.pause()
+        if arrival.inner or self._is_source(arrival.frame):
+            return
+        if arrival.frame.f_locals["self"]._persistent:
+            self._tape_is_stale = True
+            return
+        self.calls = [c for c in self.calls if c is not recorded]
+        self.tape = None
+
+    def _is_own(self, recorded):
+        return any(
+            not a.inner and self._is_source(a.frame) for a in recorded.arrivals
+        )
+
+    def _is_source(self, frame) -> bool:
+        """Whether the gradients of a pass are of variables of the model."""
+        if frame is None:
+            return True
+        own = {key for v in self.model.trainable_variables for key in keys(v)}
+        return any(id(s) in own for s in sources(frame))
+
+    # At an update.
+
+    def pop(self) -> tuple[list[Recorded], list, "marker.OwnTape | None"]:
+        """Returns what the current step has recorded, and forgets it all.
+
+        Returns:
+            (calls of layers, calls of the compiled losses in groups, the tape
+            that leads from the outputs to them in eager mode).
+        """
+        graph = current_graph()
+        calls = [c for c in self.calls if is_within(graph, c.outer.graph)]
+        groups = self.losses.pop(lambda g: is_within(graph, g))
+        tape, self.tape = self.tape, None
+        if tape is not None:
+            tape.pause()
+        self.calls, self._tape_is_stale = [], False
+        self.will_restore(calls)
+        return calls, groups, tape
+
+    def will_restore(self, calls: list[Recorded]) -> None:
+        """Takes the state before these calls for that to go back to."""
+        outers = {id(c.outer): c.outer for c in calls}
+        state = {}
+        for outer in outers.values():
+            for variable, value in outer.state:
+                state.setdefault(id(variable), (variable, value))
+        self._restorable = list(state.values()) or self._restorable
 
     def undo_forward_pass(self) -> None:
         """Restores the non-trainable variables seen at the step's entry."""
-        self.take()
-        for variable, value in self._taken[0].state:
+        if self.calls:
+            self.pop()
+        for variable, value in self._restorable:
             variable.assign(value)
 
-    @contextlib.contextmanager
-    def own_backward(self, observe: Callable[[LayerCall], list[tf.Tensor]]):
-        """Within it, gradients that come back are those of the statistics.
 
-        Args:
-            observe: Called with a use when its gradient is known; returns what
-                the backward pass has to wait for.
-        """
-        self._observe = observe
-        try:
-            yield
-        finally:
-            self._observe = None
+def keys(variable) -> tuple[int, ...]:
+    """Returns the ids that a variable goes by as a source of a gradient."""
+    return id(variable), id(getattr(variable, "_value", variable))
 
 
-class _LossWatch:
-    """Stands before the losses of a `CompileLoss`, for good."""
+def sources(frame: FrameType) -> list:
+    """Returns what a call of `GradientTape.gradient` differentiates by."""
+    return tf.nest.flatten(frame.f_locals["sources"])
 
-    def __init__(self, capture: Capture, compile_loss):
-        self.capture = capture
-        if compile_loss.built:
-            self._install(compile_loss)
-            return
-        build = compile_loss.build
 
-        def build_and_install(*args, **kwargs):
-            build(*args, **kwargs)
-            self._install(compile_loss)
+def recorders_of(layer: keras.layers.Layer) -> "list[Recorder]":
+    """Returns the recorders that hear a layer."""
+    return list(getattr(layer.__dict__.get("call"), "recorders", ()))
 
-        compile_loss.__dict__["build"] = build_and_install
 
-    def _install(self, compile_loss):
-        compile_loss._flat_losses = [
-            x._replace(loss=self._noting(x.loss, x.loss_weights))
-            for x in compile_loss._flat_losses
-        ]
+@contextlib.contextmanager
+def unheard(model: keras.Model) -> Iterator[None]:
+    """Within it, calls of a model and its layers are not recorded."""
+    layers = model._flatten_layers()
+    hearing = {r for x in layers for r in recorders_of(x) if not r.deaf}
+    for recorder in hearing:
+        recorder.deaf = True
+    try:
+        yield
+    finally:
+        for recorder in hearing:
+            recorder.deaf = False
 
-    def _noting(self, loss, loss_weight):
-        def call(y_true, y_pred, sample_weight=None):
-            self.capture.note_loss(
-                LossCall(loss, loss_weight, y_true, y_pred, sample_weight)
-            )
-            return loss(y_true, y_pred, sample_weight)
 
-        return call
+def _recorders_of(layer) -> "weakref.WeakSet[Recorder]":
+    call = layer.__dict__.get("call")
+    if not hasattr(call, "recorders"):
+        call = _heard(layer, layer.call)
+        layer.__dict__["call"] = call
+    return call.recorders
+
+
+def _heard(layer, original):
+    """Returns what stands before the call of a layer, for good."""
+    recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+    @functools.wraps(original)
+    def call(*args, **options):
+        hearing = [r for r in recorders if r.hears(layer, options)]
+        if not hearing:
+            return original(*args, **options)
+        with contextlib.ExitStack() as stack:
+            inside = [
+                stack.enter_context(r.inside(layer, (args, options)))
+                for r in hearing
+            ]
+            outputs = _run(layer, original, hearing, *args, **options)
+            for of_recorder in inside:
+                of_recorder.extend(keras.tree.flatten(outputs))
+        return outputs
+
+    call = tf.autograph.experimental.do_not_convert(call)
+    call.recorders = recorders
+    return call
+
+
+def _run(layer, original, hearing, *args, **options):
+    """Runs a call of a layer, recorded by those that want it."""
+    types = {r: r.wants(layer) for r in hearing}
+    wanting = [r for r in hearing if types[r] is not None]
+    if not wanting:
+        return original(*args, **options)
+    inputs, *more = args or (options.pop("inputs"),)
+    for recorder in list(wanting):
+        reason = recorder.reason_against(inputs)
+        if reason is not None:
+            recorder.unusable[id(layer)] = reason
+            wanting.remove(recorder)
+    if not wanting:
+        return original(inputs, *more, **options)
+
+    def keep(call: LayerCall) -> tf.Tensor:
+        references = [weakref.ref(r) for r in wanting]
+        source = call.pre_activation
+        recorded = Recorded(call, wanting[0].outer, source, references)
+        for recorder in wanting:
+            recorder.add(recorded)
+        through = [] if call.shortcut is None else [call.inputs]
+        call.pre_activation = marker.mark(source, through, recorded)
+        return call.pre_activation
+
+    return types[wanting[0]].record(
+        layer, original, keep, inputs, tuple(more), options
+    )
+
+
+def _first_tensor(arguments) -> tf.Tensor | None:
+    for value in keras.tree.flatten(arguments):
+        if tf.is_tensor(value) and value.shape.rank != 0:
+            return value
+    return None

@@ -1,6 +1,5 @@
 """Keras' `LossScaleOptimizer`, which wraps an optimizer in mixed precision."""
 
-import sys
 from collections.abc import Callable
 
 import keras
@@ -18,27 +17,14 @@ def unwrapped(optimizer):
     return optimizer
 
 
-def require_agreement(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raises RuntimeError where a loss scale decides alone on this rank.
-
-    To be called from within `apply`: a `LossScaleOptimizer` that no model is
-    compiled with is known by the calls that lead here alone.
-
-    Args:
-        optimizer: The optimizer within it.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, _Scaling) and caller.inner_optimizer is optimizer:
-            if "check_finite" not in caller.__dict__:
-                raise RuntimeError(
-                    "This LossScaleOptimizer skips steps on each rank alone: "
-                    "compile the model with it, or pass it through "
-                    "tfkfac.distribute(optimizer) before the first step."
-                )
-            return
-        frame = frame.f_back
+def require_agreement(outer: _Scaling) -> None:
+    """Raises RuntimeError where a loss scale decides alone on this rank."""
+    if "check_finite" not in outer.__dict__:
+        raise RuntimeError(
+            "This LossScaleOptimizer skips steps on each rank alone: compile "
+            "the model with it, or pass it through tfkfac.distribute(optimizer)"
+            " before the first step."
+        )
 
 
 def agree_on_finiteness(

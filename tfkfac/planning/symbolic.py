@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfkfac import registry
 from tfkfac.blocks import CurvatureBlock, LayerCall
-from tfkfac.capture.recorder import Capture
+from tfkfac.capture.recorder import unheard
 from tfkfac.estimator import state_dtype
 from tfkfac.inverters import Inverter
 from tfkfac.planning import flops
@@ -131,18 +131,15 @@ class _Trace:
 
     @contextlib.contextmanager
     def _wrapped(self):
-        """Has layers with a block note their calls, and no `Capture` the
-        model's."""
+        """Has layers with a block note their calls, here alone."""
         layers = {b.layer for b in self._register({}).blocks}
         calls = {x: _noting(self, x) for x in layers}
-        capture = Capture.of(self._model)
-        if capture is not None:
-            calls[self._model] = capture.original_call
         before = {x: x.__dict__.get("call") for x in calls}
         for layer, call in calls.items():
             layer.__dict__["call"] = call
         try:
-            yield
+            with unheard(self._model):
+                yield
         finally:
             for layer, call in before.items():
                 layer.__dict__.pop("call")

@@ -1,0 +1,198 @@
+"""Which Fisher the statistics are of, and the terms of its loss."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfkfac.capture import likelihoods
+from tfkfac.capture.loss_terms import OutputTerms
+from tfkfac.capture.losses import LossCall
+from tfkfac.capture.recorder import OuterCall
+
+
+@dataclasses.dataclass(frozen=True)
+class Fisher:
+    """What the statistics of a step are of.
+
+    Attributes:
+        terms: The loss terms of the outputs: a list for each call of the
+            model, or of its `compute_loss`.
+        sampled: Whether targets are sampled, or the training loss is taken.
+        is_compiled: Whether the terms are those of calls of compiled losses.
+    """
+
+    terms: list[list[OutputTerms]]
+    sampled: bool
+    is_compiled: bool
+
+    @property
+    def examples(self) -> tf.Tensor:
+        """The number of examples, an int64 scalar."""
+        return tf.cast(self.terms[0][0].examples, tf.int64)
+
+
+def choose(
+    model: keras.Model,
+    groups: Sequence[Sequence[LossCall]],
+    outers: Sequence[OuterCall],
+    *,
+    fisher: str,
+    likelihood,
+    unit: str = "auto",
+) -> Fisher:
+    """Returns the Fisher of a step.
+
+    Args:
+        model: The model.
+        groups: The calls of its compiled losses.
+        outers: The calls of the model or of its parts that V went through.
+        fisher: "sampled", "empirical" or "auto".
+        likelihood: As of `KFAC`.
+        unit: What a loss term is, as of `KFAC(loss_terms=)`.
+
+    Raises:
+        ValueError: Targets are to be sampled, and a likelihood is not known.
+    """
+    if groups:
+        terms = [_compiled_terms(g, likelihood, unit) for g in groups]
+        return Fisher(terms, _is_sampled(model, fisher, terms), True)
+    calls = [c for c in outers if c.layer is model]
+    if not calls:
+        terms = [[_unknown_terms(_most_examples(outers), unit)]]
+    else:
+        terms = [_own_terms(model, c, likelihood, unit, fisher) for c in calls]
+    return Fisher(terms, _is_sampled(model, fisher, terms), False)
+
+
+def _compiled_terms(group, likelihood, unit):
+    return [
+        OutputTerms(
+            output=call.y_pred,
+            likelihood=_given(likelihood, i, call.name)
+            or likelihoods.from_loss(call.loss),
+            call=call,
+            reduction=call.loss.reduction,
+            examples=_first_axis(call.y_pred),
+            unit=unit,
+        )
+        for i, call in enumerate(group)
+    ]
+
+
+def _own_terms(model, call, likelihood, unit, fisher):
+    """Returns the terms of a call of the model whose loss Keras did not call.
+
+    The compiled loss is taken for it where it is of one output and has a
+    likelihood.
+    """
+    examples = _first_axis(call.inputs)
+    loss = _compiled_loss(model)
+    known = None if loss is None else likelihoods.from_loss(loss)
+    one = len(call.outputs) == 1
+    if known is not None and one and unit == "auto":
+        unit = "positions"
+    names = getattr(model, "output_names", None) or []
+    names += [None] * len(call.outputs)
+    terms = [
+        OutputTerms(
+            output=output,
+            likelihood=_given(likelihood, i, name)
+            or (known if one and fisher == "sampled" else None),
+            call=None,
+            reduction="mean" if loss is None else loss.reduction,
+            examples=examples,
+            unit=unit,
+        )
+        for i, (output, name) in enumerate(zip(call.outputs, names))
+    ]
+    if unit != "positions" and any(t.likelihood is None for t in terms):
+        return [_unknown_terms(examples, unit)]
+    return terms
+
+
+def _unknown_terms(examples, unit):
+    if unit == "positions":
+        raise ValueError(
+            "KFAC(loss_terms='positions'): the model itself was not called, "
+            "so that its positions are not known; leave loss_terms='auto'."
+        )
+    return OutputTerms(None, None, None, "mean", examples)
+
+
+def _first_axis(tensor: tf.Tensor | None) -> tf.Tensor:
+    if tensor is None or tensor.shape.rank == 0:
+        return tf.ones([], tf.int32)
+    return tf.shape(tensor)[0]
+
+
+def _most_examples(outers: Sequence[OuterCall]) -> tf.Tensor:
+    """Returns the largest number of examples that one part was called with."""
+    of_part: dict[int, list[tf.Tensor]] = {}
+    for call in outers:
+        of_part.setdefault(id(call.layer), []).append(_first_axis(call.inputs))
+    return tf.reduce_max([tf.add_n(counts) for counts in of_part.values()])
+
+
+def _given(likelihood, index: int, name: str | None):
+    """Returns what `KFAC(likelihood=)` says of an output."""
+    if isinstance(likelihood, dict):
+        return likelihood.get(name)
+    if isinstance(likelihood, (list, tuple)):
+        return likelihood[index] if index < len(likelihood) else None
+    return likelihood
+
+
+def _compiled_loss(model: keras.Model) -> keras.losses.Loss | None:
+    """Returns the one compiled loss of a model whose step is the user's."""
+    loss = getattr(model, "loss", None)
+    if isinstance(loss, (list, tuple)) and len(loss) == 1:
+        loss = loss[0]
+    if loss is None or isinstance(loss, (list, tuple, dict)):
+        return None
+    loss = keras.losses.get(loss)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    return keras.src.losses.losses.LossFunctionWrapper(loss)
+
+
+def _is_sampled(model, fisher, terms) -> bool:
+    """Whether targets are sampled; says so once where "auto" does not."""
+    if fisher == "empirical":
+        return False
+    reason = _reason_against(terms)
+    if reason is None:
+        return True
+    added = any(layer._losses for layer in model._flatten_layers())
+    if fisher == "sampled" and not (added and terms[0][0].call is None):
+        raise ValueError(
+            f"{model.name!r}: fisher='sampled', and {reason}: pass KFAC("
+            "likelihood=tfkfac.Categorical(), ...) or another "
+            "tfkfac.Likelihood, one for each output, compute the loss with "
+            "`model.compute_loss(x, y, y_pred)`, or use fisher='auto'."
+        )
+    logging.log_first_n(
+        logging.WARNING,
+        "%r: the curvature is that of the training loss (empirical Fisher), "
+        "for %s; KFAC(likelihood=...) names one.",
+        1,
+        model.name,
+        reason,
+    )
+    return False
+
+
+def _reason_against(terms) -> str | None:
+    """Returns why no targets can be sampled; None where they can."""
+    for part in (t for parts in terms for t in parts):
+        if part.output is None:
+            return "no compiled loss was called on what the model returned"
+        if part.likelihood is not None:
+            continue
+        if part.call is None:
+            return "no likelihood is known for the loss of its training step"
+        of = f" of output {part.call.name!r}" if part.call.name else ""
+        return f"no likelihood is known for loss {part.call.loss.name!r}{of}"
+    return None

@@ -1,0 +1,137 @@
+"""What the compiled losses are called with."""
+
+import dataclasses
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfkfac.capture import marker
+
+_WATCH = "_tfkfac_watch"
+
+
+@dataclasses.dataclass
+class LossCall:
+    """A call of one of the compiled losses: L = loss_weight * mean(w_n l_n).
+
+    Attributes:
+        loss: The loss.
+        loss_weight: Its weight; None for 1.
+        name: Of the output.
+        y_true, y_pred, sample_weight: What it was called with.
+    """
+
+    loss: keras.losses.Loss
+    loss_weight: float | None
+    name: str | None
+    y_true: tf.Tensor
+    y_pred: tf.Tensor
+    sample_weight: tf.Tensor | None
+
+
+class LossNotes:
+    """Notes the calls of a model's compiled losses under a gradient tape.
+
+    Args:
+        model: The model, compiled or not.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self.groups: list[tuple[Any, list[LossCall]]] = []
+        self.always = self._begins = False
+
+    def watch(self) -> None:
+        """Hears the losses that the model is compiled with now."""
+        compile_loss = getattr(self._model, "_compile_loss", None)
+        if compile_loss is None:
+            return
+        watch = compile_loss.__dict__.get(_WATCH)
+        if watch is None:
+            watch = compile_loss.__dict__[_WATCH] = _Watch(compile_loss)
+        watch.notes = weakref.ref(self)
+
+    def begin(self) -> None:
+        """Begins a group: the losses of one call of `compute_loss`."""
+        self._begins = True
+
+    def add(self, call: LossCall) -> None:
+        """Adds a call of a loss to the group."""
+        if not (self.always or marker.is_recording()):
+            return
+        if self._begins or not self.groups:
+            graph = None
+            if not tf.executing_eagerly():
+                graph = tf.compat.v1.get_default_graph()
+            self.groups.append((graph, []))
+            self._begins = False
+        self.groups[-1][1].append(call)
+
+    def pop(self, wanted: Callable[[Any], bool]) -> list[list[LossCall]]:
+        """Returns the groups of wanted graphs, and forgets all."""
+        groups, self.groups = self.groups, []
+        return [calls for graph, calls in groups if wanted(graph)]
+
+    def of(self, compute: Callable[[], Any]) -> list[LossCall]:
+        """Returns the losses that `compute` calls, in no step of training."""
+        self.watch()
+        before, self.groups, self.always = self.groups, [], True
+        try:
+            compute()
+            return [call for _, calls in self.groups for call in calls]
+        finally:
+            self.groups, self.always = before, False
+
+
+class _Watch:
+    """Stands before the losses of a `CompileLoss`, for good."""
+
+    def __init__(self, compile_loss):
+        self.notes: Callable[[], LossNotes | None] = lambda: None
+        call = compile_loss.call
+
+        def call_noted(*args, **options):
+            notes = self.notes()
+            if notes is not None:
+                notes.begin()
+            return call(*args, **options)
+
+        compile_loss.__dict__["call"] = call_noted
+        if compile_loss.built:
+            self._install(compile_loss)
+            return
+        build = compile_loss.build
+
+        def build_and_install(*args, **kwargs):
+            build(*args, **kwargs)
+            self._install(compile_loss)
+
+        compile_loss.__dict__["build"] = build_and_install
+
+    def _install(self, compile_loss):
+        compile_loss._flat_losses = [
+            x._replace(loss=self._noting(x)) for x in compile_loss._flat_losses
+        ]
+
+    def _noting(self, flat):
+        loss = flat.loss
+
+        def call(y_true, y_pred, sample_weight=None):
+            notes = self.notes()
+            if notes is not None:
+                notes.add(
+                    LossCall(
+                        loss,
+                        flat.loss_weights,
+                        flat.name,
+                        y_true,
+                        y_pred,
+                        sample_weight,
+                    )
+                )
+            return loss(y_true, y_pred, sample_weight)
+
+        return call

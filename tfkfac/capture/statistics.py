@@ -1,0 +1,229 @@
+"""The statistics of one step of data: from recorded calls to moments."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+from absl import logging
+
+from tfkfac import keras_compat
+from tfkfac.blocks import CurvatureBlock, Moment
+from tfkfac.blocks.base import keras_mask
+from tfkfac.capture import backpropagation, fisher, loss_terms
+from tfkfac.capture.backpropagation import Compute
+from tfkfac.capture.passes import Passes
+from tfkfac.capture.recorder import Recorded, Recorder
+
+
+class Statistics:
+    """What V of one step is of: calls of layers, and loss terms.
+
+    Args:
+        optimizer: The `KFAC`, for its settings.
+        recorder: What heard the calls.
+        blocks: All blocks of the model.
+        V: The gradients, as they are applied.
+        variables: Their variables.
+        loss_scale: What the training loss was multiplied by; None for 1.
+
+    Raises:
+        RuntimeError: V is not of a step that was recorded.
+        ValueError: No likelihood is known for a loss.
+    """
+
+    def __init__(
+        self,
+        optimizer,
+        recorder: Recorder,
+        blocks: Sequence[CurvatureBlock],
+        V: Sequence,
+        variables: Sequence,
+        loss_scale=None,
+    ):
+        self._settings, self._recorder = optimizer, recorder
+        self._model, self._loss_scale = recorder.model, loss_scale
+        recorded, groups, self._tape = recorder.pop()
+        if not recorded:
+            raise RuntimeError(
+                f"KFAC saw no forward pass of {self._model.name!r} before this "
+                "update: call the model, or its layers, under the gradient "
+                "tape, in the same tf.function as the update."
+            )
+        self._calls = _calls_of_blocks(
+            blocks, recorded, V, variables, recorder.unusable
+        )
+        counted = [r for pairs in self._calls.values() for r, _ in pairs]
+        counted = sorted(counted or recorded, key=recorded.index)
+        outers = list({id(r.outer): r.outer for r in counted}.values())
+        recorder.will_restore(counted)
+        self._fisher = fisher.choose(
+            self._model,
+            _groups_of(groups, outers, recorded),
+            outers,
+            fisher=optimizer.fisher,
+            likelihood=optimizer.likelihood,
+            unit=optimizer.loss_terms,
+        )
+        self._uses_training_step = not self._fisher.sampled and (
+            self._is_training_step_reusable()
+        )
+
+    def examples(self) -> tf.Tensor:
+        """Returns the number of examples, an int64 scalar."""
+        return self._fisher.examples
+
+    def has_unequal_shares(self) -> bool:
+        """Whether outputs may differ in their shares of terms between ranks."""
+        return any(
+            len(parts) > 1
+            and any(keras_mask(term.output) is not None for term in parts)
+            for parts in self._fisher.terms
+        )
+
+    def loss_is_mean(self) -> bool:
+        """Whether the loss is a mean over its terms, rather than a sum."""
+        return loss_terms.is_mean(self._fisher.terms)
+
+    def divisor(self, dtype: tf.DType) -> tf.Tensor:
+        """Returns D, such that D V is a sum over loss terms; N for a mean."""
+        return loss_terms.divisor(self._fisher.terms, dtype)
+
+    def moments(
+        self,
+        update: tf.Tensor,
+        examples_before: tf.Tensor | int,
+        compute: Compute,
+        dtype: tf.DType,
+    ) -> tuple[dict[CurvatureBlock, list[Moment]], tf.Tensor]:
+        """Returns (the moments of each block, the number N of loss terms).
+
+        Args:
+            update: t, the key of the sampled targets.
+            examples_before: The number of examples of the joint batch of the
+                update that come before those of this step.
+            compute: Returns the moments of a block.
+            dtype: The type of the gradients at the outputs.
+        """
+        if self._uses_training_step:
+            _, count = loss_terms.weigh(self._fisher.terms, dtype)
+            found = self._of_training_step(self._calls, dtype, compute)
+            return found, count
+        if self._fisher.sampled:
+            outputs, gradients, count = backpropagation.sampled_gradients(
+                self._fisher,
+                dtype,
+                seed=self._settings.seed,
+                update=update,
+                examples_before=examples_before,
+            )
+        else:
+            outputs, gradients, count = backpropagation.empirical_gradients(
+                self._fisher, dtype
+            )
+        found = backpropagation.from_outputs(
+            outputs, gradients, self._calls, self._tape, compute
+        )
+        rest = {b: c for b, c in self._calls.items() if b not in found}
+        if rest:
+            self._warn_of_unreached(rest)
+            found |= self._of_training_step(rest, dtype, compute)
+        return found, count
+
+    def _of_training_step(self, calls, dtype, compute):
+        scale = tf.cast(loss_terms.divisor(self._fisher.terms, dtype), dtype)
+        return backpropagation.of_training_step(
+            calls, scale, self._loss_scale, compute
+        )
+
+    def _warn_of_unreached(self, calls) -> None:
+        logging.log_first_n(
+            logging.WARNING,
+            "%r: the compiled loss does not depend on %s, whose statistics are "
+            "those of the gradients that are applied.",
+            1,
+            self._model.name,
+            ", ".join(block.path for block in calls),
+        )
+
+    def _is_training_step_reusable(self) -> bool:
+        """Whether dL/ds of the step is that of the data loss, up to a number.
+
+        It is known of Keras' own training step. Where the loss is computed in
+        another way than by the compiled loss, the loss of the step is taken.
+        """
+        extra = any(x._losses for x in self._model._flatten_layers())
+        if self._fisher.is_compiled:
+            terms = self._fisher.terms
+            alone = len(terms) == len(terms[0]) == 1
+            stock = keras_compat.is_in_stock_train_step(self._model)
+            return alone and stock and not extra
+        if extra:
+            logging.log_first_n(
+                logging.WARNING,
+                "%r: added losses and activity regularizers count in its "
+                "curvature, for they cannot be told from the loss of its "
+                "training step: compute that with `model.compute_loss`.",
+                1,
+                self._model.name,
+            )
+        return True
+
+
+def _groups_of(groups, outers, recorded):
+    """Returns the groups of losses that are of counted calls.
+
+    A group is of the call of the model that returned what it was called with,
+    or else of all calls.
+    """
+    every = list({id(r.outer): r.outer for r in recorded}.values())
+
+    def calls_of(group):
+        of_group = [
+            outer
+            for outer in every
+            if any(c.y_pred is y for c in group for y in outer.outputs)
+        ]
+        return of_group or every
+
+    counted = {id(outer) for outer in outers}
+    return [
+        group
+        for group in groups
+        if any(id(outer) in counted for outer in calls_of(group))
+    ]
+
+
+def _calls_of_blocks(blocks, recorded, V, variables, unusable):
+    """Returns, for each block that V is of, its calls that V went through."""
+    passes = Passes.of(recorded)
+    by_variable = {id(v): g for v, g in zip(variables, V)}
+    of_layer: dict[int, list[Recorded]] = {}
+    for r in recorded:
+        of_layer.setdefault(id(r.call.layer), []).append(r)
+    found = {}
+    for block in blocks:
+        own = [v for v in block.variables if id(v) in by_variable]
+        calls = [
+            r for r in of_layer.get(id(block.layer), []) if block.is_of(r.call)
+        ]
+        if not own or not calls:
+            continue
+        pairs = passes.through([by_variable[id(v)] for v in own], own, calls)
+        if pairs:
+            found[block] = pairs
+        elif not any(r.arrivals for r in calls):
+            _give_up(block, unusable)
+    return found
+
+
+def _give_up(block, unusable) -> None:
+    """Leaves a block to the fallback whose gradients are out of reach.
+
+    The layer was called and its variables have gradients, but its output has
+    none: the forward pass that counts was another one, as with
+    rematerialization.
+    """
+    if id(block.layer) in unusable:
+        return
+    reason = "no gradient reaches its output (a rematerialized scope?)"
+    unusable[id(block.layer)] = reason
+    logging.warning("%s: %s; it takes the plain gradient.", block.path, reason)
