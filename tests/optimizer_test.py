@@ -136,7 +136,7 @@ def test_update_without_a_forward_pass():
 
 
 def test_loss_without_a_likelihood():
-    model, _ = compiled(loss="huber")
+    model, _ = compiled(loss="huber", fisher="sampled")
     y = RNG.normal(size=(16, 3)).astype("float32")
     with pytest.raises(ValueError, match="'huber'.*likelihood"):
         model.fit(X, y, verbose=0)

@@ -56,15 +56,20 @@ def choose(
     Raises:
         ValueError: Targets are to be sampled, and a likelihood is not known.
     """
+    calls = [c for c in outers if c.layer is model]
     if groups:
         terms = [_compiled_terms(g, likelihood, unit) for g in groups]
-        return Fisher(terms, _is_sampled(model, fisher, terms), True)
-    calls = [c for c in outers if c.layer is model]
+        reason = _reason_against(terms)
+        if reason is None and fisher == "auto":
+            reason = _mixture(groups, calls)
+        return Fisher(terms, _is_sampled(model, fisher, reason, False), True)
     if not calls:
         terms = [[_unknown_terms(_most_examples(outers), unit)]]
     else:
         terms = [_own_terms(model, c, likelihood, unit, fisher) for c in calls]
-    return Fisher(terms, _is_sampled(model, fisher, terms), False)
+    added = any(layer._losses for layer in model._flatten_layers())
+    sampled = _is_sampled(model, fisher, _reason_against(terms), added)
+    return Fisher(terms, sampled, False)
 
 
 def _compiled_terms(group, likelihood, unit):
@@ -158,15 +163,20 @@ def _compiled_loss(model: keras.Model) -> keras.losses.Loss | None:
     return keras.src.losses.losses.LossFunctionWrapper(loss)
 
 
-def _is_sampled(model, fisher, terms) -> bool:
-    """Whether targets are sampled; says so once where "auto" does not."""
+def _is_sampled(model, fisher, reason, may_do_without) -> bool:
+    """Whether targets are sampled; says once why "auto" does not.
+
+    Args:
+        model: The model.
+        fisher: "sampled", "empirical" or "auto".
+        reason: Why they cannot be, or None.
+        may_do_without: Whether "sampled", too, may do without.
+    """
     if fisher == "empirical":
         return False
-    reason = _reason_against(terms)
     if reason is None:
         return True
-    added = any(layer._losses for layer in model._flatten_layers())
-    if fisher == "sampled" and not (added and terms[0][0].call is None):
+    if fisher == "sampled" and not may_do_without:
         raise ValueError(
             f"{model.name!r}: fisher='sampled', and {reason}: pass KFAC("
             "likelihood=tfkfac.Categorical(), ...) or another "
@@ -182,6 +192,19 @@ def _is_sampled(model, fisher, terms) -> bool:
         reason,
     )
     return False
+
+
+def _mixture(groups, calls) -> str | None:
+    """Returns what stands against one distribution for each output."""
+    returned = [y for call in calls for y in call.outputs]
+    for loss in (loss for group in groups for loss in group):
+        own = any(loss.y_pred is y for y in returned)
+        if not own and len(calls) > 1:
+            return (
+                "the compiled loss was called on what comes of several calls "
+                "of the model"
+            )
+    return None
 
 
 def _reason_against(terms) -> str | None:

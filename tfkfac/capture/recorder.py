@@ -143,12 +143,15 @@ class Recorder:
         self._tape_is_stale = False
         self._outer: OuterCall | None = None
         self._restorable: list = []
+        self._watched: weakref.WeakSet = weakref.WeakSet()
         self.watch()
 
     def watch(self) -> None:
         """Hears all layers that the model has now, and its compiled losses."""
         for layer in self.model._flatten_layers():
-            _recorders_of(layer).add(self)
+            if layer not in self._watched:  # A `call` set since then stays.
+                _recorders_of(layer).add(self)
+                self._watched.add(layer)
         self.losses.watch()
 
     # While the model runs.
@@ -275,7 +278,7 @@ class Recorder:
         for outer in outers.values():
             for variable, value in outer.state:
                 state.setdefault(id(variable), (variable, value))
-        self._restorable = list(state.values()) or self._restorable
+        self._restorable = list(state.values())
 
     def undo_forward_pass(self) -> None:
         """Restores the non-trainable variables seen at the step's entry."""

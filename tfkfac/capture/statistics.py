@@ -205,7 +205,10 @@ def _calls_of_blocks(blocks, recorded, V, variables, unusable):
         calls = [
             r for r in of_layer.get(id(block.layer), []) if block.is_of(r.call)
         ]
-        if not own or not calls:
+        if not own:
+            continue
+        if not calls:
+            _warn_of_unseen(block)
             continue
         pairs = passes.through([by_variable[id(v)] for v in own], own, calls)
         if pairs:
@@ -213,6 +216,17 @@ def _calls_of_blocks(blocks, recorded, V, variables, unusable):
         elif not any(r.arrivals for r in calls):
             _give_up(block, unusable)
     return found
+
+
+def _warn_of_unseen(block) -> None:
+    logging.log_every_n_seconds(
+        logging.WARNING,
+        "%s: it has a gradient, and no call of it was seen in this step, so "
+        "that its factors stay as they are: call the layer under the gradient "
+        "tape, in the same tf.function as the update.",
+        60,
+        block.path,
+    )
 
 
 def _give_up(block, unusable) -> None:
