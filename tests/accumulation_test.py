@@ -25,7 +25,7 @@ def image_model():
     )
 
 
-def compiled(micro_steps, build=image_model, **settings):
+def compiled(micro_steps, build=image_model, compile_settings=None, **settings):
     keras.utils.clear_session(free_memory=False)
     model = build()
     for i, v in enumerate(model.trainable_variables):
@@ -39,7 +39,7 @@ def compiled(micro_steps, build=image_model, **settings):
         model=model,
         **settings,
     )
-    model.compile(optimizer, LOSS)
+    model.compile(optimizer, **{"loss": LOSS, **(compile_settings or {})})
     return model, optimizer
 
 
@@ -70,6 +70,37 @@ def test_micro_steps_equal_the_joint_batch(settings):
             )
         )
     np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_means_by_sample_weights():
+    """A micro-step counts by its weights, whatever the loss weight."""
+    weights = np.random.default_rng(1).uniform(0.5, 2, len(X))
+    weights[::BATCH] = 20  # In the first micro-step of each update.
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="mean_with_sample_weight"
+    )
+    results = []
+    for micro_steps in (None, MICRO):
+        model, optimizer = compiled(
+            micro_steps,
+            compile_settings={"loss": loss, "loss_weights": [0.5]},
+            fisher="empirical",
+        )
+        model.fit(
+            X,
+            Y,
+            batch_size=BATCH // (micro_steps or 1),
+            sample_weight=weights,
+            shuffle=False,
+            verbose=0,
+        )
+        results.append((flat(model), optimizer.moments()))
+    (expected, moments), (found, found_moments) = results
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for name, value in moments.items():
+        np.testing.assert_allclose(
+            found_moments[name], value, rtol=1e-4, atol=1e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize(

@@ -168,9 +168,14 @@ def test_sampled(float64, kind, samples, name, y, last, weights, loss_weight):
     assert max(case.run()) < 1e-9
 
 
-def test_loss_weight(float64):
-    """A loss weight scales the empirical gradients as a weight does."""
-    case = dense(cross_entropy(), CLASSES, weights=WEIGHTS, loss_weight=2.5)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_loss_weight(float64, reduction):
+    """A loss weight scales the empirical gradients as a weight does.
+
+    It is none of the weights that "mean_with_sample_weight" divides by.
+    """
+    loss = cross_entropy(reduction=reduction)
+    case = dense(loss, CLASSES, weights=WEIGHTS, loss_weight=0.5)
     assert max(case.run()) < 1e-9
 
 

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
-from oracle import ONE_UPDATE, Case, cross_entropy, single
+from oracle import (
+    ONE_UPDATE,
+    Case,
+    cross_entropy,
+    injected,
+    relative_error,
+    single,
+)
 
 import tfkfac
 from tfkfac.blocks import normalization
@@ -316,6 +323,60 @@ def test_gradient_below_in_float32(monkeypatch, kind, fisher):
         if name.endswith("moment"):
             a, b = (state[name] for state in found)
             assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("fisher", ["sampled", "empirical"])
+def test_gradient_below_a_scale_that_is_not_one(fisher, scale):
+    """By hand; in float32, where the gradient comes down another way.
+
+    For s = gamma xhat + beta and g = dL/ds of B rows
+        dL/dx = gamma / sqrt(variance + epsilon)
+                (g - sum g / B - xhat sum(g xhat) / B).
+    """
+    rng = np.random.default_rng(0)
+    B, x = 8, rng.normal(size=(8, 5)) + 1
+    y = np.zeros(B, int)  # Which is what is sampled, too.
+    norm = layers.BatchNormalization(scale=scale, epsilon=0.1)
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(4, name="below"),
+            norm,
+            layers.Activation("tanh"),
+            layers.Dense(3),
+        ]
+    )
+    gamma = np.array([0.1, -2.0, 5.0, 0.5]) if scale else np.ones(4)
+    if scale:
+        norm.gamma.assign(gamma)
+    norm.beta.assign([0.5, -0.3, 0.2, 0.0])
+    (W, b), (W_top, b_top) = (
+        [v.numpy().astype("float64") for v in model.layers[i].variables]
+        for i in (0, -1)
+    )
+    beta = norm.beta.numpy().astype("float64")
+    optimizer = tfkfac.KFAC(
+        0.0,
+        fisher=fisher,
+        factor_decay=0.0,
+        likelihood=injected(tfkfac.Categorical, y),
+        model=model,
+    )
+    model.compile(optimizer, cross_entropy())
+    model.train_on_batch(x.astype("float32"), y)
+
+    s = x @ W + b
+    deviation = np.sqrt(s.var(0) + 0.1)
+    xhat = (s - s.mean(0)) / deviation
+    h = np.tanh(gamma * xhat + beta)
+    p = np.exp(h @ W_top + b_top)
+    g = p / p.sum(1, keepdims=True) - np.eye(3)[y]
+    g = g @ W_top.T * (1 - h**2)
+    g = g - g.mean(0) - xhat * (g * xhat).mean(0)
+    g *= gamma / deviation
+    found = optimizer.moments()["below/output_factor"][0]
+    assert relative_error(found, g.T @ g / B) < 1e-5
 
 
 def moments_of_a_step(graph, moves_first):

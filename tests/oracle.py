@@ -279,7 +279,10 @@ class Case:
         masks = keep is not None and len(keep) == N
         if masks and not isinstance(self.layers[-1], Projection):
             w, N = w * keep, keep.sum()
-        total = {"sum": 1, "mean_with_sample_weight": w.sum()}
+        total = {
+            "sum": 1,
+            "mean_with_sample_weight": w.sum() / self.loss_weight,
+        }
         divisor = total.get(self.loss.reduction, N)
         loss = loss_gradient(self.loss)
 

@@ -136,6 +136,66 @@ def test_drift_inverts_what_has_moved():
     assert seen & {1, 2, 3}  # Some have moved, and others have not.
 
 
+@pytest.mark.parametrize(
+    ("times", "inverted"),
+    [(1.7, True), (1.5, False), (0.45, False), (0.35, True)],
+)
+@pytest.mark.parametrize("side", ["input_factor", "output_factor"])
+def test_drift_is_relative_to_the_factor_last_inverted(side, times, inverted):
+    """|new - old| is 0.7, 0.5, 0.55 and 0.65 |old|, above and below 0.6.
+
+    Of |new| it is 0.41, 0.33, 1.2 and 1.9.
+    """
+    assert is_inverted_after(side, times, tolerance=0.6) == inverted
+
+
+def is_inverted_after(side, times, tolerance):
+    """Whether a layer is, whose one factor is `times` what it was before.
+
+    Its weights are 0 and stay so, and with them the distribution of the
+    classes: A is quadratic in the inputs, G in the sample weights.
+    """
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(
+                3, use_bias=False, kernel_initializer="zeros", name="logits"
+            ),
+        ]
+    )
+    optimizer = tfkfac.KFAC(
+        0.0,
+        damping=0.1,
+        factor_decay=0.0,
+        fisher="empirical",
+        inverse_update_period=1,
+        refresh="drift",
+        drift_tolerance=tolerance,
+        model=model,
+    )
+    model.compile(optimizer, LOSS)
+    x, y, w = X[0], Y[0], np.ones(16, "float32")
+    model.train_on_batch(x, y, w)
+    before, old = optimizer.curvature.state(), optimizer.moments()
+    if side == "input_factor":
+        model.train_on_batch(x * np.sqrt(times), y, w)
+    else:
+        model.train_on_batch(x, y, w * np.sqrt(times))
+    after, new = optimizer.curvature.state(), optimizer.moments()
+    for name in ("input_factor", "output_factor"):
+        ratio = times if name == side else 1.0
+        name = f"logits/{name}"
+        np.testing.assert_allclose(new[name], ratio * old[name], 1e-5, 1e-6)
+    changed = [
+        (after[name] != before[name]).any()
+        for name in before
+        if name.endswith("/inverse")
+    ]
+    assert len(changed) == 2
+    assert any(changed) == all(changed)  # Both, as pi is of both.
+    return changed[0]
+
+
 @pytest.mark.parametrize("refresh", ["staggered", "drift"])
 def test_graph_eager_and_restored(refresh, tmp_path):
     """One trajectory, in mid-period too."""
