@@ -59,6 +59,12 @@ class ConvolutionBlock(KroneckerBlock):
         )
 
     def input_moment(self, inputs, mask, count, product_dtype, dtype):
+        if mask is not None:
+            batch = tf.shape(inputs)[0]
+            of_examples = tf.reshape(mask, [batch, -1])[:, 0]
+            ones = [1] * (inputs.shape.rank - 1)
+            of_examples = tf.reshape(of_examples, [batch, *ones])
+            inputs *= tf.cast(of_examples, inputs.dtype)
         x, window = self._channels_last(inputs), self._window()
         if (
             self.factors[0].diagonal
@@ -75,7 +81,14 @@ class ConvolutionBlock(KroneckerBlock):
         return moment(tf.cast(x, dtype), count)
 
     def mask_rows(self, inputs, mask):
-        return None  # Keras' convolutions do not look at masks.
+        """Keras' convolutions do not look at masks of positions."""
+        if mask.shape.rank > 1:
+            return None
+        x, window = self._channels_last(inputs), self._window()
+        sizes = tf.unstack(tf.shape(x)[1:-1])
+        outputs = [window.outputs(i, n) for i, n in enumerate(sizes)]
+        mask = tf.repeat(tf.cast(mask, inputs.dtype), tf.reduce_prod(outputs))
+        return mask[:, tf.newaxis]
 
     def output_rows(self, outputs):
         g = self._channels_last(outputs)

@@ -47,7 +47,11 @@ class EmbeddingBlock(FactoredBlock):
         if mask is None:
             mask = tf.ones_like(ids, dtype)
         else:
-            mask = tf.reshape(tf.cast(mask, dtype), [-1])
+            ones = [1] * (use.inputs.shape.rank - mask.shape.rank)
+            shape = tf.concat([tf.shape(mask), ones], axis=0)
+            mask = tf.reshape(tf.cast(mask, dtype), shape)
+            mask = tf.broadcast_to(mask, tf.shape(use.inputs))
+            mask = tf.reshape(mask, [-1])
             g *= tf.cast(mask, g.dtype)[:, tf.newaxis]
         rows = tf.reduce_sum(mask)
         counts = tf.math.unsorted_segment_sum(mask, ids, self.vocabulary)

@@ -138,9 +138,7 @@ class _EagerPasses(Passes):
         # All inner passes are taken to be in the loss: it cannot be told.
         others = wanted and not inner
         return [
-            a
-            for a in arrivals
-            if id(a.frame) in wanted or (a.inner and others)
+            a for a in arrivals if id(a.frame) in wanted or (a.inner and others)
         ]
 
 

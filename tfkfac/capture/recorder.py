@@ -14,7 +14,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
 
 from tfkfac.blocks import CurvatureBlock, LayerCall
-from tfkfac.capture import losses, marker
+from tfkfac.capture import losses, marker, masks
 
 
 def current_graph():
@@ -354,7 +354,7 @@ def _run(layer, original, hearing, *args, **options):
     types = {r: r.wants(layer) for r in hearing}
     wanting = [r for r in hearing if types[r] is not None]
     if not wanting:
-        return original(*args, **options)
+        return masks.handing_down(layer, original)(*args, **options)
     inputs, *more = args or (options.pop("inputs"),)
     for recorder in list(wanting):
         reason = recorder.reason_against(inputs)
@@ -365,6 +365,9 @@ def _run(layer, original, hearing, *args, **options):
         return original(inputs, *more, **options)
 
     def keep(call: LayerCall) -> tf.Tensor:
+        call.mask = _first_known(
+            masks.given_to(layer), call.mask, masks.of_examples()
+        )
         references = [weakref.ref(r) for r in wanting]
         source = call.pre_activation
         recorded = Recorded(call, wanting[0].outer, source, references)
@@ -377,6 +380,10 @@ def _run(layer, original, hearing, *args, **options):
     return types[wanting[0]].record(
         layer, original, keep, inputs, tuple(more), options
     )
+
+
+def _first_known(*values):
+    return next((v for v in values if v is not None), None)
 
 
 def _first_tensor(arguments) -> tf.Tensor | None:
