@@ -50,7 +50,7 @@ class Interruption(keras.callbacks.Callback):
     process at once. The ranks ask each other about twice a second.
 
     Args:
-        ranks: A `tfkfac.communicator.Communicator`.
+        ranks: A `tfkfac.distributed.communicator.Communicator`.
         save: Called on all ranks after the same update, with the steps that
             this call of `fit` has taken.
         micro_steps: The steps in an update.
@@ -113,7 +113,7 @@ class StopOnNaN(keras.callbacks.Callback):
     their losses have been averaged.
 
     Args:
-        ranks: A `tfkfac.communicator.Communicator`.
+        ranks: A `tfkfac.distributed.communicator.Communicator`.
     """
 
     def __init__(self, ranks):

@@ -21,7 +21,7 @@ kernel in G groups, stride 1 and "same":
 
     patches            n^2 k^4 C^2 / G
     autocorrelation    n^2 k (2k - 1) C^2 / G and O(n k^3) C^2 / G, or less by
-                       frequencies (`tfkfac.frequencies`)
+                       frequencies (`tfkfac.convolution.frequencies`)
 """
 
 import itertools
