@@ -9,12 +9,13 @@ import tensorflow as tf
 from absl import logging
 
 from tfkfac import inverters, report, settings
+from tfkfac.accumulation import MicroStep
 from tfkfac.attached_model import AttachedModel
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.estimator import state_dtype
 from tfkfac.schedules import Period, is_number, positive_integer, serialize
 from tfkfac.state import Curvature
-from tfkfac.weight_update import Update
+from tfkfac.step import Step
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
@@ -408,7 +409,8 @@ class KFAC(keras.optimizers.Optimizer):
             )
 
     def _backend_apply_gradients(self, grads, trainable_variables):
-        Update(self, grads, trainable_variables).run()
+        kind = MicroStep if self.gradient_accumulation_steps else Step
+        kind(self, grads, trainable_variables).run()
 
     # State.
 

@@ -9,7 +9,7 @@ Three ways to the sum over all q, of n x n positions and w offsets:
 
     convolution    n^2 w K^2 multiplications for an example
     by channel     the same, where a group has one channel (depthwise)
-    frequencies    about 3 n^2 K^2 / 2 + 3 n^3 K (`tfkfac.convolution.frequencies`)
+    frequencies    about 3 n^2 K^2 / 2 + 3 n^3 K (`frequencies`)
 """
 
 import dataclasses

@@ -1,0 +1,100 @@
+"""Accumulation over micro-steps (`gradient_accumulation_steps`).
+
+V is the sum of D V over the micro-steps over that of D: the gradient of the
+joint batch. One micro-step that is not finite costs the whole update.
+"""
+
+import tensorflow as tf
+
+from tfkfac import linalg
+from tfkfac.step import Step
+
+
+class MicroStep(Step):
+    """A micro-step towards an update, which the last one of a window makes."""
+
+    def run(self) -> None:
+        """Adds to V and to the statistics; updates at the last micro-step."""
+        optimizer = self.optimizer
+        first = tf.equal(optimizer.micro_step, 0)
+        sound = self._note_finiteness(first)
+        tf.cond(sound, lambda: self._add_gradients(first), self._undo)
+        tf.cond(
+            self.factors_are_due(),
+            lambda: self._add_statistics(first),
+            _false,
+        )
+        n = optimizer.gradient_accumulation_steps
+        last = tf.equal(optimizer.micro_step, n - 1)
+        tf.cond(last, lambda: self._finish(sound), _false)
+
+    def _note_finiteness(self, first):
+        """Returns whether all gradients of the window so far were finite."""
+        known = self.optimizer.window_is_finite
+        sound = tf.logical_or(first, known.value)
+        sound = tf.logical_and(sound, linalg.all_finite(self.grads))
+        known.assign(sound)
+        return sound
+
+    def _undo(self):
+        self.attached.recorder.undo_forward_pass()
+        return _false()
+
+    def _add_gradients(self, first):
+        """Adds D V and D to their sums over the micro-steps."""
+        self.scale_sums()
+        total = self.optimizer.window_divisor
+        # Without loss terms, V of the regularizers alone counts by a trace.
+        D = tf.cast(tf.maximum(self.divisor(), 1e-12), total.dtype)
+        more = tf.logical_not(first)
+        total.assign(tf.where(more, total.value, 0) + D)
+        for variable, g in zip(self._gradient_sums(), self.grads):
+            g = tf.cast(g * tf.cast(D, g.dtype), variable.dtype)
+            variable.assign(tf.where(more, variable.value, 0) + g)
+        return tf.constant(True)
+
+    def _gradient_sums(self):
+        optimizer = self.optimizer
+        return [
+            optimizer._accumulated_gradients[optimizer._get_variable_index(v)]
+            for v in self.variables
+        ]
+
+    def _add_statistics(self, first):
+        """Also of what is not sound: other ranks wait for their share."""
+        seen = self.optimizer.window_examples
+        earlier = tf.where(first, tf.zeros_like(seen.value), seen.value)
+        before, number = self.distributor.count_examples(
+            self.recorded.examples()
+        )
+        seen.assign(earlier + number)
+        moments, count = self.moments(earlier + before)
+        self.estimator.accumulate(moments, count, tf.logical_not(first))
+        return tf.constant(True)
+
+    def _finish(self, sound):
+        """Makes the update of the window."""
+        sums = [
+            tf.cast(total, g.dtype)
+            for total, g in zip(self._gradient_sums(), self.grads)
+        ]
+        D = self.optimizer.window_divisor.value
+        ranks = self.distributor.size
+        fits = linalg.all_finite([ranks * s for s in sums])
+        V, sound, _ = self.reduce(sums, D, tf.logical_and(sound, fits))
+        return tf.cond(
+            sound,
+            lambda: self.update(V, self.estimator.finish),
+            lambda: self.skip(self._discard_statistics),
+        )
+
+    def _discard_statistics(self):
+        def discard():
+            self.estimator.discard()
+            return tf.constant(True)
+
+        tf.cond(self.factors_are_due(), discard, _false)
+
+
+def _false():
+    return tf.constant(False)

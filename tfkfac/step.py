@@ -1,0 +1,188 @@
+"""One call of `KFAC.apply`, from gradients to weights, in order."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import tensorflow as tf
+
+from tfkfac import linalg
+from tfkfac.distributed import packing
+from tfkfac.estimator import state_dtype
+from tfkfac.weight_update import WeightUpdate
+
+UpdateFactors = Callable[[tf.Tensor], None]  # With rho.
+
+
+class Step:
+    """A step of data: what was recorded of it, V, and what becomes of them.
+
+    Args:
+        optimizer: The `KFAC`.
+        grads: The gradients V, one for each variable.
+        variables: The variables.
+    """
+
+    def __init__(self, optimizer, grads: Sequence, variables: Sequence):
+        self.optimizer, self.variables = optimizer, variables
+        self.attached = optimizer.require_attached()
+        self.recorded = self.attached.take_step(grads, variables)
+        self.estimator = self.attached.estimator
+        self.distributor = self.estimator.distributor
+        self.grads = [
+            tf.cast(tf.convert_to_tensor(g), state_dtype(v))
+            for g, v in zip(grads, variables)
+        ]
+        self.t = optimizer.updates
+
+    def run(self) -> None:
+        """Makes the update; where V is not finite, counts a skipped step."""
+        finite = linalg.all_finite(self.grads)
+        V, finite, examples_before = self._joint_gradients(finite)
+
+        def update_factors(decay):
+            moments, count = self.moments(examples_before)
+            self.estimator.update_factors(moments, count, decay)
+
+        tf.cond(
+            finite,
+            lambda: self.update(V, update_factors),
+            lambda: self.skip(self.attached.recorder.undo_forward_pass),
+        )
+
+    def update(
+        self, V: Mapping[int, tf.Tensor], update_factors: UpdateFactors
+    ) -> tf.Tensor:
+        """Makes the update for V, which this rank has its part of; True.
+
+        Args:
+            V: By the id of the variable, over all ranks and micro-steps.
+            update_factors: Takes the statistics into the factors.
+        """
+        weights = WeightUpdate(self.optimizer, self.variables, self.t)
+        V = weights.clip(V)
+        self._update_factors_if_due(update_factors)
+        self.attached.inverse_schedule.run(self.t, self._dampings())
+        U = self.estimator.precondition(V, self._dampings())
+        shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
+        U, sums = self.distributor.gather_updates(U, weights.sums(U, V), shapes)
+        weights.run(U, sums)
+        self.optimizer.skips_in_a_row.assign(0)
+        return tf.constant(True)
+
+    # Gradients.
+
+    def _joint_gradients(self, finite):
+        """Returns (V of the joint batch, whether finite, examples before)."""
+        if self.distributor.size == 1:
+            V = {id(v): g for v, g in zip(self.variables, self.grads)}
+            return V, finite, 0
+        D = self.divisor()
+        self.scale_sums()
+        sums = [g * tf.cast(D, g.dtype) for g in self.grads]
+        # All ranks skip what their sum could not hold.
+        ranks = self.distributor.size
+        return self.reduce(
+            sums, D, linalg.all_finite([ranks * s for s in sums])
+        )
+
+    def divisor(self) -> tf.Tensor:
+        """Returns D, such that the joint V is sum D V / sum D."""
+        return self.recorded.divisor(
+            packing.widest(g.dtype for g in self.grads)
+        )
+
+    def scale_sums(self) -> None:
+        """Makes V such that its mean over the ranks is that of a summed loss.
+
+        The gradient of a variable's regularizer R is in V on every rank, and
+        is to count once: n V - (n - 1) R.
+        """
+        ranks = self.distributor.size
+        if ranks == 1 or self.recorded.loss_is_mean():
+            return
+        self.grads = [ranks * g for g in self.grads]
+        for i, v in enumerate(self.variables):
+            if getattr(v, "regularizer", None) is not None:
+                w = v.value
+                with tf.GradientTape() as tape:
+                    tape.watch(w)
+                    penalty = v.regularizer(w)
+                g = tf.cast(tape.gradient(penalty, w), self.grads[i].dtype)
+                self.grads[i] -= (ranks - 1) * g
+
+    def reduce(
+        self, sums: Sequence[tf.Tensor], divisor: tf.Tensor, finite: tf.Tensor
+    ) -> tuple[dict[int, tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Returns (V over all ranks, whether finite, examples before).
+
+        Args:
+            sums: D V of this rank, one for each variable.
+            divisor: D of this rank.
+            finite: Whether they are finite on this rank.
+        """
+        by_id = {id(v): g for v, g in zip(self.variables, sums)}
+        return self.distributor.reduce_gradients(
+            by_id, divisor, finite, self.recorded.examples()
+        )
+
+    # Statistics.
+
+    def moments(self, examples_before: tf.Tensor | int):
+        """Returns (moments by block, N) of this rank.
+
+        Args:
+            examples_before: Those of the joint batch of the update that come
+                before the ones of this rank and micro-step.
+        """
+        return self.recorded.moments(
+            self.t,
+            examples_before,
+            self.estimator.moments_of,
+            packing.widest(g.dtype for g in self.grads),
+        )
+
+    def factors_are_due(self) -> tf.Tensor:
+        """Returns whether this update takes statistics, a boolean scalar."""
+        forced = self.estimator.refresh_needed.value()
+        due = self.optimizer.periods["factor_update_period"].due(self.t)
+        return tf.logical_or(due, forced)
+
+    def _update_factors_if_due(self, update_factors):
+        def factors():
+            update_factors(self.optimizer.at_update("factor_decay", tf.float64))
+            self.optimizer.periods["factor_update_period"].done(self.t)
+            return tf.constant(True)
+
+        tf.cond(self.factors_are_due(), factors, lambda: tf.constant(False))
+
+    def _dampings(self):
+        """Returns the damping of each kind of block by its name."""
+        at_update = self.optimizer.at_update
+        damping = norm_damping = at_update("damping", tf.float64)
+        if "norm_damping" in self.optimizer.hyperparameters:
+            norm_damping = at_update("norm_damping", tf.float64)
+        return {"damping": damping, "norm_damping": norm_damping}
+
+    # A step that is not finite.
+
+    def skip(self, undo: Callable[[], None]) -> tf.Tensor:
+        """Leaves the weights as they are and counts; False.
+
+        Args:
+            undo: Takes back what else the step has done.
+        """
+        undo()
+        optimizer = self.optimizer
+        optimizer.skip_counter.assign_add(1)
+        optimizer.skips_in_a_row.assign_add(1)
+        tf.debugging.assert_less_equal(
+            optimizer.skips_in_a_row.value,
+            tf.constant(optimizer.max_skipped_steps, tf.int64),
+            message=(
+                "KFAC skipped more than "
+                f"max_skipped_steps={optimizer.max_skipped_steps} updates in a "
+                "row: their gradients held NaN or infinity. Look for such "
+                "values in the data, or lower the learning rate or raise the "
+                "damping."
+            ),
+        )
+        return tf.constant(False)
