@@ -136,13 +136,13 @@ def test_update_without_a_forward_pass():
 
 
 def test_loss_without_a_likelihood():
-    model, _ = compiled(loss="huber", fisher="sampled")
+    model, _ = compiled(loss="hinge", fisher="sampled")
     y = RNG.normal(size=(16, 3)).astype("float32")
-    with pytest.raises(ValueError, match="'huber'.*likelihood"):
+    with pytest.raises(ValueError, match="'hinge'.*likelihood"):
         model.fit(X, y, verbose=0)
-    model, _ = compiled(loss="huber", fisher="empirical")
+    model, _ = compiled(loss="hinge", fisher="empirical")
     model.fit(X, y, verbose=0)
-    model, _ = compiled(loss="huber", likelihood=tfkfac.Gaussian())
+    model, _ = compiled(loss="hinge", likelihood=tfkfac.Gaussian())
     model.fit(X, y, verbose=0)
 
 

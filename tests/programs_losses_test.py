@@ -1,4 +1,9 @@
-"""Losses without a likelihood: by name, of pairs, CTC, distillation."""
+"""Losses by name, and those of pairs, CTC, distillation.
+
+Where a loss has a likelihood ("mae" and others) targets are sampled by default,
+so that the computation by hand is of the empirical Fisher. The others need no
+argument for it.
+"""
 
 import functools
 
@@ -286,6 +291,9 @@ def distiller(of, attached, make, eager):
 
 
 BY_NAME = {name: functools.partial(compiled, name) for name in LOSSES}
+SAMPLED = "huber", "kl_divergence", "log_cosh", "mae", "msle"
+WITH_A_LIKELIHOOD = {name: BY_NAME[name] for name in SAMPLED}
+WITHOUT = {name: p for name, p in BY_NAME.items() if name not in SAMPLED}
 OTHERS = {
     "siamese": siamese,
     "metric learning": metric_learning,
@@ -313,9 +321,14 @@ def test_computation_by_hand(program):
     programs.check_by_hand(program)
 
 
-@each(BY_NAME)
+@each(WITHOUT)
 def test_factors_by_default(program):
     programs.check_factors(program, eager=True)
+
+
+@each(WITH_A_LIKELIHOOD)
+def test_input_factors_by_default(program):
+    programs.check_factors(program, eager=True, kinds=["input_factor"])
 
 
 @each(OTHERS)
@@ -323,7 +336,7 @@ def test_factors_by_default_in_a_graph(program):
     programs.check_factors(program, eager=False)
 
 
-@each(OTHERS)
+@each({**WITH_A_LIKELIHOOD, **OTHERS})
 def test_empirical_factors_eagerly(program):
     programs.check_factors(program, eager=True, fisher="empirical")
 

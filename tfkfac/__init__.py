@@ -16,11 +16,15 @@ if _keras.backend.backend() != "tensorflow":
 
 from tfkfac import callbacks
 from tfkfac.blocks import CurvatureBlock, KroneckerBlock, ScaleShiftBlock
-from tfkfac.capture.likelihoods import (
+from tfkfac.capture.distributions import (
     Bernoulli,
     Categorical,
     Gaussian,
+    Huber,
+    HyperbolicSecant,
+    Laplace,
     Likelihood,
+    LogGaussian,
 )
 from tfkfac.distribute import distribute
 from tfkfac.distributed.communicator import init
@@ -40,11 +44,15 @@ __all__ = [
     "EigenInverter",
     "Gaussian",
     "GrowingInterval",
+    "Huber",
+    "HyperbolicSecant",
     "Inverter",
     "KFAC",
     "KroneckerBlock",
+    "Laplace",
     "LateInterval",
     "Likelihood",
+    "LogGaussian",
     "ScaleShiftBlock",
     "attach",
     "callbacks",

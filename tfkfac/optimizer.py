@@ -80,7 +80,8 @@ class KFAC(keras.optimizers.Optimizer):
             process.
         likelihood: A `tfkfac.Likelihood`, or one for each output in a list, or
             in a dictionary by the output's name; None takes that of the
-            compiled loss.
+            compiled loss, which cross-entropies, KL divergence, Huber's loss,
+            and squared, absolute, logarithmic and log-cosh errors have.
         skip: Names or paths of layers to leave to the plain gradient.
         max_factor_size: Factors with longer sides keep their diagonal alone.
         max_skipped_steps: How many updates in a row may be skipped for a

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfkfac.capture.likelihoods import Likelihood
+from tfkfac.capture.distributions import Likelihood
 from tfkfac.schedules import Hyperparameter, is_number, positive_integer
 
 CHOICES = {
