@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _fresh_names():
-    """Layers are named anew in each test, as state is stored by name."""
+    """Layers are named anew in each test, as some tests name them."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
 

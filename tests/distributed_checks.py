@@ -425,6 +425,63 @@ def check_restored_on_rank_0_alone(folder):
     np.testing.assert_array_equal(weights(model), weights(restored))
 
 
+def check_state_of_one_rank_is_refused(folder):
+    """Each has its own curvature: trees and copies would be without it."""
+    a, b = dense(), dense()
+    for model in (a, b):
+        model.compile(kfac(model), LOSS)
+    assert not any("/curvature/" in v.path for v in a.optimizer.variables)
+    for _ in range(3):
+        a.train_on_batch(X, Y)
+    with raises(RuntimeError, "2 ranks", "gather_curvature"):
+        a.get_state_tree()
+    with raises(RuntimeError, "2 ranks", "load_weights"):
+        b.set_state_tree({"optimizer_variables": {}})
+    pairs = (
+        (a.variables, b.variables),
+        (
+            a.optimizer.variables,
+            b.optimizer.variables,
+        ),
+    )
+    for of_kind in pairs:
+        for source, target in zip(*of_kind, strict=True):
+            target.assign(source)
+    with raises(RuntimeError, "3 updates", "without its curvature"):
+        b.train_on_batch(X, Y)
+
+
+def check_restored_under_other_names(folder):
+    """Also by a rank that has no share in what it saves or loads."""
+    path = pathlib.Path(folder) / "names.weights.h5"
+
+    def nested():
+        keras.utils.set_random_seed(RANK)
+        body = keras.Sequential(
+            [keras.layers.Dense(5, "tanh"), keras.layers.Dense(4)]
+        )
+        model = keras.Sequential(
+            [keras.Input((6,)), body, keras.layers.Dense(3)]
+        )
+        model.compile(kfac(model), LOSS)
+        return model
+
+    a, b = nested(), nested()
+    assert a.layers[0].name != b.layers[0].name
+    for _ in range(3):
+        a.train_on_batch(X, Y)
+    a.optimizer.gather_curvature()
+    if RANK == 0:
+        a.save_weights(path)
+    RANKS.gather_objects(None)
+    b.load_weights(path)
+    for model in (a, b):
+        for _ in range(3):
+            model.train_on_batch(X, Y)
+    assert not b.optimizer.curvature.waiting()
+    np.testing.assert_array_equal(weights(a), weights(b))
+
+
 def main(folder, only=""):
     for name, check in list(globals().items()):
         if name.startswith("check_") and (only or name) in name:

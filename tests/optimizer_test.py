@@ -503,10 +503,16 @@ def test_saving_again_before_attaching_loses_nothing(tmp_path):
 
 
 def test_variables_are_those_that_build_can_know():
-    """The same number with and without a model."""
+    """The same with and without a model, but for the curvature at the end."""
     _, optimizer = compiled()
     bare = tfkfac.KFAC(0.05, damping=0.1)
     bare.build(optimizer._attached.model.trainable_variables)
     optimizer.build(optimizer._attached.model.trainable_variables)
     names = [[v.name for v in o.variables] for o in (optimizer, bare)]
+    names[1] += [v.name for v in optimizer.curvature.variables]
     assert names[0] == names[1]
+    stored = [{}, {}]
+    for o, store in zip((optimizer, bare), stored):
+        o.save_own_variables(store)
+    numbers = [[k for k in store if k.isdigit()] for store in stored]
+    assert numbers[0] == numbers[1]

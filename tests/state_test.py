@@ -147,3 +147,54 @@ def test_backup_and_restore(uninterrupted, tmp_path):
     resumed = make(inverter=inverter)
     fit(resumed)
     same(everything(resumed), everything(whole))
+
+
+def net(hidden="h", output="o"):
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(6, "tanh", name=hidden),
+            layers.Dense(1, name=output),
+        ]
+    )
+    optimizer = tfkfac.KFAC(
+        0.1,
+        damping=1e-2,
+        factor_decay=0.0,
+        inverse_update_period=5,
+        model=model,
+    )
+    model.compile(optimizer, "mse")
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_weights_load_under_other_names(tmp_path):
+    """As when a cell of a notebook is run twice; both go on alike."""
+    a, b = net("dense", "dense_1"), net("dense_2", "dense_3")
+    train(a, range(3))
+    a.save_weights(tmp_path / "a.weights.h5")
+    b.load_weights(tmp_path / "a.weights.h5")
+    for i in range(3, 9):
+        for model in (a, b):
+            train(model, [i])
+        same(everything(a), everything(b))
+    assert set(b.optimizer.moments()) == {
+        f"{layer}/{factor}_factor"
+        for layer in ("dense_2", "dense_3")
+        for factor in ("input", "output")
+    }
+
+
+def test_state_tree_goes_on_exactly():
+    a, b = net(), net()
+    train(a, range(3))
+    tree = a.get_state_tree()
+    keys = ("trainable_variables", "non_trainable_variables")
+    b.set_state_tree({k: tree[k] for k in (*keys, "optimizer_variables")})
+    for i in range(3, 9):
+        for model in (a, b):
+            train(model, [i])
+        same(everything(a), everything(b))

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import keras_compat, registry, report
+from tfkfac import keras_compat, registry, report, state_tree
 from tfkfac.capture.recorder import Recorder, recorders_of
 from tfkfac.capture.statistics import Statistics
 from tfkfac.distributed import assignment, communicator, loss_scale, sync
@@ -59,6 +59,7 @@ class AttachedModel:
             model, wants=self._wants, before=self._before_recording
         )
         optimizer.curvature.after_load = self.require_fitting_state
+        state_tree.guard(self)
         if model.built:
             self.register()
 
@@ -105,10 +106,7 @@ class AttachedModel:
 
     def _forget_what_others_own(self):
         if self.communicator.size > 1:
-            layers = registry.named_layers(self.model)
-            self.optimizer.curvature.forget_waiting(
-                tuple(name + "/" for name in layers)
-            )
+            self.optimizer.curvature.forget_waiting()
 
     def gather_curvature(self) -> None:
         """Brings the curvature of all ranks to rank 0."""
@@ -186,6 +184,7 @@ class AttachedModel:
             if optimizer.max_factor_size is not None:
                 for block in self.registration.blocks:
                     block.limit_factors(optimizer.max_factor_size)
+            optimizer.curvature.locate(registry.places(self.model))
             self.estimator = Estimator(
                 self.registration.blocks,
                 self._distributor(),
@@ -248,22 +247,26 @@ class AttachedModel:
 
     def require_fitting_state(self) -> None:
         """Raises ValueError where loaded curvature is of another model."""
-        # Layers may be frozen now: what is theirs may wait.
-        layers = tuple(x + "/" for x in registry.named_layers(self.model))
-        left = [
-            name
-            for name in self.optimizer.curvature.waiting()
-            if not name.startswith(layers)
-        ]
+        curvature = self.optimizer.curvature
         if self.estimator is None:
             return
+        # Layers may be frozen now: what is theirs may wait.
+        left = curvature.of_no_layer()
         self._forget_what_others_own()
         if left:
             raise ValueError(
                 f"The saved optimizer has curvature for {left}, which "
                 f"{self.model.name!r} has no block for: attach the model that "
-                "it was saved with, its layers named as they were."
+                "it was saved with."
             )
+        if curvature.fresh and self.communicator.size == 1:
+            self.estimator.refresh_needed.assign(True)
+            curvature.fresh = False
+
+    @property
+    def has_whole_curvature(self) -> bool:
+        """Whether the curvature is known, and lies on this process alone."""
+        return self.estimator is not None and self.communicator.size == 1
 
     def require_own(self, variables) -> None:
         """Raises ValueError where a variable is not one of the model's."""

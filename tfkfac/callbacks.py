@@ -17,12 +17,13 @@ from tfkfac.optimizer import KFAC
 class StopOnSkippedSteps(keras.callbacks.Callback):
     """Ends training after too many skipped updates in a row, under XLA too.
 
-    A compiled step (`jit_compile=True`) drops the check of
-    `KFAC(max_skipped_steps=...)` that other steps hold; this callback makes it
-    after every batch.
+    A compiled step (`jit_compile=True`) drops the checks that other steps hold,
+    of `KFAC(max_skipped_steps=...)` and of a state restored without its
+    curvature; this callback makes them after every batch.
 
     Raises:
-        RuntimeError: More than `max_skipped_steps` updates were skipped.
+        RuntimeError: More than `max_skipped_steps` updates were skipped, or
+            the curvature is of another update than the rest of the state.
     """
 
     def on_train_batch_end(self, batch, logs=None):
@@ -35,6 +36,7 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
                 "gradients held NaN or infinity. Look for such values in the "
                 "data, or lower the learning rate or raise the damping."
             )
+        optimizer.curvature.require_of(lambda: optimizer.updates)
 
 
 class FactorMovement(keras.callbacks.Callback):

@@ -1,5 +1,6 @@
 """The optimizer: K-FAC as a Keras `Optimizer`."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 
@@ -188,8 +189,9 @@ class KFAC(keras.optimizers.Optimizer):
             self.window_examples = self._add_counter("accumulated_examples")
         self.skip_counter = self._add_counter("skipped_steps")
         self.skips_in_a_row = self._add_counter("skipped_in_a_row")
-        self.curvature = Curvature()
+        self.curvature = Curvature(name)
         self._attached = None
+        self._lists_curvature = None
         if model is not None:
             self._attach(model)
 
@@ -375,12 +377,15 @@ class KFAC(keras.optimizers.Optimizer):
         if not self.built:
             self.build(variables)
         self._check_variables_are_known(variables)
+        self.curvature.require_of(lambda: self.updates)
+        before = self.updates
         with tf.name_scope(self.name):
             grads, variables = self._filter_empty_gradients(grads, variables)
             if self.loss_scale_factor is not None:
                 grads = [g / self.loss_scale_factor for g in grads]
             self._backend_apply_gradients(grads, variables)
         self._iterations.assign_add(1)
+        self.curvature.advance(before, self.updates)
 
     def _forget_unused_build(self):
         """Undoes a build for other variables, before the first update.
@@ -436,12 +441,47 @@ class KFAC(keras.optimizers.Optimizer):
             if name.endswith(suffix)
         }
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All variables; those of the curvature last, on one process.
+
+        They are there once the model is attached and built. On several ranks,
+        each of which has its own, they are not. Neither are they in a
+        `LossScaleOptimizer`, whose files take variables by number: there they
+        come with `model.get_state_tree()` alone.
+        """
+        found = super().variables
+        attached = self._attached
+        if attached is None or not attached.has_whole_curvature:
+            return found
+        lists = self._lists_curvature
+        if lists is None:
+            outer = getattr(attached.model, "optimizer", None)
+            lists = outer is self or unwrapped(outer) is not self
+        return found + self.curvature.variables if lists else found
+
+    @contextlib.contextmanager
+    def listing_curvature(self, lists: bool):
+        """Within it, `variables` are with or without those of the curvature."""
+        before, self._lists_curvature = self._lists_curvature, lists
+        try:
+            yield
+        finally:
+            self._lists_curvature = before
+
     def save_own_variables(self, store):
-        super().save_own_variables(store)
-        for name, value in self.curvature.to_save().items():
-            store["curvature:" + name.replace("/", "|")] = value
+        """Stores the curvature by structure, the rest by number."""
+        with self.listing_curvature(False):
+            super().save_own_variables(store)
+        for key, value in self.curvature.to_file().items():
+            store["curvature:" + key.replace("/", "|")] = value
 
     def load_own_variables(self, store):
+        """As `save_own_variables` stores them, now or before it was by names.
+
+        Raises:
+            ValueError: The curvature does not fit the attached model.
+        """
         prefix = "curvature:"
         keys = list(store.keys())
         curvature = {
@@ -449,9 +489,10 @@ class KFAC(keras.optimizers.Optimizer):
             for key in keys
             if key.startswith(prefix)
         }
-        super().load_own_variables(
-            {key: store[key] for key in keys if not key.startswith(prefix)}
-        )
+        with self.listing_curvature(False):
+            super().load_own_variables(
+                {key: store[key] for key in keys if not key.startswith(prefix)}
+            )
         self.curvature.load(curvature)
 
     def get_config(self) -> dict:

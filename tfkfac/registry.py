@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 
@@ -102,6 +104,75 @@ def named_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
 
     walk(model, "")
     return found
+
+
+def places(model: keras.Model) -> dict[str, str]:
+    """Returns the place of each layer, by its path as of `named_layers`.
+
+    A place is made as Keras names layers in `.weights.h5` files, of attributes
+    and, in lists, of the class and how many of that class come before:
+    "/layers/dense_1", "/encoder/layers/dense", "/blocks/block_2/attention". It
+    holds no name of a layer, so that it is the same in a model that is built
+    again. Of several places a layer has the first: lists of sequential and
+    functional models come first, then attributes, private ones last.
+    """
+    left = {id(layer): path for path, layer in named_layers(model).items()}
+    found = {}
+
+    def visit(held, place, inside=()):
+        if isinstance(held, keras.layers.Layer):
+            if id(held) in left:
+                found[left.pop(id(held))] = place
+                for attribute, value in _attributes(held):
+                    visit(value, f"{place}/{attribute}")
+        elif isinstance(held, (list, tuple, dict)) and id(held) not in inside:
+            values = held.values() if isinstance(held, dict) else held
+            for label, value in _labelled(values):
+                visit(value, f"{place}/{label}", (*inside, id(held)))
+
+    for attribute, value in _attributes(model):
+        visit(value, f"/{attribute}")
+    return found
+
+
+def _attributes(
+    layer: keras.layers.Layer,
+) -> Iterator[tuple[str, object]]:
+    """Yields the attributes that may hold layers, in a fixed order."""
+    if layer._obj_type() in ("Sequential", "Functional"):
+        yield "layers", layer.layers
+    own = set(vars(layer)) - _bookkeeping()
+    for name in sorted(own, key=lambda name: (name.startswith("_"), name)):
+        if not name.startswith("_self_"):  # What TensorFlow tracks.
+            yield name, vars(layer)[name]
+    yield "_layers", layer._layers  # Such as are held by a set.
+
+
+@functools.cache
+def _bookkeeping() -> frozenset[str]:
+    """Returns the attributes that Keras gives every layer."""
+    return frozenset(vars(keras.layers.Layer(name="any")))
+
+
+def _labelled(values: Iterable) -> Iterator[tuple[str, object]]:
+    """Yields the layers and lists among `values`, each with its label."""
+    count = collections.Counter()
+    for value in values:
+        if isinstance(value, keras.layers.Layer):
+            kind = _snake_case(type(value).__name__)
+        elif isinstance(value, (list, tuple, dict)):
+            kind = "container"
+        else:
+            continue
+        yield f"{kind}_{count[kind]}" if count[kind] else kind, value
+        count[kind] += 1
+
+
+def _snake_case(name: str) -> str:
+    """Returns "layer_normalization" for "LayerNormalization", as Keras does."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def register_model(

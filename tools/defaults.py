@@ -99,7 +99,6 @@ def losses(problem: Problem, settings: list[dict], seed: int) -> list[float]:
     model.compile(optimizer, SparseCategoricalCrossentropy(from_logits=True))
     state = {id(v): v for v in [*model.variables, *optimizer.variables]}
     state = [v.value for v in state.values()]
-    state += optimizer.curvature.variables
     start = [v.numpy() for v in state]
     found = []
     for setting in settings:

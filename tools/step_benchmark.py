@@ -237,12 +237,11 @@ def run_child() -> dict:
         step()
     optimizer = model.optimizer
     state = sum(v.value.numpy().nbytes for v in optimizer.variables)
-    curvature = getattr(optimizer, "curvature", None)
     return {
         "first_step_s": first,
         "peak_mib": resident() - before,
         "resident_mib": resident(),
-        "state_mib": (state + (curvature.nbytes() if curvature else 0)) / 2**20,
+        "state_mib": state / 2**20,
     }
 
 

@@ -129,8 +129,6 @@ def cost(vocabulary: int = 32_768, width: int = 512) -> None:
         seconds = (time.perf_counter() - begin) / 20
         variables = [v.value for v in optimizer.variables]
         size = sum(v.shape.num_elements() * v.dtype.size for v in variables)
-        if name == "kfac":
-            size += optimizer.curvature.nbytes()
         print(
             f"{name}: {size / 2**20:.1f} MiB of state, {1e3 * seconds:.0f} ms "
             f"per step of 256 tokens, vocabulary {vocabulary}, width {width}",

@@ -13,7 +13,9 @@ def broadcast(
 ) -> None:
     """Gives all ranks the weights and the optimizer's state of rank 0.
 
-    The states of seed generators stay each rank's own.
+    The states of seed generators stay each rank's own. The curvature, of which
+    each has another share, is not among the optimizer's variables on several
+    ranks; `broadcast_curvature` is for what was loaded of it.
 
     Args:
         model: A built model.
