@@ -162,7 +162,7 @@ def test_empirical_factors_are_those_of_the_compiled_loss():
         model(X)
         model = compiled(model, fisher="empirical")
         model.train_on_batch(X, Y)
-        name = model.optimizer._attached.registration.blocks[1].path
+        name = model.optimizer._attached.layers.registration.blocks[1].path
         factors.append(factor(model, f"{name}/output_factor"))
     np.testing.assert_allclose(*factors, rtol=1e-5)
 
@@ -202,9 +202,9 @@ def test_rematerialized_layers_take_the_plain_gradient(eager, caplog):
     model.train_on_batch(X, Y)
     assert "rematerialized" in caplog.text
     assert np.abs(flat(model) - before).max() > 1e-3
-    assert [b.path for b in model.optimizer._attached.registration.blocks] == [
-        "second"
-    ]
+    assert [
+        b.path for b in model.optimizer._attached.layers.registration.blocks
+    ] == ["second"]
 
 
 def test_recurrent_cells_take_the_plain_gradient_eagerly_too():

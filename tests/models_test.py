@@ -130,7 +130,7 @@ def assert_factors_move(model, x, y):
     weights = [v.numpy() for v in model.trainable_variables]
     before = optimizer.curvature.state()
     names = [name for name in before if name.endswith("/moment")]
-    blocks = optimizer.require_attached().registration.blocks
+    blocks = optimizer.require_attached().layers.registration.blocks
     assert len(names) == sum(len(block.factors) for block in blocks) > 0
     for _ in range(2):
         assert np.isfinite(model.train_on_batch(x, y))

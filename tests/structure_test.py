@@ -273,7 +273,7 @@ def test_a_trace_serves_before_and_after():
         assert model.train_function is not None
     same(everything(b), everything(a))
     assert (
-        b.optimizer._attached.estimator.refresh_needed
+        b.optimizer._attached.layers.estimator.refresh_needed
         is (b.optimizer.curvature["refresh_needed"])
     )
 

@@ -15,6 +15,7 @@ if _keras.backend.backend() != "tensorflow":
     )
 
 from tfkfac import callbacks
+from tfkfac.attaching import attach
 from tfkfac.blocks import CurvatureBlock, KroneckerBlock, ScaleShiftBlock
 from tfkfac.capture.distributions import (
     Bernoulli,
@@ -29,7 +30,7 @@ from tfkfac.capture.distributions import (
 from tfkfac.distribute import distribute
 from tfkfac.distributed.communicator import init
 from tfkfac.inverters import CholeskyInverter, EigenInverter, Inverter
-from tfkfac.optimizer import KFAC, attach
+from tfkfac.optimizer import KFAC
 from tfkfac.planning import plan
 from tfkfac.registry import register
 from tfkfac.schedules import GrowingInterval, LateInterval

@@ -8,17 +8,18 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import keras_compat, registry, report, state_tree
+from tfkfac import (
+    attached_layers,
+    keras_compat,
+    registry,
+    report,
+    state_tree,
+)
+from tfkfac.attached_layers import AttachedLayers
 from tfkfac.capture.recorder import Recorder, recorders_of
 from tfkfac.capture.statistics import Statistics
-from tfkfac.distributed import assignment, communicator, loss_scale, sync
-from tfkfac.distributed.distributor import Distributor
-from tfkfac.estimator import Estimator
-from tfkfac.inverse_schedule import (
-    DriftSchedule,
-    InverseSchedule,
-    StaggeredSchedule,
-)
+from tfkfac.distributed import communicator, loss_scale
+from tfkfac.distributed.shared_curvature import SharedCurvature
 
 _numbers = itertools.count()
 
@@ -44,24 +45,45 @@ class AttachedModel:
                 )
                 previous.retired = True
         self.optimizer, self.model = optimizer, model
-        self.registration = None
-        self.estimator = self.inverse_schedule = None
-        self._registered_for = None
         self.communicator = communicator.current()
+        self.shared = SharedCurvature(optimizer, self.communicator)
+        self._layers: AttachedLayers | None = None
+        self._made_for: tuple | None = None
         self._name = f"tfkfac.{next(_numbers)}"
-        self._shared = self.communicator.size == 1
-        self._gathered = None
         self._watched: weakref.WeakSet = weakref.WeakSet()
         if self.communicator.size > 1:
-            optimizer.curvature.to_save = self._state_to_save
-            self._watch_compilation()
+            keras_compat.keep_xla_away(model, self.communicator.size)
         self.recorder = Recorder(
             model, wants=self._wants, before=self._before_recording
         )
         optimizer.curvature.after_load = self.require_fitting_state
         state_tree.guard(self)
-        if model.built:
+        if self.is_built:
             self.register()
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the model is built, or all of its parts are."""
+        parts = self.model._flatten_layers(include_self=False)
+        return self.model.built or (
+            bool(self.model.trainable_variables)
+            and all(layer.built for layer in parts)
+        )
+
+    @property
+    def layers(self) -> AttachedLayers:
+        """The blocks, and what belongs to them; RuntimeError before."""
+        if self._layers is None:
+            raise RuntimeError(
+                f"{self.model.name!r} is not built: call it on a batch, or "
+                "model.build(input_shape), first."
+            )
+        return self._layers
+
+    def _wants(self, layer):
+        if self._layers is not None and self._layers.has_block(layer):
+            return registry.block_type(layer)
+        return None
 
     def _before_recording(self) -> bool:
         """Registers; returns whether a call is one of this optimizer's."""
@@ -70,99 +92,16 @@ class AttachedModel:
         other = loss_scale.unwrapped(getattr(self.model, "optimizer", None))
         if other not in (None, self.optimizer) and other.built:
             return False
-        self.register()
-        if not self._shared:
-            self._share_initial_state()
+        self.share_initial_state()
         return True
 
-    def _share_initial_state(self):
-        """Gives all ranks the state of rank 0, before the first step."""
-        optimizer, curvature = self.optimizer, self.optimizer.curvature
-        outer = getattr(self.model, "optimizer", None)
-        if loss_scale.unwrapped(outer) is not optimizer:
-            outer = optimizer
-        sync.broadcast(self.model, outer, self.communicator)
-        sync.broadcast_curvature(curvature, self.communicator)
-        self._forget_what_others_own()
-        self._agree_on_refresh()
-        self._shared = True
+    def share_initial_state(self) -> None:
+        """Registers, and gives all ranks the state of rank 0, once."""
+        layers = self.register()
+        if not self.shared.is_shared:
+            self.shared.begin(self.model, layers)
 
-    def _agree_on_refresh(self):
-        """Has all ranks invert all blocks if one has to."""
-        if self.communicator.size == 1:
-            return
-        needed = self.estimator.refresh_needed
-        with tf.init_scope():
-            found = self.communicator.gather_objects(bool(needed.numpy()))
-            needed.assign(any(found))
-
-    def _pool_curvature(self):
-        """Gives all ranks all curvature, for blocks to have other owners."""
-        if self.communicator.size == 1:
-            return
-        owned = self._owned_curvature()
-        for of_rank in self.communicator.gather_objects(owned):
-            self.optimizer.curvature.offer(of_rank)
-
-    def _forget_what_others_own(self):
-        if self.communicator.size > 1:
-            self.optimizer.curvature.forget_waiting()
-
-    def gather_curvature(self) -> None:
-        """Brings the curvature of all ranks to rank 0."""
-        if self.communicator.size == 1 or self.estimator is None:
-            return
-        state = self._owned_curvature()
-        if self.communicator.rank == 0:
-            state = self.optimizer.curvature.state()
-        gathered = {}
-        for of_rank in self.communicator.gather_objects(state):
-            gathered.update(of_rank)
-        if self.communicator.rank == 0:
-            self._gathered = int(self.optimizer.iterations), gathered
-
-    def _owned_curvature(self) -> dict:
-        """Returns the curvature of the blocks that this rank owns, by name."""
-        owns = self.estimator.distributor.owns
-        paths = [b.path + "/" for b in self.registration.blocks if owns(b)]
-        state = self.optimizer.curvature.state()
-        return {k: v for k, v in state.items() if k.startswith(tuple(paths))}
-
-    def _state_to_save(self):
-        if self._gathered is None or (
-            self._gathered[0] != int(self.optimizer.iterations)
-        ):
-            raise RuntimeError(
-                f"The curvature lies on {self.communicator.size} ranks: call "
-                "optimizer.gather_curvature() on every rank before rank 0 "
-                "saves, or use tfkfac.callbacks.ModelCheckpoint."
-            )
-        return self._gathered[1]
-
-    def _watch_compilation(self):
-        """Keeps XLA away from the collectives, which it cannot compile."""
-        model, original = self.model, self.model.make_train_function
-
-        def make_train_function(force=False):
-            if model.jit_compile:
-                if model.get_compile_config()["jit_compile"] is True:
-                    raise ValueError(
-                        f"{model.name!r} was compiled with jit_compile=True, "
-                        f"and this is one of {self.communicator.size} "
-                        "processes: XLA cannot compile Horovod's collectives. "
-                        "Compile it with jit_compile=False."
-                    )
-                model.jit_compile = False
-            return original(force)
-
-        model.__dict__["make_train_function"] = make_train_function
-
-    def _wants(self, layer):
-        if any(layer is x.layer for x in self.registration.blocks):
-            return registry.block_type(layer)
-        return None
-
-    def register(self) -> None:
+    def register(self) -> AttachedLayers:
         """Gives each trainable variable its block, if that has changed.
 
         Raises:
@@ -172,66 +111,26 @@ class AttachedModel:
         self._watch_loss_scale(getattr(self.model, "optimizer", None))
         unusable = self.recorder.unusable
         wanted = [id(v) for v in self.model.trainable_variables], len(unusable)
-        if wanted == self._registered_for:
-            return
-        optimizer = self.optimizer
+        if self._layers is not None and wanted == self._made_for:
+            return self._layers
         with tf.init_scope():
-            if self.estimator is not None:
-                self._pool_curvature()
-            self.registration = registry.register_model(
-                self.model, optimizer.skip, unusable, optimizer.block_options
+            if self._layers is not None:
+                self.shared.pool(self._layers)
+            self._layers = attached_layers.make(
+                self.optimizer,
+                self.model,
+                unusable,
+                self.communicator,
+                self._name,
             )
-            if optimizer.max_factor_size is not None:
-                for block in self.registration.blocks:
-                    block.limit_factors(optimizer.max_factor_size)
-            optimizer.curvature.locate(registry.places(self.model))
-            self.estimator = Estimator(
-                self.registration.blocks,
-                self._distributor(),
-                optimizer.inverter,
-                optimizer.curvature,
-                optimizer.factor_dtype,
-                accumulates=bool(optimizer.gradient_accumulation_steps),
-                keep_inverted=optimizer.refresh == "drift",
-            )
-            self.inverse_schedule = self._refresh()
-            self._forget_what_others_own()
-            if self._shared:
-                self._agree_on_refresh()
-        self._registered_for = wanted
-        report.log(self.model, self.registration, optimizer.curvature)
-        self.require_fitting_state()
-
-    def _refresh(self) -> InverseSchedule:
-        """Returns what decides which blocks are inverted."""
-        optimizer = self.optimizer
-        if optimizer.refresh == "staggered":
-            return StaggeredSchedule(self.estimator, optimizer.periods)
-        if optimizer.refresh == "drift":
-            return DriftSchedule(
-                self.estimator,
-                optimizer.periods,
-                optimizer.drift_tolerance,
-            )
-        return InverseSchedule(self.estimator, optimizer.periods)
-
-    def _distributor(self) -> Distributor:
-        """Returns who owns what."""
-        optimizer, size = self.optimizer, self.communicator.size
-        registration = self.registration
-        blocks, alone = registration.blocks, registration.fallback
-        groups = [b.variables for b in blocks] + [[v] for v in alone]
-        items = assignment.model_items(blocks, alone)
-        owners = assignment.assign(items, size)
-        return Distributor(
-            self.communicator,
-            optimizer.group_size(size),
-            blocks,
-            owners[: len(blocks)],
-            {id(v): o for vs, o in zip(groups, owners) for v in vs},
-            self._name,
-            half=optimizer.communication_dtype == "float16",
+            self.shared.forget_what_others_own()
+            self.shared.agree_on_refresh(self._layers)
+        self._made_for = wanted
+        report.log(
+            self.model, self._layers.registration, self.optimizer.curvature
         )
+        self.require_fitting_state()
+        return self._layers
 
     def _watch_loss_scale(self, outer) -> None:
         """Undoes the forward pass of a step that the loss scale skips."""
@@ -245,14 +144,19 @@ class AttachedModel:
             )
         self._watched.add(outer)
 
+    def gather_curvature(self) -> None:
+        """Brings the curvature of all ranks to rank 0."""
+        if self._layers is not None:
+            self.shared.gather(self._layers)
+
     def require_fitting_state(self) -> None:
         """Raises ValueError where loaded curvature is of another model."""
         curvature = self.optimizer.curvature
-        if self.estimator is None:
+        if self._layers is None:
             return
         # Layers may be frozen now: what is theirs may wait.
         left = curvature.of_no_layer()
-        self._forget_what_others_own()
+        self.shared.forget_what_others_own()
         if left:
             raise ValueError(
                 f"The saved optimizer has curvature for {left}, which "
@@ -260,13 +164,13 @@ class AttachedModel:
                 "it was saved with."
             )
         if curvature.fresh and self.communicator.size == 1:
-            self.estimator.refresh_needed.assign(True)
+            self._layers.estimator.refresh_needed.assign(True)
             curvature.fresh = False
 
     @property
     def has_whole_curvature(self) -> bool:
         """Whether the curvature is known, and lies on this process alone."""
-        return self.estimator is not None and self.communicator.size == 1
+        return self._layers is not None and self.communicator.size == 1
 
     def require_own(self, variables) -> None:
         """Raises ValueError where a variable is not one of the model's."""
@@ -297,15 +201,15 @@ class AttachedModel:
             if several:
                 loss_scale.require_agreement(outer)
             self._watch_loss_scale(outer)
-        self.register()
-        self.estimator.may_print = (
+        layers = self.register()
+        layers.estimator.may_print = (
             self.model.compiled and not self.model.jit_compile
         )
         scale = self.optimizer.loss_scale_factor or None
         step = Statistics(
             self.optimizer,
             self.recorder,
-            self.registration.blocks,
+            layers.registration.blocks,
             V,
             variables,
             scale if outer is None else outer.dynamic_scale.value,

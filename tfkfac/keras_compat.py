@@ -2,14 +2,16 @@
 
 import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import keras
 
 
-def callers(function: Callable) -> "list":
+def callers(function: Callable) -> list[Any]:
     """Returns the `self` of the calls of a method that this is within."""
     code, found = function.__code__, []
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is code:
             found.append(frame.f_locals.get("self"))
@@ -37,3 +39,26 @@ def loss_scaling_around(
         if getattr(outer, "inner_optimizer", None) is optimizer:
             return outer
     return None
+
+
+def keep_xla_away(model: keras.Model, ranks: int) -> None:
+    """Keeps XLA away from collectives, which it cannot compile.
+
+    Args:
+        model: The model; jit_compile="auto" is turned off when it is trained.
+        ranks: How many there are, for the message.
+    """
+    original = model.make_train_function
+
+    def make_train_function(force=False):
+        if model.jit_compile:
+            if model.get_compile_config()["jit_compile"] is True:
+                raise ValueError(
+                    f"{model.name!r} was compiled with jit_compile=True, and "
+                    f"this is one of {ranks} processes: XLA cannot compile "
+                    "Horovod's collectives. Compile it with jit_compile=False."
+                )
+            model.jit_compile = False
+        return original(force)
+
+    model.__dict__["make_train_function"] = make_train_function

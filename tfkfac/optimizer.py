@@ -1,26 +1,24 @@
 """The optimizer: K-FAC as a Keras `Optimizer`."""
 
-import contextlib
-import inspect
 from collections.abc import Callable, Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from tfkfac import inverters, report, settings
 from tfkfac.accumulation import MicroStep
+from tfkfac.assignable import Assignable
 from tfkfac.attached_model import AttachedModel
-from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.estimator import state_dtype
-from tfkfac.schedules import Period, is_number, positive_integer, serialize
+from tfkfac.optimizer_state import OptimizerState
+from tfkfac.schedules import Period, positive_integer
 from tfkfac.state import Curvature
 from tfkfac.step import Step
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
-class KFAC(keras.optimizers.Optimizer):
+class KFAC(OptimizerState, Assignable, keras.optimizers.Optimizer):
     """Kronecker-factored approximate curvature (Martens and Grosse 2015).
 
     With V the gradient of a layer, A and G the running averages of the second
@@ -200,65 +198,10 @@ class KFAC(keras.optimizers.Optimizer):
             shape=(), initializer="zeros", dtype="int64", name=name
         )
 
-    # Hyperparameters that can be assigned in training.
-
-    @property
-    def damping(self):
-        """lambda at the next update."""
-        return self.at_update("damping")
-
-    @damping.setter
-    def damping(self, value):
-        self.hyperparameters["damping"].assign(value)
-
-    @property
-    def momentum(self):
-        """mu at the next update."""
-        return self.at_update("momentum")
-
-    @momentum.setter
-    def momentum(self, value):
-        self.hyperparameters["momentum"].assign(value)
-
-    @property
-    def kl_clip(self):
-        """The KL clip at the next update; None if there is none."""
-        return (
-            self.at_update("kl_clip")
-            if "kl_clip" in self.hyperparameters
-            else None
-        )
-
-    @kl_clip.setter
-    def kl_clip(self, value):
-        if "kl_clip" not in self.hyperparameters:
-            raise TypeError(
-                "KFAC was made with kl_clip=None, so that kl_clip cannot be "
-                "assigned: give a number, float('inf') for no clip at first."
-            )
-        self.hyperparameters["kl_clip"].assign(value)
-
-    def at_update(self, name: str, dtype: tf.DType | None = None):
-        """Returns the value of a hyperparameter at the next update."""
-        dtype = dtype or tf.as_dtype(keras.backend.floatx())
-        return self.hyperparameters[name].at(self.updates, dtype)
-
-    @property
-    def updates(self) -> tf.Tensor:
-        """t, the number of weight updates made: an int64 scalar."""
-        calls = tf.cast(self._iterations.value, tf.int64)
-        made = calls // (self.gradient_accumulation_steps or 1)
-        return made - self.skip_counter.value
-
-    @property
-    def micro_step(self) -> tf.Tensor:
-        """The number of calls of `apply` towards the next update."""
-        return self._iterations.value % self.gradient_accumulation_steps
-
     @property
     def failed_inversions(self) -> dict[str, int]:
         """How many inversions failed, by the path of the block."""
-        blocks = self.require_attached().registration.blocks
+        blocks = self.require_attached().layers.registration.blocks
         return {
             b.path: int(b.failures[1])
             for b in blocks
@@ -269,17 +212,6 @@ class KFAC(keras.optimizers.Optimizer):
     def skipped_steps(self) -> tf.Tensor:
         """The number of updates skipped for gradients that were not finite."""
         return self.skip_counter.value
-
-    def _get_current_learning_rate(self):
-        rate = self._learning_rate
-        if isinstance(rate, keras.Variable):
-            return rate
-        schedule = keras.optimizers.schedules.LearningRateSchedule
-        by_update = isinstance(rate, schedule) or _takes_argument(rate)
-        value = rate(self.updates) if by_update else rate()
-        if is_number(value):
-            return tf.constant(value, keras.config.floatx())
-        return value
 
     # The model.
 
@@ -299,7 +231,7 @@ class KFAC(keras.optimizers.Optimizer):
             logging.warning("KFAC is attached to %r already.", model.name)
             return
         self._attached = AttachedModel(self, model)
-        if model.built and not self.built:
+        if self._attached.is_built and not self.built:
             # Variables made in the first step would have it traced twice.
             self.build(model.trainable_variables)
 
@@ -321,16 +253,10 @@ class KFAC(keras.optimizers.Optimizer):
     def summary(self, print_fn: Callable[[str], None] = print) -> None:
         """Prints which block each layer has, and what takes U = V."""
         attached = self.require_attached()
-        if attached.model.built:
+        if attached.is_built:
             attached.register()
-        if attached.registration is None:
-            raise RuntimeError(
-                f"{attached.model.name!r} is not built: call it on a batch, or "
-                "model.build(input_shape), first."
-            )
-        print_fn(
-            report.table(attached.model, attached.registration, self.curvature)
-        )
+        registration = attached.layers.registration
+        print_fn(report.table(attached.model, registration, self.curvature))
 
     # An update.
 
@@ -417,148 +343,3 @@ class KFAC(keras.optimizers.Optimizer):
     def _backend_apply_gradients(self, grads, trainable_variables):
         kind = MicroStep if self.gradient_accumulation_steps else Step
         kind(self, grads, trainable_variables).run()
-
-    # State.
-
-    def gather_curvature(self) -> None:
-        """Brings the curvature of all ranks to rank 0, which can then save it.
-
-        To be called on every rank after the last update before rank 0 saves.
-        The callbacks `tfkfac.callbacks.ModelCheckpoint` and `BackupAndRestore`
-        do; on one process it does nothing.
-        """
-        self.require_attached().gather_curvature()
-
-    def moments(self) -> dict[str, np.ndarray]:
-        """Returns M of each factor that this rank owns, by name, in float64.
-
-        The factor is M / c, with c the weight of its running average.
-        """
-        suffix = "/moment"
-        return {
-            name.removesuffix(suffix): value.astype("float64")
-            for name, value in self.curvature.state().items()
-            if name.endswith(suffix)
-        }
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """All variables; those of the curvature last, on one process.
-
-        They are there once the model is attached and built. On several ranks,
-        each of which has its own, they are not. Neither are they in a
-        `LossScaleOptimizer`, whose files take variables by number: there they
-        come with `model.get_state_tree()` alone.
-        """
-        found = super().variables
-        attached = self._attached
-        if attached is None or not attached.has_whole_curvature:
-            return found
-        lists = self._lists_curvature
-        if lists is None:
-            outer = getattr(attached.model, "optimizer", None)
-            lists = outer is self or unwrapped(outer) is not self
-        return found + self.curvature.variables if lists else found
-
-    @contextlib.contextmanager
-    def listing_curvature(self, lists: bool):
-        """Within it, `variables` are with or without those of the curvature."""
-        before, self._lists_curvature = self._lists_curvature, lists
-        try:
-            yield
-        finally:
-            self._lists_curvature = before
-
-    def save_own_variables(self, store):
-        """Stores the curvature by structure, the rest by number."""
-        with self.listing_curvature(False):
-            super().save_own_variables(store)
-        for key, value in self.curvature.to_file().items():
-            store["curvature:" + key.replace("/", "|")] = value
-
-    def load_own_variables(self, store):
-        """As `save_own_variables` stores them, now or before it was by names.
-
-        Raises:
-            ValueError: The curvature does not fit the attached model.
-        """
-        prefix = "curvature:"
-        keys = list(store.keys())
-        curvature = {
-            key[len(prefix) :].replace("|", "/"): store[key]
-            for key in keys
-            if key.startswith(prefix)
-        }
-        with self.listing_curvature(False):
-            super().load_own_variables(
-                {key: store[key] for key in keys if not key.startswith(prefix)}
-            )
-        self.curvature.load(curvature)
-
-    def get_config(self) -> dict:
-        if not isinstance(self._learning_rate, keras.Variable):
-            serialize("learning_rate", self._learning_rate)
-        config = super().get_config()
-        config.update(self._choices)
-        config["kl_clip"] = None  # If there is one, it follows.
-        config.update({k: p.config() for k, p in self.hyperparameters.items()})
-        config.update({k: p.config() for k, p in self.periods.items()})
-        config.update(
-            strategy=self.strategy,
-            inverter=serialize("inverter", self._inverter_argument),
-            likelihood=serialize("likelihood", self.likelihood),
-            drift_tolerance=self.drift_tolerance,
-            skip=list(self.skip),
-            max_factor_size=self.max_factor_size,
-            max_skipped_steps=self.max_skipped_steps,
-            seed=self.seed,
-        )
-        return config
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = {
-            key: keras.saving.deserialize_keras_object(
-                value, custom_objects=custom_objects
-            )
-            if isinstance(value, dict)
-            else value
-            for key, value in config.items()
-        }
-        return cls(**config)
-
-
-def _takes_argument(function: Callable) -> bool:
-    return any(
-        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY,
-                                            p.POSITIONAL_OR_KEYWORD)
-        for p in inspect.signature(function).parameters.values()
-    )  # fmt: skip
-
-
-def attach(model: keras.Model) -> None:
-    """Joins a compiled model and its `KFAC` optimizer.
-
-    What `KFAC(model=model)` does, for a model that came with its optimizer,
-    such as from `keras.models.load_model`. Saved curvature state goes to its
-    layers here.
-
-    Raises:
-        ValueError: The model is not compiled, the optimizer belongs to another
-            model, or the saved curvature does not fit.
-        TypeError: The optimizer is no `KFAC`.
-    """
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"attach: {model!r} is not a keras.Model.")
-    optimizer = unwrapped(getattr(model, "optimizer", None))
-    if optimizer is None:
-        raise ValueError(
-            f"{model.name!r} is not compiled: call model.compile(optimizer="
-            "tfkfac.KFAC(...), ...) before tfkfac.attach(model)."
-        )
-    if not isinstance(optimizer, KFAC):
-        raise TypeError(
-            f"The optimizer of {model.name!r} is {type(optimizer).__name__}, "
-            "not KFAC."
-        )
-    optimizer._attach(model)

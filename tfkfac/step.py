@@ -25,8 +25,9 @@ class Step:
         self.optimizer, self.variables = optimizer, variables
         self.attached = optimizer.require_attached()
         self.recorded = self.attached.take_step(grads, variables)
-        self.estimator = self.attached.estimator
-        self.distributor = self.estimator.distributor
+        self.layers = self.attached.layers
+        self.estimator = self.layers.estimator
+        self.distributor = self.layers.distributor
         self.grads = [
             tf.cast(tf.convert_to_tensor(g), state_dtype(v))
             for g, v in zip(grads, variables)
@@ -60,7 +61,7 @@ class Step:
         weights = WeightUpdate(self.optimizer, self.variables, self.t)
         V = weights.clip(V)
         self._update_factors_if_due(update_factors)
-        self.attached.inverse_schedule.run(self.t, self._dampings())
+        self.layers.inverse_schedule.run(self.t, self._dampings())
         U = self.estimator.precondition(V, self._dampings())
         shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
         U, sums = self.distributor.gather_updates(U, weights.sums(U, V), shapes)

@@ -36,9 +36,7 @@ class OfRun(keras.callbacks.Callback):
         optimizer = unwrapped(self.model.optimizer)
         if isinstance(optimizer, tfkfac.KFAC):
             # Before what is each rank's own, not within the first step.
-            attached = optimizer.require_attached()
-            if not attached._shared:
-                attached._share_initial_state()
+            optimizer.require_attached().share_initial_state()
         checkpoints.assign_own(self.model, self._own)
 
 

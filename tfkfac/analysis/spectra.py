@@ -136,13 +136,12 @@ def known_blocks(model) -> list[FactoredBlock]:
             f"The optimizer of {model.name!r} is "
             f"{type(optimizer).__name__}, not KFAC: it has no factors."
         )
-    attached = optimizer.require_attached()
-    attached.register()
+    layers = optimizer.require_attached().register()
     blocks = [
         block
-        for block in attached.registration.blocks
+        for block in layers.registration.blocks
         if isinstance(block, FactoredBlock)
-        and attached.estimator.distributor.owns(block)
+        and layers.distributor.owns(block)
         and all(factor.known() for factor in block.factors)
     ]
     if not blocks:

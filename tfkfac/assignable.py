@@ -1,0 +1,91 @@
+"""Numbers of `KFAC` that can be read, and assigned during training."""
+
+import inspect
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from tfkfac.schedules import Hyperparameter, is_number
+
+
+class Assignable:
+    """The part of `KFAC` that is its numbers, as functions of the update.
+
+    Attributes:
+        hyperparameters: Numbers and schedules by name.
+    """
+
+    hyperparameters: dict[str, Hyperparameter]
+
+    @property
+    def damping(self):
+        """lambda at the next update."""
+        return self.at_update("damping")
+
+    @damping.setter
+    def damping(self, value):
+        self.hyperparameters["damping"].assign(value)
+
+    @property
+    def momentum(self):
+        """mu at the next update."""
+        return self.at_update("momentum")
+
+    @momentum.setter
+    def momentum(self, value):
+        self.hyperparameters["momentum"].assign(value)
+
+    @property
+    def kl_clip(self):
+        """The KL clip at the next update; None if there is none."""
+        return (
+            self.at_update("kl_clip")
+            if "kl_clip" in self.hyperparameters
+            else None
+        )
+
+    @kl_clip.setter
+    def kl_clip(self, value):
+        if "kl_clip" not in self.hyperparameters:
+            raise TypeError(
+                "KFAC was made with kl_clip=None, so that kl_clip cannot be "
+                "assigned: give a number, float('inf') for no clip at first."
+            )
+        self.hyperparameters["kl_clip"].assign(value)
+
+    def at_update(self, name: str, dtype: tf.DType | None = None):
+        """Returns the value of a hyperparameter at the next update."""
+        dtype = dtype or tf.as_dtype(keras.backend.floatx())
+        return self.hyperparameters[name].at(self.updates, dtype)
+
+    @property
+    def updates(self) -> tf.Tensor:
+        """t, the number of weight updates made: an int64 scalar."""
+        calls = tf.cast(self._iterations.value, tf.int64)
+        made = calls // (self.gradient_accumulation_steps or 1)
+        return made - self.skip_counter.value
+
+    @property
+    def micro_step(self) -> tf.Tensor:
+        """The number of calls of `apply` towards the next update."""
+        return self._iterations.value % self.gradient_accumulation_steps
+
+    def _get_current_learning_rate(self):
+        rate = self._learning_rate
+        if isinstance(rate, keras.Variable):
+            return rate
+        schedule = keras.optimizers.schedules.LearningRateSchedule
+        by_update = isinstance(rate, schedule) or _takes_argument(rate)
+        value = rate(self.updates) if by_update else rate()
+        if is_number(value):
+            return tf.constant(value, keras.config.floatx())
+        return value
+
+
+def _takes_argument(function: Callable) -> bool:
+    return any(
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY,
+                                            p.POSITIONAL_OR_KEYWORD)
+        for p in inspect.signature(function).parameters.values()
+    )  # fmt: skip
