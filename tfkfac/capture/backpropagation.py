@@ -9,7 +9,7 @@ from tfkfac.blocks import CurvatureBlock, LayerCall, Moment
 from tfkfac.capture import likelihoods, loss_terms
 from tfkfac.capture.fisher import Fisher
 from tfkfac.capture.marker import OwnTape
-from tfkfac.capture.recorder import Recorded
+from tfkfac.capture.records import Recorded
 
 Compute = Callable[[CurvatureBlock, Sequence[LayerCall]], list[Moment]]
 Calls = Mapping[CurvatureBlock, Sequence[tuple[Recorded, tf.Tensor]]]

@@ -10,7 +10,7 @@ from absl import logging
 from tfkfac.capture import likelihoods
 from tfkfac.capture.loss_terms import OutputTerms
 from tfkfac.capture.losses import LossCall
-from tfkfac.capture.recorder import OuterCall
+from tfkfac.capture.records import OuterCall
 
 
 @dataclasses.dataclass(frozen=True)

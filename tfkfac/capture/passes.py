@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfkfac.capture.recorder import (
+from tfkfac.capture.records import (
     Arrival,
     Recorded,
     current_graph,

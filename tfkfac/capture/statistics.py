@@ -11,7 +11,8 @@ from tfkfac.blocks.base import keras_mask
 from tfkfac.capture import backpropagation, fisher, loss_terms
 from tfkfac.capture.backpropagation import Compute
 from tfkfac.capture.passes import Passes
-from tfkfac.capture.recorder import Recorded, Recorder
+from tfkfac.capture.recorder import Recorder
+from tfkfac.capture.records import Recorded
 
 
 class Statistics:
