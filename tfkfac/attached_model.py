@@ -216,12 +216,9 @@ class AttachedModel:
         )
         self.register()  # Without what turned out to be out of reach.
         if several and step.has_unequal_shares():
-            logging.log_first_n(
-                logging.WARNING,
-                "%r has several outputs with masks: where a rank has another "
+            self.recorder.warn_once(
+                "it has several outputs with masks: where a rank has another "
                 "share of their terms than the others, its gradient is "
-                "weighted by the output with the most terms.",
-                1,
-                self.model.name,
+                "weighted by the output with the most terms."
             )
         return step

@@ -166,14 +166,16 @@ def _by_example(x: tf.Tensor) -> tf.Tensor:
 def _loss_terms(model, x, y, y_pred, sample_weight):
     """Returns the `loss_terms.OutputTerms` of a call of the model."""
     optimizer = unwrapped(model.optimizer)
-    notes = optimizer.require_attached().recorder.losses
-    calls = notes.of(lambda: model.compute_loss(x, y, y_pred, sample_weight))
+    recorder = optimizer.require_attached().recorder
+    calls = recorder.losses.of(
+        lambda: model.compute_loss(x, y, y_pred, sample_weight)
+    )
     if not calls:
         raise ValueError(
             f"measure: {model.name!r} has no compiled loss, or its "
             "`compute_loss` does not call it."
         )
     found = fisher.choose(
-        model, [calls], [], fisher="sampled", likelihood=optimizer.likelihood
+        recorder, [calls], [], fisher="sampled", likelihood=optimizer.likelihood
     )
     return found.terms[0]

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
-from absl import logging
 
 from tfkfac.capture import likelihoods
 from tfkfac.capture.loss_terms import OutputTerms
 from tfkfac.capture.losses import LossCall
+from tfkfac.capture.recorder import Recorder
 from tfkfac.capture.records import OuterCall
 
 
@@ -35,7 +35,7 @@ class Fisher:
 
 
 def choose(
-    model: keras.Model,
+    recorder: Recorder,
     groups: Sequence[Sequence[LossCall]],
     outers: Sequence[OuterCall],
     *,
@@ -46,7 +46,7 @@ def choose(
     """Returns the Fisher of a step.
 
     Args:
-        model: The model.
+        recorder: That of the model.
         groups: The calls of its compiled losses.
         outers: The calls of the model or of its parts that V went through.
         fisher: "sampled", "empirical" or "auto".
@@ -56,19 +56,20 @@ def choose(
     Raises:
         ValueError: Targets are to be sampled, and a likelihood is not known.
     """
+    model = recorder.model
     calls = [c for c in outers if c.layer is model]
     if groups:
         terms = [_compiled_terms(g, likelihood, unit) for g in groups]
         reason = _reason_against(terms)
         if reason is None and fisher == "auto":
             reason = _mixture(groups, calls)
-        return Fisher(terms, _is_sampled(model, fisher, reason, False), True)
+        return Fisher(terms, _is_sampled(recorder, fisher, reason, False), True)
     if not calls:
         terms = [[_unknown_terms(_most_examples(outers), unit)]]
     else:
         terms = [_own_terms(model, c, likelihood, unit, fisher) for c in calls]
     added = any(layer._losses for layer in model._flatten_layers())
-    sampled = _is_sampled(model, fisher, _reason_against(terms), added)
+    sampled = _is_sampled(recorder, fisher, _reason_against(terms), added)
     return Fisher(terms, sampled, False)
 
 
@@ -163,11 +164,11 @@ def _compiled_loss(model: keras.Model) -> keras.losses.Loss | None:
     return keras.src.losses.losses.LossFunctionWrapper(loss)
 
 
-def _is_sampled(model, fisher, reason, may_do_without) -> bool:
+def _is_sampled(recorder, fisher, reason, may_do_without) -> bool:
     """Whether targets are sampled; says once why "auto" does not.
 
     Args:
-        model: The model.
+        recorder: That of the model.
         fisher: "sampled", "empirical" or "auto".
         reason: Why they cannot be, or None.
         may_do_without: Whether "sampled", too, may do without.
@@ -178,18 +179,14 @@ def _is_sampled(model, fisher, reason, may_do_without) -> bool:
         return True
     if fisher == "sampled" and not may_do_without:
         raise ValueError(
-            f"{model.name!r}: fisher='sampled', and {reason}: pass KFAC("
+            f"{recorder.model.name!r}: fisher='sampled', and {reason}: pass KFAC("
             "likelihood=tfkfac.Categorical(), ...) or another "
             "tfkfac.Likelihood, one for each output, compute the loss with "
             "`model.compute_loss(x, y, y_pred)`, or use fisher='auto'."
         )
-    logging.log_first_n(
-        logging.WARNING,
-        "%r: the curvature is that of the training loss (empirical Fisher), "
-        "for %s; KFAC(likelihood=...) names one.",
-        1,
-        model.name,
-        reason,
+    recorder.warn_once(
+        "the curvature is that of the training loss (empirical Fisher), for "
+        f"{reason}; KFAC(likelihood=...) names one."
     )
     return False
 

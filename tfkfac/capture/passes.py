@@ -8,11 +8,10 @@ penalty, and do not count where there is another.
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from tfkfac.capture.records import (
     Arrival,
@@ -26,10 +25,15 @@ class Passes(abc.ABC):
     """The backward passes of a step, in a graph or in eager mode."""
 
     @staticmethod
-    def of(calls: Sequence[Recorded]) -> "Passes":
-        """Returns those that came through the recorded calls of a step."""
+    def of(calls: Sequence[Recorded], warn: Callable[[str], None]) -> "Passes":
+        """Returns those that came through the recorded calls of a step.
+
+        Args:
+            calls: The calls.
+            warn: Called with what cannot be told.
+        """
         if current_graph() is None:
-            return _EagerPasses()
+            return _EagerPasses(warn)
         return _GraphPasses(calls)
 
     def through(
@@ -122,6 +126,9 @@ def _place(tensor):
 class _EagerPasses(Passes):
     """V is compared with what the calls of `GradientTape.gradient` returned."""
 
+    def __init__(self, warn: Callable[[str], None]):
+        self._warn = warn
+
     def _arrivals(self, V, variables, arrivals):
         inner = all(a.inner for a in arrivals)
         frames = {
@@ -134,12 +141,32 @@ class _EagerPasses(Passes):
                 for key, frame in frames.items()
                 if (g := _returned(frame, variable)) is not None
             }
-            wanted |= _that_gave(v, returned, variable)
+            wanted |= self._that_gave(v, returned, variable)
         # All inner passes are taken to be in the loss: it cannot be told.
         others = wanted and not inner
         return [
             a for a in arrivals if id(a.frame) in wanted or (a.inner and others)
         ]
+
+    def _that_gave(self, v, returned: dict, variable) -> set:
+        """Returns the keys of the passes whose gradients v is, or is a sum of."""
+        same = {key for key, g in returned.items() if g is v}
+        if same or len(returned) < 2:
+            return same or set(returned)
+        columns = [_flat(g) for g in returned.values()]
+        parts, *_ = np.linalg.lstsq(np.stack(columns, 1), _flat(v), rcond=None)
+        rest = np.stack(columns, 1) @ parts - _flat(v)
+        if np.linalg.norm(rest) > 1e-3 * np.linalg.norm(_flat(v)):
+            self._warn(
+                "it cannot be told which of several backward passes gave the "
+                f"gradient of {variable.path}, for it was changed after them: the "
+                "statistics are those of all. Apply gradients as "
+                "GradientTape.gradient returns them, or make the step a "
+                "tf.function."
+            )
+            return set(returned)
+        least = 1e-3 * np.abs(parts).max()
+        return {key for key, part in zip(returned, parts) if abs(part) > least}
 
 
 def _returned(frame, variable):
@@ -153,30 +180,6 @@ def _returned(frame, variable):
         if id(source) in own:
             return gradient
     return None
-
-
-def _that_gave(v, returned: dict, variable) -> set:
-    """Returns the keys of the passes whose gradients v is, or is a sum of."""
-    same = {key for key, g in returned.items() if g is v}
-    if same or len(returned) < 2:
-        return same or set(returned)
-    columns = [_flat(g) for g in returned.values()]
-    parts, *_ = np.linalg.lstsq(np.stack(columns, 1), _flat(v), rcond=None)
-    rest = np.stack(columns, 1) @ parts - _flat(v)
-    if np.linalg.norm(rest) > 1e-3 * np.linalg.norm(_flat(v)):
-        logging.log_first_n(
-            logging.WARNING,
-            "KFAC cannot tell which of %d backward passes gave the gradient of "
-            "%r, for it was changed after them: the statistics are those of "
-            "all. Apply gradients as GradientTape.gradient returns them, or "
-            "make the step a tf.function.",
-            1,
-            len(returned),
-            variable.path,
-        )
-        return set(returned)
-    least = 1e-3 * np.abs(parts).max()
-    return {key for key, part in zip(returned, parts) if abs(part) > least}
 
 
 def _flat(gradient) -> np.ndarray:

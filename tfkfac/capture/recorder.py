@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
+from absl import logging
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
 
@@ -53,6 +54,7 @@ class Recorder:
         self._outer: OuterCall | None = None
         self._restorable: list = []
         self._watched: weakref.WeakSet = weakref.WeakSet()
+        self._said: set[str] = set()
         self.watch()
 
     def watch(self) -> None:
@@ -62,6 +64,12 @@ class Recorder:
                 _recorders_of(layer).add(self)
                 self._watched.add(layer)
         self.losses.watch()
+
+    def warn_once(self, message: str) -> None:
+        """Says what a user should know of the model, once."""
+        if message not in self._said:
+            self._said.add(message)
+            logging.warning("%r: %s", self.model.name, message)
 
     # While the model runs.
 

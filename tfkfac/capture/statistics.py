@@ -49,15 +49,13 @@ class Statistics:
                 "update: call the model, or its layers, under the gradient "
                 "tape, in the same tf.function as the update."
             )
-        self._calls = _calls_of_blocks(
-            blocks, recorded, V, variables, recorder.unusable
-        )
+        self._calls = _calls_of_blocks(blocks, recorded, V, variables, recorder)
         counted = [r for pairs in self._calls.values() for r, _ in pairs]
         counted = sorted(counted or recorded, key=recorded.index)
         outers = list({id(r.outer): r.outer for r in counted}.values())
         recorder.will_restore(counted)
         self._fisher = fisher.choose(
-            self._model,
+            recorder,
             _groups_of(groups, outers, recorded),
             outers,
             fisher=optimizer.fisher,
@@ -136,13 +134,10 @@ class Statistics:
         )
 
     def _warn_of_unreached(self, calls) -> None:
-        logging.log_first_n(
-            logging.WARNING,
-            "%r: the compiled loss does not depend on %s, whose statistics are "
-            "those of the gradients that are applied.",
-            1,
-            self._model.name,
-            ", ".join(block.path for block in calls),
+        paths = ", ".join(block.path for block in calls)
+        self._recorder.warn_once(
+            f"the compiled loss does not depend on {paths}, whose statistics "
+            "are those of the gradients that are applied."
         )
 
     def _is_training_step_reusable(self) -> bool:
@@ -158,13 +153,10 @@ class Statistics:
             stock = keras_compat.is_in_stock_train_step(self._model)
             return alone and stock and not extra
         if extra:
-            logging.log_first_n(
-                logging.WARNING,
-                "%r: added losses and activity regularizers count in its "
+            self._recorder.warn_once(
+                "added losses and activity regularizers count in its "
                 "curvature, for they cannot be told from the loss of its "
-                "training step: compute that with `model.compute_loss`.",
-                1,
-                self._model.name,
+                "training step: compute that with `model.compute_loss`."
             )
         return True
 
@@ -193,9 +185,9 @@ def _groups_of(groups, outers, recorded):
     ]
 
 
-def _calls_of_blocks(blocks, recorded, V, variables, unusable):
+def _calls_of_blocks(blocks, recorded, V, variables, recorder):
     """Returns, for each block that V is of, its calls that V went through."""
-    passes = Passes.of(recorded)
+    passes = Passes.of(recorded, recorder.warn_once)
     by_variable = {id(v): g for v, g in zip(variables, V)}
     of_layer: dict[int, list[Recorded]] = {}
     for r in recorded:
@@ -209,25 +201,19 @@ def _calls_of_blocks(blocks, recorded, V, variables, unusable):
         if not own:
             continue
         if not calls:
-            _warn_of_unseen(block)
+            recorder.warn_once(
+                f"{block.path} has a gradient, and no call of it was seen in "
+                "a step, so that its factors stay as they were: call the layer "
+                "under the gradient tape, in the same tf.function as the "
+                "update."
+            )
             continue
         pairs = passes.through([by_variable[id(v)] for v in own], own, calls)
         if pairs:
             found[block] = pairs
         elif not any(r.arrivals for r in calls):
-            _give_up(block, unusable)
+            _give_up(block, recorder.unusable)
     return found
-
-
-def _warn_of_unseen(block) -> None:
-    logging.log_every_n_seconds(
-        logging.WARNING,
-        "%s: it has a gradient, and no call of it was seen in this step, so "
-        "that its factors stay as they are: call the layer under the gradient "
-        "tape, in the same tf.function as the update.",
-        60,
-        block.path,
-    )
 
 
 def _give_up(block, unusable) -> None:
