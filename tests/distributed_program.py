@@ -133,7 +133,7 @@ for _strategy in ("owner", "replicated", 2):
 def compiled(build, options, compile_options, micro_steps):
     keras.utils.clear_session(free_memory=False)
     model = build()
-    rank = tfkfac.communicator.current().rank
+    rank = tfkfac.distributed.communicator.current().rank
     for i, v in enumerate(model.trainable_variables):
         rng = np.random.default_rng(100 * rank + i)  # Rank 0's will count.
         v.assign(rng.normal(size=v.shape) / 3)
