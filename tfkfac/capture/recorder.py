@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
@@ -388,6 +389,8 @@ def _first_known(*values):
 
 def _first_tensor(arguments) -> tf.Tensor | None:
     for value in keras.tree.flatten(arguments):
+        if isinstance(value, np.ndarray | keras.Variable):
+            value = tf.convert_to_tensor(value)  # Functional models take them.
         if tf.is_tensor(value) and value.shape.rank != 0:
             return value
     return None
