@@ -239,7 +239,8 @@ class Recorder:
             self._tape_is_stale = True
             return
         self.calls = [c for c in self.calls if c is not recorded]
-        self.tape = None
+        if not self.calls:  # Else it is of a step that goes on.
+            self.tape = None
 
     def _is_own(self, recorded):
         return any(
