@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -74,7 +74,8 @@ class Recorded:
 
     Attributes:
         call: What the layer saw.
-        outer: The call of the model or part that it belongs to.
+        outers: For each recorder, by its id, the call of its model or of a
+            part of it that this one belongs to.
         source: The pre-activation before the mark.
         recorders: Those that heard it.
         arrivals: One for each backward pass.
@@ -83,7 +84,7 @@ class Recorded:
     """
 
     call: LayerCall
-    outer: OuterCall
+    outers: dict[int, OuterCall]
     source: tf.Tensor
     recorders: "list[weakref.ref[Recorder]]"
     arrivals: list[Arrival] = dataclasses.field(default_factory=list)
@@ -196,7 +197,12 @@ class Recorder:
             self._outer = None
 
     def _forget_other_graphs(self, graph):
-        self.calls = [c for c in self.calls if is_within(graph, c.outer.graph)]
+        self.calls = self._within(graph)
+
+    def _within(self, graph) -> list[Recorded]:
+        return [
+            c for c in self.calls if is_within(graph, self.outer_of(c).graph)
+        ]
 
     def _record_outputs(self):
         if self.tape is None or self._tape_is_stale:
@@ -218,14 +224,19 @@ class Recorder:
 
     def add(self, recorded: Recorded) -> None:
         """Adds a call of a layer."""
+        recorded.outers[id(self)] = self._outer
         self.calls.append(recorded)
         if self.tape is not None and self._outer.graph is None:
             self.tape.watch(recorded.source)
 
-    @property
-    def outer(self) -> OuterCall:
-        """The call that the layers called now belong to."""
-        return self._outer
+    def outer_of(self, recorded: Recorded) -> OuterCall:
+        """Returns the call of the model or part that a call belongs to."""
+        return recorded.outers[id(self)]
+
+    def outers_of(self, calls: Iterable[Recorded]) -> list[OuterCall]:
+        """Returns those that these calls belong to, each once."""
+        outers = map(self.outer_of, calls)
+        return list({id(outer): outer for outer in outers}.values())
 
     # While a backward pass runs, in eager mode.
 
@@ -264,7 +275,7 @@ class Recorder:
             that leads from the outputs to them in eager mode).
         """
         graph = current_graph()
-        calls = [c for c in self.calls if is_within(graph, c.outer.graph)]
+        calls = self._within(graph)
         groups = self.losses.pop(lambda g: is_within(graph, g))
         tape, self.tape = self.tape, None
         if tape is not None:
@@ -275,9 +286,8 @@ class Recorder:
 
     def will_restore(self, calls: list[Recorded]) -> None:
         """Takes the state before these calls for that to go back to."""
-        outers = {id(c.outer): c.outer for c in calls}
         state = {}
-        for outer in outers.values():
+        for outer in self.outers_of(calls):
             for variable, value in outer.state:
                 state.setdefault(id(variable), (variable, value))
         self._restorable = list(state.values())
@@ -372,7 +382,7 @@ def _run(layer, original, hearing, *args, **options):
         )
         references = [weakref.ref(r) for r in wanting]
         source = call.pre_activation
-        recorded = Recorded(call, wanting[0].outer, source, references)
+        recorded = Recorded(call, {}, source, references)
         for recorder in wanting:
             recorder.add(recorded)
         through = [] if call.shortcut is None else [call.inputs]
