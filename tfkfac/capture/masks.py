@@ -13,6 +13,7 @@ import contextvars
 import functools
 import inspect
 import itertools
+import types
 from collections.abc import Callable, Iterator, Mapping
 
 import keras
@@ -22,7 +23,7 @@ from tfkfac.blocks.base import keras_mask
 
 # By the id of a layer its mask; under None that of whole examples.
 _GIVEN: contextvars.ContextVar[Mapping] = contextvars.ContextVar(
-    "tfkfac_masks", default={}
+    "tfkfac_masks", default=types.MappingProxyType({})
 )
 
 
