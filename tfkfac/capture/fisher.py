@@ -179,8 +179,8 @@ def _is_sampled(recorder, fisher, reason, may_do_without) -> bool:
         return True
     if fisher == "sampled" and not may_do_without:
         raise ValueError(
-            f"{recorder.model.name!r}: fisher='sampled', and {reason}: pass KFAC("
-            "likelihood=tfkfac.Categorical(), ...) or another "
+            f"{recorder.model.name!r}: fisher='sampled', and {reason}: pass "
+            "KFAC(likelihood=tfkfac.Categorical(), ...) or another "
             "tfkfac.Likelihood, one for each output, compute the loss with "
             "`model.compute_loss(x, y, y_pred)`, or use fisher='auto'."
         )

@@ -92,7 +92,12 @@ class OwnTape:
         self.tape = tf.GradientTape(
             persistent=True, watch_accessed_variables=False
         )
+        self._is_open = False
         self.resume()
+
+    def __del__(self):
+        # TensorFlow holds a tape that records: it would for good.
+        self.pause()
 
     def watch(self, tensor: tf.Tensor) -> None:
         """Begins with a tensor."""
@@ -100,12 +105,14 @@ class OwnTape:
 
     def pause(self) -> None:
         """Records nothing until `resume`."""
-        if self in _open:
+        if self._is_open:
             self.tape.__exit__(None, None, None)
+            self._is_open = False
             _open.discard(self)
 
     def resume(self) -> None:
         """Goes on."""
-        if self not in _open:
+        if not self._is_open:
             self.tape.__enter__()
+            self._is_open = True
             _open.add(self)

@@ -149,7 +149,7 @@ class _EagerPasses(Passes):
         ]
 
     def _that_gave(self, v, returned: dict, variable) -> set:
-        """Returns the keys of the passes whose gradients v is, or is a sum of."""
+        """Returns the keys of the passes that v is of, or a sum of."""
         same = {key for key, g in returned.items() if g is v}
         if same or len(returned) < 2:
             return same or set(returned)
@@ -159,8 +159,8 @@ class _EagerPasses(Passes):
         if np.linalg.norm(rest) > 1e-3 * np.linalg.norm(_flat(v)):
             self._warn(
                 "it cannot be told which of several backward passes gave the "
-                f"gradient of {variable.path}, for it was changed after them: the "
-                "statistics are those of all. Apply gradients as "
+                f"gradient of {variable.path}, for it was changed after them: "
+                "the statistics are those of all. Apply gradients as "
                 "GradientTape.gradient returns them, or make the step a "
                 "tf.function."
             )

@@ -3,9 +3,10 @@
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -112,7 +113,12 @@ class Recorder:
             self._outer = None
 
     def _forget_other_graphs(self, graph):
-        self.calls = [c for c in self.calls if is_within(graph, c.outer.graph)]
+        self.calls = self._within(graph)
+
+    def _within(self, graph) -> list[Recorded]:
+        return [
+            c for c in self.calls if is_within(graph, self.outer_of(c).graph)
+        ]
 
     def _record_outputs(self):
         if self.tape is None or self._tape_is_stale:
@@ -134,14 +140,19 @@ class Recorder:
 
     def add(self, recorded: Recorded) -> None:
         """Adds a call of a layer."""
+        recorded.outers[id(self)] = self._outer
         self.calls.append(recorded)
         if self.tape is not None and self._outer.graph is None:
             self.tape.watch(recorded.source)
 
-    @property
-    def outer(self) -> OuterCall:
-        """The call that the layers called now belong to."""
-        return self._outer
+    def outer_of(self, recorded: Recorded) -> OuterCall:
+        """Returns the call of the model or part that a call belongs to."""
+        return recorded.outers[id(self)]
+
+    def outers_of(self, calls: Iterable[Recorded]) -> list[OuterCall]:
+        """Returns those that these calls belong to, each once."""
+        outers = map(self.outer_of, calls)
+        return list({id(outer): outer for outer in outers}.values())
 
     # While a backward pass runs, in eager mode.
 
@@ -155,7 +166,8 @@ class Recorder:
             self._tape_is_stale = True
             return
         self.calls = [c for c in self.calls if c is not recorded]
-        self.tape = None
+        if not self.calls:  # Else it is of a step that goes on.
+            self.tape = None
 
     def _is_own(self, recorded):
         return any(
@@ -179,7 +191,7 @@ class Recorder:
             that leads from the outputs to them in eager mode).
         """
         graph = current_graph()
-        calls = [c for c in self.calls if is_within(graph, c.outer.graph)]
+        calls = self._within(graph)
         groups = self.losses.pop(lambda g: is_within(graph, g))
         tape, self.tape = self.tape, None
         if tape is not None:
@@ -190,9 +202,8 @@ class Recorder:
 
     def will_restore(self, calls: list[Recorded]) -> None:
         """Takes the state before these calls for that to go back to."""
-        outers = {id(c.outer): c.outer for c in calls}
         state = {}
-        for outer in outers.values():
+        for outer in self.outers_of(calls):
             for variable, value in outer.state:
                 state.setdefault(id(variable), (variable, value))
         self._restorable = list(state.values())
@@ -277,7 +288,7 @@ def _run(layer, original, hearing, *args, **options):
         )
         references = [weakref.ref(r) for r in wanting]
         source = call.pre_activation
-        recorded = Recorded(call, wanting[0].outer, source, references)
+        recorded = Recorded(call, {}, source, references)
         for recorder in wanting:
             recorder.add(recorded)
         through = [] if call.shortcut is None else [call.inputs]
@@ -295,6 +306,8 @@ def _first_known(*values):
 
 def _first_tensor(arguments) -> tf.Tensor | None:
     for value in keras.tree.flatten(arguments):
+        if isinstance(value, np.ndarray | keras.Variable):
+            value = tf.convert_to_tensor(value)  # Functional models take them.
         if tf.is_tensor(value) and value.shape.rank != 0:
             return value
     return None

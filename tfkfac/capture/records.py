@@ -76,7 +76,8 @@ class Recorded:
 
     Attributes:
         call: What the layer saw.
-        outer: The call of the model or part that it belongs to.
+        outers: For each recorder, by its id, the call of its model or of a
+            part of it that this one belongs to.
         source: The pre-activation before the mark.
         recorders: Those that heard it.
         arrivals: One for each backward pass.
@@ -85,7 +86,7 @@ class Recorded:
     """
 
     call: LayerCall
-    outer: OuterCall
+    outers: dict[int, OuterCall]
     source: tf.Tensor
     recorders: "list[weakref.ref[Listener]]"
     arrivals: list[Arrival] = dataclasses.field(default_factory=list)

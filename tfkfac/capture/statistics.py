@@ -52,11 +52,11 @@ class Statistics:
         self._calls = _calls_of_blocks(blocks, recorded, V, variables, recorder)
         counted = [r for pairs in self._calls.values() for r, _ in pairs]
         counted = sorted(counted or recorded, key=recorded.index)
-        outers = list({id(r.outer): r.outer for r in counted}.values())
+        outers = recorder.outers_of(counted)
         recorder.will_restore(counted)
         self._fisher = fisher.choose(
             recorder,
-            _groups_of(groups, outers, recorded),
+            _groups_of(groups, outers, recorder.outers_of(recorded)),
             outers,
             fisher=optimizer.fisher,
             likelihood=optimizer.likelihood,
@@ -161,13 +161,12 @@ class Statistics:
         return True
 
 
-def _groups_of(groups, outers, recorded):
+def _groups_of(groups, outers, every):
     """Returns the groups of losses that are of counted calls.
 
     A group is of the call of the model that returned what it was called with,
     or else of all calls.
     """
-    every = list({id(r.outer): r.outer for r in recorded}.values())
 
     def calls_of(group):
         of_group = [
