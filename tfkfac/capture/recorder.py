@@ -66,6 +66,19 @@ class Recorder:
                 self._watched.add(layer)
         self.losses.watch()
 
+    def release(self) -> None:
+        """Hears nothing any more; layers that none hears are as they were."""
+        self.retired = True
+        for layer in self._watched:
+            call = layer.__dict__.get("call")
+            recorders = getattr(call, "recorders", None)
+            if recorders is None:
+                continue
+            recorders.discard(self)
+            if not recorders:
+                layer.__dict__.pop("call")
+                layer.__dict__.update(call.before)
+
     def warn_once(self, message: str) -> None:
         """Says what a user should know of the model, once."""
         if message not in self._said:
@@ -131,7 +144,8 @@ class Recorder:
         """Returns why a call of a layer cannot be recorded."""
         if isinstance(inputs, tf.SparseTensor):
             return "its inputs are sparse"
-        if current_graph() is not self._outer.graph:
+        again = marker.gradient_frame() is not None  # By a backward pass.
+        if again or current_graph() is not self._outer.graph:
             return (
                 "called inside a while loop, a tf.function of its own or a "
                 "rematerialized scope"
@@ -238,7 +252,9 @@ def unheard(model: keras.Model) -> Iterator[None]:
 def _recorders_of(layer) -> "weakref.WeakSet[Recorder]":
     call = layer.__dict__.get("call")
     if not hasattr(call, "recorders"):
+        before = {} if call is None else {"call": call}
         call = _heard(layer, layer.call)
+        call.before = before
         layer.__dict__["call"] = call
     return call.recorders
 

@@ -1,8 +1,6 @@
 """A training step as a graph that is never run: who sees what, and FLOPs."""
 
-import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,7 +9,7 @@ import tensorflow as tf
 
 from tfkfac import registry
 from tfkfac.blocks import CurvatureBlock, LayerCall
-from tfkfac.capture.recorder import unheard
+from tfkfac.capture.recorder import Recorder, unheard
 from tfkfac.estimator import state_dtype
 from tfkfac.inverters import Inverter
 from tfkfac.planning import flops
@@ -86,13 +84,12 @@ class _Trace:
     """What the graph of a step tells, while it is being built."""
 
     def __init__(self, model: keras.Model, register: Callable):
-        self._model = model
+        self._model, self._register = model, register
         self._graph = tf.compat.v1.get_default_graph()
-        self._register = register
+        self._layers = {b.layer for b in register({}).blocks}
         self._unusable: dict[int, str] = {}
-        self._uses: list[LayerCall] = []
-        self._forward: list[int] = []  # FLOPs of each use.
-        self._seen = 0  # How many operations of the graph are not new.
+        self._calls: list[LayerCall] = []
+        self._forward: list[int] = []  # FLOPs of each call.
 
     def costs(self, inputs, inverter) -> StepCosts:
         """Builds the graph."""
@@ -101,9 +98,11 @@ class _Trace:
         forward = set(self._graph.get_operations())
         variables = [v.value for v in self._model.trainable_variables]
         gradients = tape.gradient(outputs, variables)
-        signals = tape.gradient(outputs, [u.pre_activation for u in self._uses])
-        for use, signal in zip(self._uses, signals):
-            use.gradient = signal
+        signals = tape.gradient(
+            outputs, [call.pre_activation for call in self._calls]
+        )
+        for call, signal in zip(self._calls, signals):
+            call.gradient = signal
         self._note_unreached(gradients)
         found = StepCosts(self._register(self._unusable))
         ahead = _ancestors(outputs, set())
@@ -112,73 +111,49 @@ class _Trace:
         found.sampled = self._count(_ancestors(signals, forward), found)
         passes = self._backward_products(tape, outputs)
         for block in found.registration.blocks:
-            own = [i for i, u in enumerate(self._uses) if block.is_of(u)]
+            own = [i for i, c in enumerate(self._calls) if block.is_of(c)]
             costs = found.layers[block] = self._state(block, inverter)
             costs.gradient = sum(
                 self._forward[i] * (1 + passes[i]) for i in own
             )
-            uses = [self._uses[i] for i in own]
-            costs.factors = self._moments(block, uses, found)
+            calls = [self._calls[i] for i in own]
+            costs.factors = self._moments(block, calls, found)
         return found
 
     def _call_model(self, inputs):
-        """Returns the floating-point outputs."""
+        """Records a call of the model; returns its floating-point outputs."""
         model = self._model
         options = {"training": True} if model._call_has_training_arg else {}
-        with self._wrapped():
-            outputs = keras.tree.flatten(model(inputs, **options))
+        with unheard(model):
+            recorder = Recorder(
+                model,
+                lambda x: registry.block_type(x) if x in self._layers else None,
+                before=lambda: True,
+            )
+            try:
+                outputs = keras.tree.flatten(model(inputs, **options))
+            finally:
+                recorder.release()
+        self._unusable = recorder.unusable
+        known: set[tf.Operation] = set()
+        for recorded in recorder.calls:
+            call = recorded.call
+            known.add(call.inputs.op)
+            products = flops.count(_ancestors([recorded.source], known))
+            known.add(recorded.source.op)
+            self._calls.append(call)
+            self._forward.append(products[0])
         return [t for t in outputs if t.dtype.is_floating]
-
-    @contextlib.contextmanager
-    def _wrapped(self):
-        """Has layers with a block note their calls, here alone."""
-        layers = {b.layer for b in self._register({}).blocks}
-        calls = {x: _noting(self, x) for x in layers}
-        before = {x: x.__dict__.get("call") for x in calls}
-        for layer, call in calls.items():
-            layer.__dict__["call"] = call
-        try:
-            with unheard(self._model):
-                yield
-        finally:
-            for layer, call in before.items():
-                layer.__dict__.pop("call")
-                if call is not None:
-                    layer.__dict__["call"] = call
-
-    def record(self, layer, original, inputs, args, options):
-        """Runs a call of a layer, and notes its uses."""
-        if isinstance(inputs, tf.SparseTensor):
-            self._unusable[id(layer)] = "its inputs are sparse"
-        elif tf.compat.v1.get_default_graph() is not self._graph:
-            self._unusable[id(layer)] = "called inside a loop or a function"
-        if id(layer) in self._unusable:
-            return original(inputs, *args, **options)
-        self._new()
-
-        def keep(use):
-            self._uses.append(use)
-            self._forward.append(flops.count(self._new())[0])
-            return use.pre_activation
-
-        block_type = registry.block_type(layer)
-        return block_type.record(layer, original, keep, inputs, args, options)
 
     def _note_unreached(self, gradients) -> None:
         """Notes layers that have a gradient, but not at their outputs."""
         variables = zip(self._model.trainable_variables, gradients)
         given = {id(v) for v, gradient in variables if gradient is not None}
-        reached = {id(u.layer) for u in self._uses if u.gradient is not None}
-        for layer in (u.layer for u in self._uses):
+        reached = {id(c.layer) for c in self._calls if c.gradient is not None}
+        for layer in self._layers:
             own = {id(v) for v in layer.trainable_variables}
             if own & given and id(layer) not in reached:
                 self._unusable[id(layer)] = "no gradient reaches its output"
-
-    def _new(self) -> list[tf.Operation]:
-        """Returns the operations made since the last call of it."""
-        operations = self._graph.get_operations()
-        new, self._seen = operations[self._seen :], len(operations)
-        return new
 
     @staticmethod
     def _count(operations, found: StepCosts) -> int:
@@ -187,32 +162,32 @@ class _Trace:
         return count
 
     def _backward_products(self, tape, outputs) -> list[int]:
-        """Returns, for each product of each use, that of its gradients.
+        """Returns, for each product of each call, that of its gradients.
 
         One for the kernel, and one for the inputs where a gradient goes on.
         """
-        inputs = [u.inputs for u in self._uses]
+        inputs = [c.inputs for c in self._calls]
         floating = [x for x in inputs if x.dtype.is_floating]
         gradients = iter(tape.gradient(outputs, floating))
         goes_on = [
             x.dtype.is_floating and next(gradients) is not None for x in inputs
         ]
         return [
-            0 if use.gradient is None else 1 + more
-            for use, more in zip(self._uses, goes_on)
+            0 if call.gradient is None else 1 + more
+            for call, more in zip(self._calls, goes_on)
         ]
 
     def _moments(
-        self, block, uses: Sequence[LayerCall], found: StepCosts
+        self, block, calls: Sequence[LayerCall], found: StepCosts
     ) -> int:
         """Returns the FLOPs of the second moments of a block."""
-        uses = [u for u in uses if u.gradient is not None]
-        if not uses:
+        calls = [c for c in calls if c.gradient is not None]
+        if not calls:
             return 0
-        self._new()
+        seen = len(self._graph.get_operations())
         dtype = state_dtype(block.variables[0])
-        block.moments(uses, dtype, dtype)
-        return self._count(self._new(), found)
+        block.moments(calls, dtype, dtype)
+        return self._count(self._graph.get_operations()[seen:], found)
 
     @staticmethod
     def _state(block: CurvatureBlock, inverter: Inverter) -> LayerCosts:
@@ -240,17 +215,6 @@ class _Trace:
             inverse_bytes=inverse_bytes,
             inverse_elements=inverse_elements,
         )
-
-
-def _noting(trace: _Trace, layer: keras.layers.Layer) -> Callable:
-    """Returns what stands for the call of a layer within the trace."""
-    original = layer.call
-
-    @functools.wraps(original)
-    def call(inputs, *args, **options):
-        return trace.record(layer, original, inputs, args, options)
-
-    return call
 
 
 def _ancestors(
