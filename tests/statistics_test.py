@@ -7,7 +7,7 @@ import steps
 import tensorflow as tf
 from keras import layers, ops
 from programs import ByHand
-from steps import X, Y, factors, fishers, kfac, modes, net
+from steps import X, Y, factors, fewer, kfac, modes, net
 
 import tfkfac
 
@@ -145,8 +145,7 @@ def with_weights(change, w, eager, **settings):
     return model, factors(optimizer)
 
 
-@modes
-@fishers
+@fewer
 def test_a_prediction_that_is_no_output(fisher, eager):
     w = np.linspace(0.2, 2, 32).astype("float32")
     model, expected = with_weights(lambda p: p, w, eager, **fisher)
@@ -157,8 +156,7 @@ def test_a_prediction_that_is_no_output(fisher, eager):
         steps.assert_equal(found, expected)
 
 
-@modes
-@fishers
+@fewer
 def test_a_squeezed_prediction(fisher, eager):
     """Keras' loss is one number there, and weights have no effect."""
     _, expected = with_weights(lambda p: p, None, eager, **fisher)

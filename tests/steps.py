@@ -21,6 +21,15 @@ FISHERS = {
     "empirical": {"fisher": "empirical"},
     "sampled": {"fisher": "sampled", "likelihood": tfkfac.Gaussian()},
 }
+# Where each takes several traces, sampled targets are drawn eagerly alone.
+fewer = pytest.mark.parametrize(
+    "fisher, eager",
+    [
+        pytest.param(FISHERS["empirical"], False, id="empirical-graph"),
+        pytest.param(FISHERS["empirical"], True, id="empirical-eager"),
+        pytest.param(FISHERS["sampled"], True, id="sampled-eager"),
+    ],
+)
 fishers = pytest.mark.parametrize("fisher", FISHERS.values(), ids=FISHERS)
 
 

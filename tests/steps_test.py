@@ -9,7 +9,7 @@ import pytest
 import steps
 import tensorflow as tf
 from keras import layers
-from steps import X, Y, factors, fishers, kfac, mean_square, modes, net
+from steps import X, Y, factors, fewer, fishers, kfac, mean_square, modes, net
 from tensorflow.python.eager import record as tape_record
 
 
@@ -69,8 +69,7 @@ def test_nor_do_they_where_targets_are_sampled(order, eager):
     steps.assert_equal(in_order(order, eager, 2, **sampled)[1], expected)
 
 
-@modes
-@fishers
+@fewer
 def test_another_loss_of_the_same_pass(fisher, eager):
     found = []
     for other in ("none", "last", "first", "second"):
@@ -151,8 +150,7 @@ def test_a_saliency_map_between_forward_and_backward(fisher, eager):
         steps.assert_equal(found[1], steps.of_mean_square(model))
 
 
-@modes
-@fishers
+@fewer
 def test_a_layer_shared_by_the_models_of_two_optimizers(fisher, eager):
     """Each has the factors that it has alone."""
 
@@ -182,8 +180,7 @@ def test_a_layer_shared_by_the_models_of_two_optimizers(fisher, eager):
         steps.assert_equal(both[i], train([i])[i])
 
 
-@modes
-@fishers
+@fewer
 def test_the_model_within_that_of_another_optimizer(fisher, eager):
     """Of the inner one all layers are shared, of the outer one all too."""
     found = []
@@ -239,8 +236,7 @@ def test_micro_steps_of_ones_own(fisher, eager):
         steps.assert_equal(two, one)
 
 
-@modes
-@fishers
+@fewer
 def test_a_step_in_a_branch(fisher, eager):
     found = []
     for branch in (False, True):
