@@ -55,11 +55,13 @@ def test_ranks_are_one_process_on_the_joint_batch(alone, ranks, tmp_path):
             np.testing.assert_array_equal(first, other, case)
 
 
-def test_on_two_ranks(tmp_path):
-    """What `distributed_checks` says."""
-    _, output = launch(2, "distributed_checks.py", tmp_path)
-    program = (TESTS / "distributed_checks.py").read_text()
-    checks = program.count("def check_")
+@pytest.mark.parametrize(
+    "program", ["distributed_checks.py", "distributed_steps.py"]
+)
+def test_on_two_ranks(program, tmp_path):
+    """What the checks of a program say."""
+    _, output = launch(2, program, tmp_path)
+    checks = (TESTS / program).read_text().count("def check_")
     assert output.count(" passed") == 2 * checks > 0
 
 
