@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 import tfkfac
-from tfkfac import callbacks
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 6)).astype("float32")
@@ -309,16 +308,3 @@ def test_schedules_that_cannot_be_restored_are_named_at_save():
         optimizer = tfkfac.KFAC(**{"damping": 0.1, name: Own()})
         with pytest.raises(ValueError, match=f"{name}=.*cannot be serialized"):
             optimizer.get_config()
-
-
-def test_too_many_skipped_steps_end_a_run_under_xla():
-    model = compiled(dense_model(), {"jit_compile": True}, max_skipped_steps=2)
-    bad = np.full((24, 6), np.nan, "float32")
-    with pytest.raises(RuntimeError, match="skipped 3 updates in a row"):
-        model.fit(
-            bad,
-            np.zeros(24),
-            batch_size=4,
-            verbose=0,
-            callbacks=[callbacks.StopOnSkippedSteps()],
-        )

@@ -1,4 +1,4 @@
-"""Callbacks on one process; `distributed_checks` has those on several."""
+"""Callbacks that watch a `KFAC`: skipped steps, movement of the factors."""
 
 import json
 
@@ -14,11 +14,12 @@ Y = RNG.integers(0, 3, 48)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def make(**settings):
+def make(compile_settings=None, **settings):
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(3, name="logits")]
     )
-    model.compile(tfkfac.KFAC(0.01, model=model, **settings), LOSS)
+    optimizer = tfkfac.KFAC(0.01, model=model, **settings)
+    model.compile(optimizer, LOSS, **(compile_settings or {}))
     return model
 
 
@@ -65,3 +66,16 @@ def test_movement_needs_to_see_each_step():
     with pytest.raises(ValueError, match="steps_per_execution=1"):
         model.fit(X, Y, verbose=0,
                   callbacks=[tfkfac.callbacks.FactorMovement()])  # fmt: skip
+
+
+def test_too_many_skipped_steps_end_a_run_under_xla():
+    model = make({"jit_compile": True}, max_skipped_steps=2)
+    bad = np.full((24, 4), np.nan, "float32")
+    with pytest.raises(RuntimeError, match="skipped 3 updates in a row"):
+        model.fit(
+            bad,
+            np.zeros(24),
+            batch_size=4,
+            verbose=0,
+            callbacks=[tfkfac.callbacks.StopOnSkippedSteps()],
+        )

@@ -1,0 +1,14 @@
+"""Callbacks for `fit`; on one process those for several do nothing."""
+
+from tfkfac.callbacks.checkpoints import BackupAndRestore, ModelCheckpoint
+from tfkfac.callbacks.distributed import Distributed, LearningRateWarmup
+from tfkfac.callbacks.monitoring import FactorMovement, StopOnSkippedSteps
+
+__all__ = [
+    "BackupAndRestore",
+    "Distributed",
+    "FactorMovement",
+    "LearningRateWarmup",
+    "ModelCheckpoint",
+    "StopOnSkippedSteps",
+]

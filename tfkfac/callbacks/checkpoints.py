@@ -1,0 +1,117 @@
+"""Callbacks for `fit` that save a model once, whole, on any number of ranks."""
+
+import contextlib
+import json
+import os
+import pathlib
+
+import keras
+
+from tfkfac.callbacks.distributed import average_statistics
+from tfkfac.distributed import communicator, sync
+from tfkfac.distributed.loss_scale import unwrapped
+from tfkfac.optimizer import KFAC
+
+
+class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
+    """Keras' `ModelCheckpoint`, written whole by rank 0 alone."""
+
+    def _save_model(self, epoch, batch, logs):
+        _gather(self.model)
+        if communicator.current().rank == 0:
+            with _whole_files(self.model):
+                super()._save_model(epoch, batch, logs)
+
+
+class BackupAndRestore(keras.callbacks.BackupAndRestore):
+    """Keras' `BackupAndRestore`, written whole by rank 0 alone.
+
+    All ranks restore from it: the folder must be one that all of them see. The
+    states of seed generators, as of dropout, are each rank's own; on another
+    number of ranks all but the first start with new ones.
+    """
+
+    def _load_model(self):
+        if os.path.exists(self._training_metadata_path):
+            metadata = json.loads(
+                pathlib.Path(self._training_metadata_path).read_text()
+            )
+            self._weights_path = os.path.join(
+                self.backup_dir, metadata["weights"]
+            )
+            ranks = communicator.current()
+            seeds = sync.seeds(self.model)
+            own = [v.numpy() for v in seeds]
+            super()._load_model()
+            saved = metadata["seeds"]
+            if len(saved) == ranks.size or ranks.rank == 0:
+                own = saved[ranks.rank]
+            for v, value in zip(seeds, own):
+                v.assign(value)
+
+    def _save_model(self):
+        _gather(self.model)
+        seeds = communicator.current().gather_objects(
+            [v.numpy().tolist() for v in sync.seeds(self.model)]
+        )
+        if communicator.current().rank > 0:
+            return
+        folder = pathlib.Path(self.backup_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        metadata = {
+            "epoch": self._current_epoch,
+            "batch": self._last_batch_seen,
+            "seeds": seeds,
+        }
+        metadata["weights"] = "{epoch}-{batch}.weights.h5".format(**metadata)
+        with _whole_files(self.model):
+            self.model.save_weights(folder / metadata["weights"])
+        # From here on the new file counts, and the old ones can go.
+        path = pathlib.Path(self._training_metadata_path)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(metadata))
+        os.replace(part, path)
+        for old in folder.glob("*.weights.h5"):
+            if old.name != metadata["weights"]:
+                old.unlink()
+
+    def on_train_end(self, logs=None):
+        communicator.current().gather_objects(None)  # All have restored.
+        if communicator.current().rank == 0:
+            super().on_train_end(logs)
+
+
+def _gather(model) -> None:
+    """Makes the model on rank 0 what is to be saved."""
+    average_statistics(model)
+    optimizer = unwrapped(model.optimizer)
+    if isinstance(optimizer, KFAC):
+        optimizer.gather_curvature()
+
+
+@contextlib.contextmanager
+def _whole_files(model):
+    """Within it, what the model saves appears under its name when complete."""
+    names = ("save", "save_weights")
+    hidden = {n: model.__dict__[n] for n in names if n in model.__dict__}
+
+    def whole(save):
+        def save_whole(filepath, *args, **kwargs):
+            path = pathlib.Path(filepath)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name("part." + path.name)
+            try:
+                save(part, *args, **{**kwargs, "overwrite": True})
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+
+        return save_whole
+
+    model.__dict__.update({n: whole(getattr(model, n)) for n in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            model.__dict__.pop(name)
+        model.__dict__.update(hidden)
