@@ -1,6 +1,6 @@
 # make quickstart   sets up .venv and trains on real data
 # make test         sets up .venv and runs the tests
-# make lint         format and lint checks
+# make lint         format, lint and type checks
 #
 # On a fresh machine with Python 3.11, g++ and make; the set-up takes a few
 # minutes the first time (Horovod is compiled) and nothing afterwards.
@@ -22,6 +22,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 setup: .venv/.ready
 

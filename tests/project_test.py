@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from tools import write_build
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -62,3 +64,20 @@ def test_bad_environment_for_the_horovod_build(tmp_path):
     assert run.returncode != 0
     for word in ("g++", "make", "cmake", "apt-get install g++"):
         assert word in run.stderr
+
+
+def test_types():
+    """As `make lint` checks them."""
+    pytest.importorskip("mypy", reason="it comes with requirements.lock")
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stdout
+
+
+def test_modules_are_read_in_one_sitting():
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in (ROOT / "tfkfac").rglob("*.py")
+    }
+    assert {k: n for k, n in lengths.items() if n > 350} == {}

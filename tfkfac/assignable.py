@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfkfac.schedules import Hyperparameter, is_number
 
 
-class Assignable:
+class Assignable(keras.optimizers.Optimizer):
     """The part of `KFAC` that is its numbers, as functions of the update.
 
     Attributes:
@@ -17,6 +17,7 @@ class Assignable:
     """
 
     hyperparameters: dict[str, Hyperparameter]
+    skip_counter: keras.Variable
 
     @property
     def damping(self):

@@ -12,6 +12,7 @@ from functools import partial
 
 import tensorflow as tf
 
+from tfkfac.blocks import CurvatureBlock
 from tfkfac.distributed import assignment
 from tfkfac.estimator import Estimator
 from tfkfac.schedules import Period
@@ -116,7 +117,7 @@ class StaggeredSchedule(InverseSchedule):
             assignment.Item(inversion=item.inversion)
             for item in assignment.model_items(blocks, ())
         ]
-        turns = {}
+        turns: dict[int, list[CurvatureBlock]] = {}
         places = assignment.assign(costs, len(offsets))
         for block, place in zip(blocks, places):
             turns.setdefault(offsets[place], []).append(block)

@@ -18,7 +18,7 @@ from tfkfac.step import Step
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
-class KFAC(OptimizerState, Assignable, keras.optimizers.Optimizer):
+class KFAC(OptimizerState, Assignable):
     """Kronecker-factored approximate curvature (Martens and Grosse 2015).
 
     With V the gradient of a layer, A and G the running averages of the second
@@ -188,7 +188,7 @@ class KFAC(OptimizerState, Assignable, keras.optimizers.Optimizer):
         self.skip_counter = self._add_counter("skipped_steps")
         self.skips_in_a_row = self._add_counter("skipped_in_a_row")
         self.curvature = Curvature(name)
-        self._attached = None
+        self._attached: AttachedModel | None = None
         self._lists_curvature = None
         if model is not None:
             self._attach(model)
@@ -202,11 +202,8 @@ class KFAC(OptimizerState, Assignable, keras.optimizers.Optimizer):
     def failed_inversions(self) -> dict[str, int]:
         """How many inversions failed, by the path of the block."""
         blocks = self.require_attached().layers.registration.blocks
-        return {
-            b.path: int(b.failures[1])
-            for b in blocks
-            if getattr(b, "failures", None) is not None
-        }
+        failures = {b.path: getattr(b, "failures", None) for b in blocks}
+        return {k: int(v[1]) for k, v in failures.items() if v is not None}
 
     @property
     def skipped_steps(self) -> tf.Tensor:
@@ -230,8 +227,8 @@ class KFAC(OptimizerState, Assignable, keras.optimizers.Optimizer):
         if attached is not None and not attached.recorder.retired:
             logging.warning("KFAC is attached to %r already.", model.name)
             return
-        self._attached = AttachedModel(self, model)
-        if self._attached.is_built and not self.built:
+        attached = self._attached = AttachedModel(self, model)
+        if attached.is_built and not self.built:
             # Variables made in the first step would have it traced twice.
             self.build(model.trainable_variables)
 

@@ -10,7 +10,7 @@ from tfkfac.schedules import serialize
 from tfkfac.state import Curvature
 
 
-class OptimizerState:
+class OptimizerState(keras.optimizers.Optimizer):
     """The part of `KFAC` that is its variables and its configuration.
 
     Attributes:
@@ -18,6 +18,7 @@ class OptimizerState:
     """
 
     curvature: Curvature
+    _lists_curvature: bool | None
 
     def gather_curvature(self) -> None:
         """Brings the curvature of all ranks to rank 0, which can then save it.

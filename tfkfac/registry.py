@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 
@@ -60,8 +61,9 @@ def block_type(
     layer: keras.layers.Layer,
 ) -> type[blocks.CurvatureBlock] | None:
     """Returns the block for `layer`; None if no type of it is registered."""
-    for parent in type(layer).__mro__:
-        if parent in _BLOCKS and type(layer).call is parent.call:
+    kind: Any = type(layer)
+    for parent in kind.__mro__:
+        if parent in _BLOCKS and kind.call is parent.call:
             return _BLOCKS[parent]
     return None
 
@@ -88,7 +90,9 @@ def named_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     out: "encoder/dense". (`layer.path` of Keras is another after
     `load_model`.) A second layer of the same path is given "#2".
     """
-    found, seen, count = {}, set(), collections.Counter()
+    found: dict[str, keras.layers.Layer] = {}
+    seen: set[int] = set()
+    count: collections.Counter[str] = collections.Counter()
 
     def walk(parent, prefix):
         for layer in parent._layers:
@@ -156,7 +160,7 @@ def _bookkeeping() -> frozenset[str]:
 
 def _labelled(values: Iterable) -> Iterator[tuple[str, object]]:
     """Yields the layers and lists among `values`, each with its label."""
-    count = collections.Counter()
+    count: collections.Counter[str] = collections.Counter()
     for value in values:
         if isinstance(value, keras.layers.Layer):
             kind = _snake_case(type(value).__name__)
@@ -209,7 +213,9 @@ def register_model(
         )
     free = {id(v) for v in trainable}
     unusable = {**_out_of_reach(layers.values()), **unusable}
-    reasons, found = {}, []
+    reasons: dict[int, str] = {}
+    found: list[blocks.CurvatureBlock] = []
+    made: list[blocks.CurvatureBlock]
     for path, layer in layers.items():
         own = [v for v in layer._trainable_variables if id(v) in free]
         if not own:

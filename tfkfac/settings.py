@@ -81,7 +81,8 @@ def group_size(strategy: str | int, ranks: int) -> int:
     """
     if ranks == 1:
         return 1
-    size = {"owner": 1, "replicated": ranks}.get(strategy, strategy)
+    named = {"owner": 1, "replicated": ranks}
+    size = named[strategy] if isinstance(strategy, str) else strategy
     if ranks % size:
         raise ValueError(
             f"KFAC(strategy={strategy}): groups of {size} ranks do not divide "

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -173,7 +174,7 @@ class Curvature(tf.train.experimental.PythonState):
         self.loaded = values
         values = dict(values)
         if values:
-            names = np.asarray(values.pop(_NAMES, np.uint8([])))
+            names = np.asarray(values.pop(_NAMES, np.zeros(0, np.uint8)))
             self._saved_places = json.loads(names.tobytes() or "{}")
             self._index()
             updates = values.pop(_UPDATES, _UNKNOWN)
@@ -198,7 +199,8 @@ class Curvature(tf.train.experimental.PythonState):
     def serialize(self) -> bytes:
         """As `tf.train.experimental.PythonState`."""
         file = io.BytesIO()
-        np.savez(file, **self.to_file())
+        values: dict[str, Any] = dict(self.to_file())
+        np.savez(file, **values)
         return file.getvalue()
 
     def deserialize(self, string_value: bytes) -> None:

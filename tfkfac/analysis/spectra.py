@@ -105,7 +105,7 @@ def directions(model: keras.Model, per_layer: int = 8) -> list[Direction]:
         (d_A, Q_A), (d_G, Q_G) = _decompositions(block, vectors=True)
         products = d_A[:, :, np.newaxis] * d_G[:, np.newaxis, :]
         order = np.argsort(-products, axis=None, kind="stable")
-        count = np.count_nonzero(products)
+        count = int(np.count_nonzero(products))
         if not count:
             continue
         places = np.geomspace(1, count, min(per_layer, count))
@@ -158,7 +158,7 @@ def _decompositions(block, vectors: bool) -> list[tuple]:
     Q is None for a diagonal factor, and without `vectors`; G is 1 for a block
     with one factor.
     """
-    pairs = []
+    pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
     for factor in block.factors:
         M = factor.moment.numpy().astype("float64") / factor.weight.numpy()
         if factor.diagonal:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfkfac.blocks.base import LayerCall, Moment, keras_mask
 from tfkfac.blocks.factored import FactoredBlock
-from tfkfac.factors import DenseFactor, DiagonalFactor
+from tfkfac.factors import DenseFactor, DiagonalFactor, Factor
 
 
 class ScaleShiftBlock(FactoredBlock):
@@ -38,12 +38,15 @@ class ScaleShiftBlock(FactoredBlock):
         """Sets how much of F is kept."""
         self.curvature = curvature
         n = len(self.variables)
+        factor: Factor
         if curvature == "unitwise":
             factor = DenseFactor(
                 "factor", self.channels, n, rows_are_terms=True
             )
         else:
-            kind = DiagonalFactor if curvature == "diagonal" else DenseFactor
+            kind: type[Factor] = DenseFactor
+            if curvature == "diagonal":
+                kind = DiagonalFactor
             factor = kind("factor", 1, n * self.channels, rows_are_terms=True)
         self.factors = [factor]
 

@@ -59,7 +59,8 @@ class FactorMovement(keras.callbacks.Callback):
         super().__init__()
         self.movements: list[dict[str, float]] = []
         self._path = path
-        self._moments, self._factors = {}, {}
+        self._moments: dict[str, np.ndarray] = {}
+        self._factors: dict[str, np.ndarray] = {}
 
     def on_train_begin(self, logs=None):
         if self.model.steps_per_execution > 1:

@@ -1,6 +1,8 @@
 """Which distribution is behind a loss, and the numbers that draw from it."""
 
 import numbers
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -65,7 +67,7 @@ def from_loss(loss: keras.losses.Loss) -> Likelihood | None:
         return distributions.Categorical(from_logits=False)
     if loss.fn is losses.huber:
         return _huber(options.get("delta", 1.0))
-    plain = {
+    plain: dict[Callable, Callable] = {
         losses.mean_squared_error: distributions.Gaussian,
         losses.mean_squared_logarithmic_error: distributions.LogGaussian,
         losses.mean_absolute_error: distributions.Laplace,
@@ -74,8 +76,10 @@ def from_loss(loss: keras.losses.Loss) -> Likelihood | None:
     return plain[loss.fn]() if loss.fn in plain else None
 
 
-def _huber(delta) -> Likelihood | None:
+def _huber(delta: Any) -> Likelihood | None:
     """Returns the likelihood if `delta` is a number, and makes a density."""
-    if not isinstance(delta, numbers.Real) or not 0 < delta < float("inf"):
+    if not isinstance(delta, numbers.Real):
+        return None
+    if not 0 < float(delta) < float("inf"):
         return None
     return distributions.Huber(float(delta))

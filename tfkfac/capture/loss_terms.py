@@ -44,9 +44,11 @@ class OutputTerms:
 
     def unreduced(self, y_pred: tf.Tensor) -> tf.Tensor:
         """Returns l_n for `y_pred` in place of the output."""
-        loss = self.call.loss
+        call = self.call
+        assert call is not None
+        loss = call.loss
         return loss.call(
-            tf.cast(tf.convert_to_tensor(self.call.y_true), loss.dtype),
+            tf.cast(tf.convert_to_tensor(call.y_true), loss.dtype),
             tf.cast(y_pred, loss.dtype),
         )
 
@@ -190,6 +192,7 @@ def empirical_gradient(
             total = tf.reduce_sum(w * values)
         else:
             call = term.call
+            assert call is not None
             reduced = call.loss(call.y_true, outputs, call.sample_weight)
             total = tf.cast(reduced, dtype) * (call.loss_weight or 1.0)
             if term.is_mean:

@@ -59,7 +59,7 @@ def gradient_frame() -> FrameType | None:
     """Returns the frame of the call of `GradientTape.gradient` within which
     this is called; None where there is none."""
     code = tf.GradientTape.gradient.__code__
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
     return frame

@@ -9,6 +9,7 @@ penalty, and do not count where there is another.
 import abc
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -78,7 +79,9 @@ class _GraphPasses(Passes):
         self._known = {
             _place(a.gradient) for call in calls for a in call.arrivals
         }
-        self._outside, self._index, self._first = {}, {}, {}
+        self._outside: dict[tuple, tf.Tensor] = {}
+        self._index: dict[tf.Operation, int] = {}
+        self._first: dict[Any, float] = {}
         graph = current_graph()
         while graph is not None:
             for external, internal in getattr(graph, "captures", ()):

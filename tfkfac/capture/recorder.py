@@ -145,7 +145,7 @@ class Recorder:
         if isinstance(inputs, tf.SparseTensor):
             return "its inputs are sparse"
         again = marker.gradient_frame() is not None  # By a backward pass.
-        if again or current_graph() is not self._outer.graph:
+        if again or current_graph() is not self._current.graph:
             return (
                 "called inside a while loop, a tf.function of its own or a "
                 "rematerialized scope"
@@ -154,10 +154,15 @@ class Recorder:
 
     def add(self, recorded: Recorded) -> None:
         """Adds a call of a layer."""
-        recorded.outers[id(self)] = self._outer
+        recorded.outers[id(self)] = self._current
         self.calls.append(recorded)
-        if self.tape is not None and self._outer.graph is None:
+        if self.tape is not None and self._current.graph is None:
             self.tape.watch(recorded.source)
+
+    @property
+    def _current(self) -> OuterCall:
+        assert self._outer is not None  # A layer is being called.
+        return self._outer
 
     def outer_of(self, recorded: Recorded) -> OuterCall:
         """Returns the call of the model or part that a call belongs to."""
@@ -176,7 +181,8 @@ class Recorder:
             self.tape.pause()
         if arrival.inner or self._is_source(arrival.frame):
             return
-        if arrival.frame.f_locals["self"]._persistent:
+        frame = arrival.frame
+        if frame is not None and frame.f_locals["self"]._persistent:
             self._tape_is_stale = True
             return
         self.calls = [c for c in self.calls if c is not recorded]
@@ -216,7 +222,7 @@ class Recorder:
 
     def will_restore(self, calls: list[Recorded]) -> None:
         """Takes the state before these calls for that to go back to."""
-        state = {}
+        state: dict[int, tuple] = {}
         for outer in self.outers_of(calls):
             for variable, value in outer.state:
                 state.setdefault(id(variable), (variable, value))

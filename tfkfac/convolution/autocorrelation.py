@@ -56,18 +56,19 @@ def is_cheaper(
         channels: Of the input.
         groups, window: The convolution's.
     """
-    if None in space or math.prod(window.size) == 1:
+    known = [n for n in space if n is not None]
+    if len(known) < len(space) or math.prod(window.size) == 1:
         return False
     if _MOST_GROUPS < groups < channels or max(window.size) > _LARGEST_SIZE:
         return False
     if max(window.strides) > 1 and max(window.dilation) > 1:
         return False
-    if any(n < window.extent(i) for i, n in enumerate(space)):
+    if any(n < window.extent(i) for i, n in enumerate(known)):
         return False  # All is border, and rounding is left of nothing.
-    positions = math.prod(window.outputs(i, n) for i, n in enumerate(space))
+    positions = math.prod(window.outputs(i, n) for i, n in enumerate(known))
     side = math.prod(window.size) * channels // groups
     with_patches = positions * groups * side * (side + _COST_OF_PATCHES)
-    return _Problem(tuple(space), window).cost(channels, groups) < with_patches
+    return _Problem(tuple(known), window).cost(channels, groups) < with_patches
 
 
 def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:

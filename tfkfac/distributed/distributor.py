@@ -189,7 +189,7 @@ class Distributor:
             (moments by block, N over all ranks).
         """
         if self.size == 1:
-            return dict(moments), count
+            return {b: list(m) for b, m in moments.items()}, count
         owned = [
             {b: m for b, m in moments.items() if self.block_owners[b] == rank}
             for rank in range(self.size)
@@ -209,9 +209,9 @@ class Distributor:
             found = self._reduce_scatter(parts, "statistics")
         self._keep(found)
         totals, total_count = packing.unflatten_moments(found, own)
-        totals = iter(totals)
+        following = iter(totals)
         reduced = {
-            block: [next(totals) for _ in of_block]
+            block: [next(following) for _ in of_block]
             for block, of_block in owned[self.rank].items()
         }
         return reduced, tf.cast(total_count, count.dtype)

@@ -7,17 +7,15 @@ import tensorflow as tf
 
 from tfkfac.distributed.communicator import Communicator
 
-_Scaling = keras.optimizers.LossScaleOptimizer
-
 
 def unwrapped(optimizer):
     """Returns the optimizer within a `LossScaleOptimizer`, or itself."""
-    if isinstance(optimizer, _Scaling):
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer.inner_optimizer
     return optimizer
 
 
-def require_agreement(outer: _Scaling) -> None:
+def require_agreement(outer: keras.optimizers.LossScaleOptimizer) -> None:
     """Raises RuntimeError where a loss scale decides alone on this rank."""
     if "check_finite" not in outer.__dict__:
         raise RuntimeError(
@@ -28,7 +26,9 @@ def require_agreement(outer: _Scaling) -> None:
 
 
 def agree_on_finiteness(
-    optimizer: _Scaling, ranks: Communicator, name: str
+    optimizer: keras.optimizers.LossScaleOptimizer,
+    ranks: Communicator,
+    name: str,
 ) -> None:
     """Has all ranks skip what one of them would skip.
 
@@ -46,7 +46,9 @@ def agree_on_finiteness(
     optimizer.__dict__["check_finite"] = check_on_all_ranks
 
 
-def call_when_skipped(optimizer: _Scaling, undo: Callable[[], None]) -> None:
+def call_when_skipped(
+    optimizer: keras.optimizers.LossScaleOptimizer, undo: Callable[[], None]
+) -> None:
     """Has `undo` called in the steps that the optimizer skips.
 
     The scale stays at 1 or more: batches with NaN, which no scale mends, would

@@ -7,6 +7,7 @@ normalizations, activations, what is copied) counts nothing.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import tensorflow as tf
 
@@ -61,7 +62,7 @@ def _body(op: tf.Operation) -> tuple[str | None, int]:
     return None, 0
 
 
-def _sides(tensor: tf.Tensor) -> list[int | None]:
+def _sides(tensor: tf.Tensor) -> list[Any]:
     return tensor.shape.as_list() if tensor.shape.rank is not None else [None]
 
 

@@ -222,8 +222,7 @@ def _ancestors(
     known: set[tf.Operation],
 ) -> set[tf.Operation]:
     """Returns the operations that tensors need, but for known ones."""
-    tensors = [t for t in tensors if t is not None]
-    stack = [getattr(t, "values", t).op for t in tensors]
+    stack = [getattr(t, "values", t).op for t in tensors if t is not None]
     found: set[tf.Operation] = set()
     while stack:
         op = stack.pop()

@@ -85,9 +85,9 @@ class Hyperparameter:
     ):
         self.name = name
         self._minimum, self._exclusive = minimum, exclusive
-        self._schedule = None
-        self._variable = None
-        if is_number(value):
+        self._schedule: Callable | None = None
+        self._variable: Any = None
+        if isinstance(value, numbers.Real) and is_number(value):
             self._check(value)
             self._variable = add_variable(
                 shape=(),
@@ -154,9 +154,11 @@ class Period:
         self, name: str, value: int | Callable, *, add_variable: Callable
     ):
         self.name = name
-        self._value = value
-        self._last = None
+        self._schedule: Callable | None = None
+        self._number = 1
+        self._last: Any = None
         if callable(value):
+            self._schedule = value
             self._last = add_variable(
                 shape=(),
                 initializer=keras.initializers.Constant(-1),
@@ -164,19 +166,19 @@ class Period:
                 name=f"last_{name}",
             )
         else:
-            self._value = positive_integer(name, value, "or a schedule")
+            self._number = positive_integer(name, value, "or a schedule")
 
     @property
     def number(self) -> int | None:
         """The number of updates; None for a schedule."""
-        return None if self._last is not None else int(self._value)
+        return None if self._schedule is not None else self._number
 
     def due(self, update: tf.Tensor) -> tf.Tensor:
         """Returns a boolean scalar."""
-        if self._last is None:
-            return tf.equal(update % int(self._value), 0)
+        if self._schedule is None:
+            return tf.equal(update % self._number, 0)
         last = self._last.value
-        period = tf.cast(self._value(update), tf.float64)
+        period = tf.cast(self._schedule(update), tf.float64)
         period = tf.cast(tf.math.ceil(period), tf.int64)
         return tf.logical_or(last < 0, update >= last + tf.maximum(period, 1))
 
@@ -186,6 +188,6 @@ class Period:
             self._last.assign(update)
 
     def config(self) -> Any:
-        if self._last is None:
-            return int(self._value)
-        return serialize(self.name, self._value)
+        if self._schedule is None:
+            return self._number
+        return serialize(self.name, self._schedule)

@@ -4,6 +4,7 @@ An epoch has N / B updates, with N training examples and B of them in a batch:
 no whole number. All numbers are computed in float64.
 """
 
+import abc
 import math
 
 import keras
@@ -182,7 +183,7 @@ class CoupledMomentum(_Schedule):
         return cls(**config)
 
 
-class _EpochInterval:
+class _EpochInterval(abc.ABC):
     """A period that follows from the epochs completed, floor(t B / N).
 
     Args:
@@ -195,6 +196,10 @@ class _EpochInterval:
             self, "steps_per_epoch", steps_per_epoch, above=0
         )
         self.after = positive_integer("after", after, least=0)
+
+    @abc.abstractmethod
+    def _interval(self, epoch: tf.Tensor) -> tf.Tensor:
+        """Returns the interval after a number of epochs, int64."""
 
     def __call__(self, update: tf.Tensor) -> tf.Tensor:
         """Returns the interval at `update`, int64."""
