@@ -37,3 +37,15 @@ def loss_scaling_around(
         if getattr(outer, "inner_optimizer", None) is optimizer:
             return outer
     return None
+
+
+def symbolic_input_shapes(layer: keras.layers.Layer) -> list[tuple]:
+    """Returns the shapes of a layer's inputs in functional models, by call.
+
+    There are none where the layer is called in `call` of a subclass alone.
+    """
+    return [
+        tensor.shape
+        for node in layer._inbound_nodes
+        for tensor in node.input_tensors[:1]
+    ]
