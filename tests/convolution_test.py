@@ -3,8 +3,15 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from oracle import ONE_UPDATE, Case, single
+from patch_loops import loops
+
+from tfkfac.blocks import convolution
+from tfkfac.convolution.patches import Window
+
+RNG = np.random.default_rng(0)
 
 # Size of the image, filters, kernel size, other arguments.
 PLANES = {
@@ -231,3 +238,24 @@ def test_shared_convolution(float64):
     case = single(layer, (6, 5, 2), batch=3)
     case.layers.insert(1, layer)
     assert max(case.run()) < 1e-9
+
+
+def test_no_patches_in_the_step(monkeypatch):
+    """The block takes this way by itself, for half-precision inputs too."""
+
+    def refuse(*_):
+        raise AssertionError("patches were built")
+
+    monkeypatch.setattr(convolution.patches, "extract", refuse)
+    x = RNG.normal(size=(2, 9, 9, 3)).astype("float16")
+    layer = keras.layers.Conv2D(4, 3, padding="same")
+    layer.build(x.shape)
+    block = convolution.ConvolutionBlock(layer)
+    window = Window((3, 3), (1, 1), (1, 1), "same")
+    a = loops(x.astype("float64"), window).reshape(-1, 27)
+    a = np.concatenate([a, np.ones([len(a), 1])], axis=1)
+    found = block.input_moment(
+        tf.constant(x), None, len(a), tf.float32, tf.float32
+    )
+    assert found.dtype == tf.float32
+    np.testing.assert_allclose(found[0], a.T @ a, rtol=1e-4, atol=1e-3)

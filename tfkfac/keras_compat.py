@@ -62,3 +62,15 @@ def keep_xla_away(model: keras.Model, ranks: int) -> None:
         return original(force)
 
     model.__dict__["make_train_function"] = make_train_function
+
+
+def symbolic_input_shapes(layer: keras.layers.Layer) -> list[tuple]:
+    """Returns the shapes of a layer's inputs in functional models, by call.
+
+    There are none where the layer is called in `call` of a subclass alone.
+    """
+    return [
+        tensor.shape
+        for node in layer._inbound_nodes
+        for tensor in node.input_tensors[:1]
+    ]

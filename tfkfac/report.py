@@ -1,6 +1,7 @@
 """The coverage report: which block each variable has."""
 
 import keras
+import tensorflow as tf
 from absl import logging
 
 from tfkfac.registry import Registration
@@ -20,20 +21,34 @@ def _block_bytes(block, curvature: Curvature) -> int:
 
 
 def table(
-    model: keras.Model, registration: Registration, curvature: Curvature
+    model: keras.Model,
+    registration: Registration,
+    curvature: Curvature,
+    product_dtype: tf.DType = tf.float32,
 ) -> str:
-    """Returns the report as text."""
-    rows = [("layer", "block", "factors", "parameters", "curvature state")]
+    """Returns the report as text.
+
+    Args:
+        model: The model.
+        registration: Its blocks, and what has none.
+        curvature: The state of the blocks.
+        product_dtype: The type in which the products of the statistics run.
+    """
+    head = "layer", "block", "factors", "method", "parameters"
+    rows = [(*head, "curvature state")]
     for block in registration.blocks:
         rows.append(
             (
                 block.path,
                 type(block).__name__,
                 block.describe(),
+                block.describe_method(product_dtype),
                 f"{_size(block.variables):,}",
                 _mebibytes(_block_bytes(block, curvature)),
             )
         )
+    if not any(row[3] for row in rows[1:]):  # No block has a choice.
+        rows = [row[:3] + row[4:] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()

@@ -253,6 +253,17 @@ class CurvatureBlock(abc.ABC):
             sizes.append(size + " diagonal" * factor.diagonal)
         return ", ".join(sizes)
 
+    def describe_method(self, product_dtype: tf.DType) -> str:
+        """Returns how the second moments are taken, for the coverage report.
+
+        It is empty where there is one method alone.
+
+        Args:
+            product_dtype: The type in which products run.
+        """
+        del product_dtype
+        return ""
+
 
 def keras_mask(tensor: tf.Tensor) -> tf.Tensor | None:
     """Returns the Keras mask that a tensor carries."""

@@ -6,11 +6,12 @@ import math
 import keras
 import tensorflow as tf
 
-from tfkfac import linalg
+from tfkfac import keras_compat, linalg
 from tfkfac.blocks.base import LayerCall
 from tfkfac.blocks.dense import unsupported_variant
 from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.convolution import autocorrelation, patches
+from tfkfac.convolution import method as methods
 from tfkfac.tracing import traced_once
 
 
@@ -22,7 +23,7 @@ class ConvolutionBlock(KroneckerBlock):
     """
 
     activation_is_last = True
-    without_patches = True  # Where that is faster.
+    without_patches = True  # False has all blocks take patches.
 
     def __init__(self, layer):
         *window, c_in, c_out = layer.kernel.shape
@@ -58,6 +59,49 @@ class ConvolutionBlock(KroneckerBlock):
             layer.padding,
         )
 
+    def _geometry(self):
+        """Returns what the choice of a method depends on besides the input."""
+        window = self._window()
+        return {
+            "channels": self.groups * self.d_in // math.prod(window.size),
+            "groups": self.groups,
+            "window": window,
+            "gpu": methods.has_gpu(),
+        }
+
+    def _has_a_choice(self, product_dtype):
+        return (
+            self.without_patches
+            and not self.factors[0].diagonal
+            and product_dtype.size >= 4
+        )
+
+    def _method(self, space, product_dtype):
+        """Returns the name of the method for inputs of this spatial shape."""
+        if not self._has_a_choice(product_dtype):
+            return "patches"
+        return methods.choose(space, **self._geometry()).name
+
+    def describe_method(self, product_dtype):
+        """Returns the methods of all calls, as far as their sizes are known."""
+        possible = ["patches"]
+        if self._has_a_choice(product_dtype):
+            possible = methods.possible(**self._geometry())
+        spaces = self._symbolic_spaces()
+        if len(possible) > 1 and (
+            not spaces or any(None in space for space in spaces)
+        ):
+            *others, last = possible
+            return f"{', '.join(others)} or {last} by the size of its input"
+        names = {self._method(space, product_dtype) for space in spaces}
+        return " and ".join(sorted(names)) or possible[0]
+
+    def _symbolic_spaces(self):
+        """Returns the spatial shapes of the inputs in functional models."""
+        shapes = keras_compat.symbolic_input_shapes(self.layer)
+        last = self.layer.data_format == "channels_last"
+        return [x[1:-1] if last else x[2:] for x in shapes]
+
     def input_moment(self, inputs, mask, count, product_dtype, dtype):
         if mask is not None:
             batch = tf.shape(inputs)[0]
@@ -65,19 +109,12 @@ class ConvolutionBlock(KroneckerBlock):
             ones = [1] * (inputs.shape.rank - 1)
             of_examples = tf.reshape(of_examples, [batch, *ones])
             inputs *= tf.cast(of_examples, inputs.dtype)
-        x, window = self._channels_last(inputs), self._window()
-        if (
-            self.factors[0].diagonal
-            or product_dtype.size < 4
-            or not self.without_patches
-            or not autocorrelation.is_cheaper(
-                x.shape[1:-1], x.shape[-1], self.groups, window
-            )
-        ):
+        x = self._channels_last(inputs)
+        if self._method(x.shape[1:-1], product_dtype) == "patches":
             return super().input_moment(
                 inputs, mask, count, product_dtype, dtype
             )
-        moment = _moment(window, self.groups, self.bias is not None)
+        moment = _moment(self._window(), self.groups, self.bias is not None)
         return moment(tf.cast(x, dtype), count)
 
     def mask_rows(self, inputs, mask):

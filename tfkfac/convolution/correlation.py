@@ -5,11 +5,9 @@ For an image x of K channels and an offset D in positions
     E(D) = sum_q x[q + D] x[q]^T                                     [K, K]
 
 over the positions q of all examples or, on some axes, those at a border alone.
-Three ways to the sum over all q, of n x n positions and w offsets:
-
-    convolution    n^2 w K^2 multiplications for an example
-    by channel     the same, where a group has one channel (depthwise)
-    frequencies    about 3 n^2 K^2 / 2 + 3 n^3 K (`frequencies`)
+The sum over all q is taken by one of three methods (`convolution.method`): by a
+convolution of x with itself, channel by channel where a group has one channel,
+or by frequencies (`convolution.frequencies`).
 """
 
 import dataclasses
@@ -22,56 +20,15 @@ import tensorflow as tf
 
 from tfkfac.convolution import frequencies
 from tfkfac.convolution.axis import Axis
-
-# A multiplication by frequencies takes as long as this many of a convolution:
-# measured on CPUs, 2.0 to 2.6 with 32 to 256 channels.
-_COST_OF_FREQUENCIES = 2.3
-_PART = 2**23  # Bytes of an input that are taken at a time.
-
-
-def examples_of_part(sides: Sequence[int], bytes_of_element: int = 4) -> int:
-    """Returns how many examples of these sides are taken at a time."""
-    return max(1, _PART // (math.prod(sides) * bytes_of_element))
-
-
-def multiplications(
-    axes: Sequence[Axis], channels: int, groups: int, examples: int
-) -> float:
-    """Returns those for an example at most, as many of a convolution.
-
-    Args:
-        axes: Of the image.
-        channels: K, of a group.
-        groups: Of channels that are not multiplied with each other.
-        examples: How many are taken at a time.
-    """
-    convolution = _of_convolution(axes, channels, groups)
-    both = [x.space * len(x.offsets) + len(x.borders) for x in axes]
-    borders = math.prod(both) * groups * channels**2 - convolution
-    by_frequencies = _of_frequencies(axes, channels, groups, examples)
-    return borders + min(convolution, by_frequencies)
-
-
-def _of_convolution(axes, channels, groups):
-    positions = math.prod(x.space for x in axes)
-    offsets = math.prod(len(x.offsets) for x in axes)
-    return positions * offsets * groups * channels**2
-
-
-def _of_frequencies(axes, channels, groups, examples):
-    """As many of a convolution; none where frequencies are not for it.
-
-    GPUs round what they multiply, and what rounds frequencies alone, and not
-    the sums at borders, would leave no second moment.
-    """
-    if len(axes) != 2 or tf.config.list_logical_devices("GPU"):
-        return math.inf
-    count = frequencies.multiplications(axes, channels, groups, examples)
-    return _COST_OF_FREQUENCIES * count
+from tfkfac.convolution.method import Method
 
 
 def correlations(
-    x: tf.Tensor, axes: Sequence[Axis], groups: int, at: tuple[bool, ...] = ()
+    x: tf.Tensor,
+    axes: Sequence[Axis],
+    groups: int,
+    method: Method,
+    at: tuple[bool, ...] = (),
 ) -> tf.Tensor:
     """Returns the sums over all positions and over those at borders.
 
@@ -79,6 +36,7 @@ def correlations(
         x: [batch, *space, phases, channels], float32 or float64.
         axes: Of the space.
         groups: Channels of different groups are not multiplied.
+        method: What takes the sums over all positions; not "patches".
         at: On the first axes, whether to look at the borders alone.
 
     Returns:
@@ -91,11 +49,11 @@ def correlations(
             if i is not None:
                 return _half_at_borders(x, axes, groups, at, i)
             return _at_borders(x, axes, groups, at)
-        return _everywhere(x, axes, groups)
-    found = correlations(x, axes, groups, (*at, False))
+        return _EVERYWHERE[method.name](x, axes, groups)
+    found = correlations(x, axes, groups, method, (*at, False))
     if not axes[len(at)].borders:
         return found
-    borders = correlations(x, axes, groups, (*at, True))
+    borders = correlations(x, axes, groups, method, (*at, True))
     return tf.concat([found, borders], axis=len(at))
 
 
@@ -177,20 +135,9 @@ def _pad(x, first, axes):
     return tf.pad(x, pads) if any(map(any, pads)) else x
 
 
-def _everywhere(x, axes, groups):
-    """Returns the sums over all q, in the least time."""
-    channels = x.shape[-1]
-    K = x.shape[-2] * channels // groups
-    if 1 < groups == channels:
-        return _by_channel(x, axes)
-    convolution = _of_convolution(axes, K, groups)
-    examples = x.shape[0] or examples_of_part(x.shape[1:], x.dtype.size)
-    if _of_frequencies(axes, K, groups, examples) < convolution:
-        return frequencies.correlations(x, axes, groups)
-    return _by_convolution(x, axes, groups)
-
-
-def _by_channel(x, axes):
+def _by_channel(x, axes, groups):
+    """Each group has one channel, in all its phases."""
+    del groups
     y, x = x, _pad(x, 1, axes)
     found = []
     for D in itertools.product(*(range(len(axis.offsets)) for axis in axes)):
@@ -233,3 +180,10 @@ def _convolve(y, x, shape):
         strides=[1] * len(shape),
         padding="VALID",
     )
+
+
+_EVERYWHERE = {
+    "channels": _by_channel,
+    "convolution": _by_convolution,
+    "frequencies": frequencies.correlations,
+}
