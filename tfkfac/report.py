@@ -35,7 +35,7 @@ def table(
         product_dtype: The type in which the products of the statistics run.
     """
     head = "layer", "block", "factors", "method", "parameters"
-    rows = [(*head, "curvature state")]
+    rows: list[tuple[str, ...]] = [(*head, "curvature state")]
     for block in registration.blocks:
         rows.append(
             (

@@ -68,15 +68,17 @@ def choose(
         window: The convolution's.
         gpu: Whether there is a GPU.
     """
-    if None in space or not _may_be_without_patches(channels, groups, window):
+    sides = [n for n in space if n is not None]
+    is_known = len(sides) == len(space)
+    if not is_known or not _may_be_without_patches(channels, groups, window):
         return Method("patches")
-    if any(n < window.extent(i) for i, n in enumerate(space)):
+    if any(n < window.extent(i) for i, n in enumerate(sides)):
         return Method("patches")  # All is border: rounding is left of nothing.
-    positions = math.prod(window.outputs(i, n) for i, n in enumerate(space))
+    positions = math.prod(window.outputs(i, n) for i, n in enumerate(sides))
     side = math.prod(window.size) * channels // groups
     patches = positions * groups * side * (side + _COST_OF_PATCHES)
-    convolution = StrideOneConvolution(tuple(space), window)
-    examples = examples_of_part([*space, channels])
+    convolution = StrideOneConvolution(tuple(sides), window)
+    examples = examples_of_part([*sides, channels])
     found = without_patches(
         convolution, channels, groups, gpu=gpu, examples=examples
     )
