@@ -81,19 +81,31 @@ class AttachedModel:
         return self._layers
 
     def _wants(self, layer):
-        if self._layers is not None and self._layers.has_block(layer):
-            return registry.block_type(layer)
-        return None
+        kind = registry.block_type(layer)
+        if kind is None or self._layers is not None:
+            known = self._layers is not None and self._layers.has_block(layer)
+            return kind if known else None
+        # Layers are built one by one: they are registered at the update.
+        usable = layer.trainable and kind.unsupported(layer) is None
+        return kind if usable else None
 
     def _before_recording(self) -> bool:
         """Registers; returns whether a call is one of this optimizer's."""
-        if not self.model.trainable_variables:
-            return False
         other = loss_scale.unwrapped(getattr(self.model, "optimizer", None))
         if other not in (None, self.optimizer) and other.built:
             return False
+        if not self.model.trainable_variables:
+            return self._is_being_built
         self.share_initial_state()
         return True
+
+    @property
+    def _is_being_built(self) -> bool:
+        """Whether layers may be built one by one, within a call of the model;
+        on several ranks they must be there before, to have one state."""
+        parts = self.model._flatten_layers(include_self=False)
+        unbuilt = any(not layer.built for layer in parts)
+        return self.model.trainable and unbuilt and self.communicator.size == 1
 
     def share_initial_state(self) -> None:
         """Registers, and gives all ranks the state of rank 0, once."""

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfkfac.analysis.spectra import Direction, known_blocks
 from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.capture import fisher, loss_terms
+from tfkfac.capture.losses import LossGroup
 from tfkfac.distributed import packing
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.estimator import state_dtype
@@ -176,6 +177,10 @@ def _loss_terms(model, x, y, y_pred, sample_weight):
             "`compute_loss` does not call it."
         )
     found = fisher.choose(
-        recorder, [calls], [], fisher="sampled", likelihood=optimizer.likelihood
+        recorder,
+        [LossGroup(None, calls)],
+        [],
+        fisher="sampled",
+        likelihood=optimizer.likelihood,
     )
     return found.terms[0]

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfkfac.capture import likelihoods
 from tfkfac.capture.loss_terms import OutputTerms
-from tfkfac.capture.losses import LossCall
+from tfkfac.capture.losses import LossGroup
 from tfkfac.capture.recorder import Recorder
 from tfkfac.capture.records import OuterCall
 
@@ -36,7 +36,7 @@ class Fisher:
 
 def choose(
     recorder: Recorder,
-    groups: Sequence[Sequence[LossCall]],
+    groups: Sequence[LossGroup],
     outers: Sequence[OuterCall],
     *,
     fisher: str,
@@ -59,7 +59,7 @@ def choose(
     model = recorder.model
     calls = [c for c in outers if c.layer is model]
     if groups:
-        terms = [_compiled_terms(g, likelihood, unit) for g in groups]
+        terms = [_compiled_terms(g.calls, likelihood, unit) for g in groups]
         reason = _reason_against(terms)
         if reason is None and fisher == "auto":
             reason = _mixture(groups, calls)
@@ -194,7 +194,7 @@ def _is_sampled(recorder, fisher, reason, may_do_without) -> bool:
 def _mixture(groups, calls) -> str | None:
     """Returns what stands against one distribution for each output."""
     returned = [y for call in calls for y in call.outputs]
-    for loss in (loss for group in groups for loss in group):
+    for loss in (loss for group in groups for loss in group.calls):
         own = any(loss.y_pred is y for y in returned)
         if not own and len(calls) > 1:
             return (

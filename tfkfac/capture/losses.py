@@ -32,16 +32,37 @@ class LossCall:
     sample_weight: tf.Tensor | None
 
 
+@dataclasses.dataclass
+class LossGroup:
+    """The losses of one call of `compute_loss`.
+
+    Attributes:
+        graph: The graph that it ran in; None when eager.
+        calls: Of the losses, one for each output.
+        outers: The calls of the model that returned what they were called
+            with; none where it was made of what those returned.
+    """
+
+    graph: Any
+    calls: list[LossCall] = dataclasses.field(default_factory=list)
+    outers: list = dataclasses.field(default_factory=list)
+
+
 class LossNotes:
     """Notes the calls of a model's compiled losses under a gradient tape.
 
     Args:
         model: The model, compiled or not.
+        returning: Returns the calls of the model that returned a tensor.
     """
 
-    def __init__(self, model: keras.Model):
-        self._model = model
-        self.groups: list[tuple[Any, list[LossCall]]] = []
+    def __init__(
+        self,
+        model: keras.Model,
+        returning: Callable[[tf.Tensor], list] = lambda _: [],
+    ):
+        self._model, self._returning = model, returning
+        self.groups: list[LossGroup] = []
         self.always = self._begins = False
 
     def watch(self) -> None:
@@ -66,14 +87,15 @@ class LossNotes:
             graph = None
             if not tf.executing_eagerly():
                 graph = tf.compat.v1.get_default_graph()
-            self.groups.append((graph, []))
+            self.groups.append(LossGroup(graph))
             self._begins = False
-        self.groups[-1][1].append(call)
+        self.groups[-1].calls.append(call)
+        self.groups[-1].outers += self._returning(call.y_pred)
 
-    def pop(self, wanted: Callable[[Any], bool]) -> list[list[LossCall]]:
+    def pop(self, wanted: Callable[[Any], bool]) -> list[LossGroup]:
         """Returns the groups of wanted graphs, and forgets all."""
         groups, self.groups = self.groups, []
-        return [calls for graph, calls in groups if wanted(graph)]
+        return [group for group in groups if wanted(group.graph)]
 
     def of(self, compute: Callable[[], Any]) -> list[LossCall]:
         """Returns the losses that `compute` calls, in no step of training."""
@@ -81,7 +103,7 @@ class LossNotes:
         before, self.groups, self.always = self.groups, [], True
         try:
             compute()
-            return [call for _, calls in self.groups for call in calls]
+            return [call for group in self.groups for call in group.calls]
         finally:
             self.groups, self.always = before, False
 

@@ -15,7 +15,8 @@ def mark(tensor: tf.Tensor, more: list[tf.Tensor], of) -> tf.Tensor:
     """Returns the tensor, and has backward passes come to `of.backward`.
 
     Unlike `tf.custom_gradient`, it leaves nothing in TensorFlow's registry of
-    gradients: in a graph the mark is found by its operation, weakly.
+    gradients: in a graph the mark is found by its operation. Tapes and graphs
+    refer to it weakly: the garbage collector does not see through them.
 
     Args:
         tensor: What is marked.
@@ -23,10 +24,17 @@ def mark(tensor: tf.Tensor, more: list[tf.Tensor], of) -> tf.Tensor:
         of: What has `backward(gradient)`, which returns the gradients of
             `tensor` and of `more`.
     """
-    inputs = [tensor, *more]
+    inputs, reference = [tensor, *more], weakref.ref(of)
     with tape_record.stop_recording():
         marked = _identity(inputs, of)
-    tape_record.record_operation(_TYPE, [marked], inputs, of.backward)
+
+    def backward(gradient):  # A tape lets nothing live on that it holds.
+        known = reference()
+        if known is None:
+            return [gradient, *[None for _ in more]]
+        return known.backward(gradient)
+
+    tape_record.record_operation(_TYPE, [marked], inputs, backward)
     return marked
 
 

@@ -49,7 +49,7 @@ class Recorder:
         self.unusable: dict[int, str] = {}
         self.deaf = self.retired = False
         self.calls: list[Recorded] = []
-        self.losses = losses.LossNotes(model)
+        self.losses = losses.LossNotes(model, self._returning)
         self.tape: marker.OwnTape | None = None
         self._tape_is_stale = False
         self._outer: OuterCall | None = None
@@ -92,6 +92,8 @@ class Recorder:
         if self.deaf or self.retired or in_stateless_scope():
             return False
         if not marker.is_recording():
+            if self.tape is not None:
+                self.tape.pause()
             return False
         if self._outer is not None:
             return True
@@ -122,6 +124,10 @@ class Recorder:
         self._outer = outer
         try:
             yield outer.outputs
+        except BaseException:
+            if self.tape is not None:
+                self.tape.pause()
+            raise
         finally:
             self._outer = None
 
@@ -173,21 +179,40 @@ class Recorder:
         outers = map(self.outer_of, calls)
         return list({id(outer): outer for outer in outers}.values())
 
+    def _returning(self, tensor) -> list[OuterCall]:
+        """Returns the recorded calls that a tensor is an output of."""
+        return [
+            outer
+            for outer in self.outers_of(self.calls)
+            if any(tensor is output for output in outer.outputs)
+        ]
+
     # While a backward pass runs, in eager mode.
 
-    def note_arrival(self, recorded: Recorded, arrival: Arrival) -> None:
-        """Forgets a call of a layer in the step of another optimizer."""
+    def note_arrival(self, recorded: Recorded, arrival: Arrival) -> bool:
+        """Forgets a call of a layer in the step of another optimizer.
+
+        Returns whether the gradient may be of a step of this one.
+        """
         if self.tape is not None:
             self.tape.pause()
         if arrival.inner or self._is_source(arrival.frame):
-            return
+            return True
         frame = arrival.frame
         if frame is not None and frame.f_locals["self"]._persistent:
             self._tape_is_stale = True
-            return
+            return False
         self.calls = [c for c in self.calls if c is not recorded]
         if not self.calls:  # Else it is of a step that goes on.
             self.tape = None
+        return False
+
+    def forget_arrivals(self, calls: Iterable[Recorded]) -> None:
+        """Ends a step, but for what another recorder has not ended."""
+        for recorded in calls:
+            others = (ref() for ref in recorded.recorders)
+            if not any(r and recorded in r.calls for r in others):
+                recorded.forget_arrivals()
 
     def _is_own(self, recorded):
         return any(

@@ -16,8 +16,10 @@ from tfkfac.capture import marker
 class Listener(Protocol):
     """What is told of gradients that come to the calls that it has heard."""
 
-    def note_arrival(self, recorded: "Recorded", arrival: "Arrival") -> None:
-        """Takes note of a gradient, in eager mode."""
+    calls: "list[Recorded]"
+
+    def note_arrival(self, recorded: "Recorded", arrival: "Arrival") -> bool:
+        """Takes note of a gradient, in eager mode; returns if it is its own."""
 
 
 def current_graph():
@@ -63,11 +65,26 @@ class Arrival:
         gradient: At the pre-activation.
         inner: Whether a tape recorded the pass, as for a gradient penalty.
         frame: Of the call of `GradientTape.gradient`, in eager mode.
+        differentiated_by: For an inner pass, the frames of the passes that went
+            through this gradient, in eager mode.
     """
 
     gradient: tf.Tensor
     inner: bool
     frame: FrameType | None
+    differentiated_by: list[FrameType] = dataclasses.field(default_factory=list)
+
+    def forget(self) -> None:
+        """Lets go of the frames: a frame holds its tape, and that its marks."""
+        self.frame = None
+        self.differentiated_by.clear()
+
+    def backward(self, gradient):
+        """Takes note of a pass through this gradient itself."""
+        frame = marker.gradient_frame()
+        if frame is not None and self.frame is not None:
+            self.differentiated_by.append(frame)
+        return [gradient]
 
 
 @dataclasses.dataclass(eq=False)
@@ -100,7 +117,7 @@ class Recorded:
         """
         shortcut = self.call.shortcut
         if self.observe is None:
-            self._arrive(tf.convert_to_tensor(gradient))
+            gradient = self._arrive(tf.convert_to_tensor(gradient))
             return [gradient] if shortcut is None else [gradient, None]
         with tf.control_dependencies(self.observe(self, gradient)):
             gradient = tf.identity(gradient)
@@ -108,14 +125,28 @@ class Recorded:
                 return [gradient]
             return [None, shortcut.input_gradient(gradient)]
 
+    def forget_arrivals(self) -> None:
+        """Ends with the step."""
+        for arrival in self.arrivals:
+            arrival.forget()
+        self.arrivals.clear()
+
     def _arrive(self, gradient):
+        """Takes note of a gradient of the training step; returns it."""
         frame = marker.gradient_frame() if tf.executing_eagerly() else None
         arrival = Arrival(gradient, marker.is_recording(), frame)
+        if tf.executing_eagerly() and frame is None:
+            return gradient  # Such as of a forward accumulator.
         self.arrivals.append(arrival)
-        for reference in self.recorders:
-            recorder = reference()
-            if recorder is not None and frame is not None:
-                recorder.note_arrival(self, arrival)
+        if frame is not None:
+            recorders = [r for r in (ref() for ref in self.recorders) if r]
+            own = [r.note_arrival(self, arrival) for r in recorders]
+            if not any(own):
+                self.arrivals.pop()
+                arrival.forget()
+        if arrival.inner and frame is not None:
+            return marker.mark(gradient, [], arrival)
+        return gradient
 
 
 def keys(variable) -> tuple[int, ...]:

@@ -50,20 +50,21 @@ class Statistics:
                 "tape, in the same tf.function as the update."
             )
         self._calls = _calls_of_blocks(blocks, recorded, V, variables, recorder)
+        recorder.forget_arrivals(recorded)
         counted = [r for pairs in self._calls.values() for r, _ in pairs]
         counted = sorted(counted or recorded, key=recorded.index)
         outers = recorder.outers_of(counted)
         recorder.will_restore(counted)
         self._fisher = fisher.choose(
             recorder,
-            _groups_of(groups, outers, recorder.outers_of(recorded)),
+            _groups_of(groups, outers),
             outers,
             fisher=optimizer.fisher,
             likelihood=optimizer.likelihood,
             unit=optimizer.loss_terms,
         )
         self._uses_training_step = not self._fisher.sampled and (
-            self._is_training_step_reusable()
+            len(groups) > 1 or self._is_training_step_reusable()
         )
 
     def examples(self) -> tf.Tensor:
@@ -161,37 +162,33 @@ class Statistics:
         return True
 
 
-def _groups_of(groups, outers, every):
-    """Returns the groups of losses that are of counted calls.
+def _groups_of(groups, outers):
+    """Returns the groups of losses of the calls that count, one for each call.
 
-    A group is of the call of the model that returned what it was called with,
-    or else of all calls.
+    The last one, if there are several: what each counts in the loss of the
+    step is not known then. Groups that were called with no call's output are
+    of all calls.
     """
-
-    def calls_of(group):
-        of_group = [
-            outer
-            for outer in every
-            if any(c.y_pred is y for c in group for y in outer.outputs)
-        ]
-        return of_group or every
-
-    counted = {id(outer) for outer in outers}
-    return [
-        group
-        for group in groups
-        if any(id(outer) in counted for outer in calls_of(group))
-    ]
+    last, others = {}, []
+    for group in groups:
+        if not group.outers:
+            others.append(group)
+        for outer in outers:
+            if outer in group.outers:
+                last[id(outer)] = group
+    if last:
+        return list({id(g): g for g in last.values()}.values())
+    return others[-len(outers) :]
 
 
 def _calls_of_blocks(blocks, recorded, V, variables, recorder):
     """Returns, for each block that V is of, its calls that V went through."""
-    passes = Passes.of(recorded, recorder.warn_once)
+    passes = Passes.of(recorded, V, variables, recorder.warn_once)
     by_variable = {id(v): g for v, g in zip(variables, V)}
     of_layer: dict[int, list[Recorded]] = {}
     for r in recorded:
         of_layer.setdefault(id(r.call.layer), []).append(r)
-    found = {}
+    found, lost = {}, []
     for block in blocks:
         own = [v for v in block.variables if id(v) in by_variable]
         calls = [
@@ -212,6 +209,16 @@ def _calls_of_blocks(blocks, recorded, V, variables, recorder):
             found[block] = pairs
         elif not any(r.arrivals for r in calls):
             _give_up(block, recorder.unusable)
+        else:
+            lost.append(block.path)
+    if lost and not found:
+        raise ValueError(
+            f"{recorder.model.name!r}: the gradients of {', '.join(lost)} "
+            "cannot be followed to a backward pass of this step, for they went "
+            "through variables or a tf.function of their own: apply gradients "
+            "as GradientTape.gradient returns them, or use KFAC("
+            "gradient_accumulation_steps=...)."
+        )
     return found
 
 
