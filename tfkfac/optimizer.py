@@ -253,7 +253,11 @@ class KFAC(OptimizerState, Assignable):
         if attached.is_built:
             attached.register()
         registration = attached.layers.registration
-        print_fn(report.table(attached.model, registration, self.curvature))
+        dtype = tf.as_dtype(self.factor_dtype)
+        table = report.table(
+            attached.model, registration, self.curvature, dtype
+        )
+        print_fn(table)
 
     # An update.
 
