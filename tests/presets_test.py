@@ -97,7 +97,7 @@ def test_stale_preset_is_equation_20():
     """Epoch 5 begins with update 196, epoch 10 with 391, epoch 20 with 782."""
     _, optimizer = resolve("osawa_32768_stale")
     for period in optimizer.periods.values():
-        found = [int(period._value(t)) for t in (0, 195, 196, 391, 781, 782)]
+        found = [int(period._schedule(t)) for t in (0, 195, 196, 391, 781, 782)]
         assert found == [1, 1, 6, 11, 16, 20]
 
 
@@ -248,7 +248,7 @@ def test_intervals_begin_where_they_are_told():
         (["--update_interval_after=500"], [1, 1, 11]),
     ):
         _, optimizer = resolve("osawa_32768_stale", *flag)
-        period = optimizer.periods["inverse_update_period"]._value
+        period = optimizer.periods["inverse_update_period"]._schedule
         found = [int(period(tf.constant(t, tf.int64))) for t in (0, 200, 505)]
         assert found == expected
 

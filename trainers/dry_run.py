@@ -119,7 +119,7 @@ def _values(optimizer, t):
             found[name] = optimizer.at_update(name, tf.float64)
         for name, period in optimizer.periods.items():
             value = period.number
-            found[name] = period._value(t) if value is None else value
+            found[name] = period._schedule(t) if value is None else value
     return {name: float(value) for name, value in found.items()}
 
 

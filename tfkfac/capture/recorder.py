@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import keras
-import numpy as np
 import tensorflow as tf
 from absl import logging
 from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -19,6 +18,8 @@ from tfkfac.capture.records import (
     OuterCall,
     Recorded,
     current_graph,
+    first_known,
+    first_tensor,
     is_within,
     keys,
     sources,
@@ -113,7 +114,7 @@ class Recorder:
             yield []
             return
         self.watch()
-        outer = OuterCall(layer, current_graph(), _first_tensor(arguments))
+        outer = OuterCall(layer, current_graph(), first_tensor(arguments))
         with AutocastScope(None):
             outer.state = [
                 (v, tf.identity(v.value)) for v in layer.non_trainable_variables
@@ -330,7 +331,7 @@ def _run(layer, original, hearing, *args, **options):
         return original(inputs, *more, **options)
 
     def keep(call: LayerCall) -> tf.Tensor:
-        call.mask = _first_known(
+        call.mask = first_known(
             masks.given_to(layer), call.mask, masks.of_examples()
         )
         references = [weakref.ref(r) for r in wanting]
@@ -345,16 +346,3 @@ def _run(layer, original, hearing, *args, **options):
     return types[wanting[0]].record(
         layer, original, keep, inputs, tuple(more), options
     )
-
-
-def _first_known(*values):
-    return next((v for v in values if v is not None), None)
-
-
-def _first_tensor(arguments) -> tf.Tensor | None:
-    for value in keras.tree.flatten(arguments):
-        if isinstance(value, np.ndarray | keras.Variable):
-            value = tf.convert_to_tensor(value)  # Functional models take them.
-        if tf.is_tensor(value) and value.shape.rank != 0:
-            return value
-    return None

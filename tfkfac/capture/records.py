@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfkfac.blocks import LayerCall
@@ -157,3 +158,18 @@ def keys(variable) -> tuple[int, ...]:
 def sources(frame: FrameType) -> list:
     """Returns what a call of `GradientTape.gradient` differentiates by."""
     return tf.nest.flatten(frame.f_locals["sources"])
+
+
+def first_known(*values):
+    """Returns the first that is not None; None for none."""
+    return next((v for v in values if v is not None), None)
+
+
+def first_tensor(arguments) -> tf.Tensor | None:
+    """Returns the first tensor among arguments that is no scalar."""
+    for value in keras.tree.flatten(arguments):
+        if isinstance(value, np.ndarray | keras.Variable):
+            value = tf.convert_to_tensor(value)  # Functional models take them.
+        if tf.is_tensor(value) and value.shape.rank != 0:
+            return value
+    return None
