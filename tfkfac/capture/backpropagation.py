@@ -123,6 +123,17 @@ def from_outputs(
     return collector.finish()
 
 
+def _weighted_terms(fisher, dtype):
+    """Returns ((terms of an output, their weights) for all outputs, N)."""
+    weights, count = loss_terms.weigh(fisher.terms, dtype)
+    pairs = [
+        pair
+        for parts, of_outputs in zip(fisher.terms, weights)
+        for pair in zip(parts, of_outputs)
+    ]
+    return pairs, count
+
+
 def sampled_gradients(
     fisher: Fisher, dtype: tf.DType, **place
 ) -> tuple[list[tf.Tensor], list[tf.Tensor], tf.Tensor]:
@@ -134,12 +145,7 @@ def sampled_gradients(
         **place: `seed`, `update` and `examples_before`: where the targets are
             among all the random numbers.
     """
-    weights, count = loss_terms.weigh(fisher.terms, dtype)
-    pairs = [
-        pair
-        for parts, of_outputs in zip(fisher.terms, weights)
-        for pair in zip(parts, of_outputs)
-    ]
+    pairs, count = _weighted_terms(fisher, dtype)
     gradients = [
         _sampled_gradient(term, w, dtype, stream, **place)
         for stream, (term, w) in enumerate(pairs)
@@ -171,12 +177,7 @@ def empirical_gradients(
     fisher: Fisher, dtype: tf.DType
 ) -> tuple[list[tf.Tensor], list[tf.Tensor], tf.Tensor]:
     """Returns (outputs, gradients at them, N) for the compiled losses."""
-    weights, count = loss_terms.weigh(fisher.terms, dtype)
-    pairs = [
-        pair
-        for parts, of_outputs in zip(fisher.terms, weights)
-        for pair in zip(parts, of_outputs)
-    ]
+    pairs, count = _weighted_terms(fisher, dtype)
     gradients = [
         loss_terms.empirical_gradient(term, w, dtype) for term, w in pairs
     ]

@@ -100,7 +100,7 @@ def _own_terms(model, call, likelihood, unit, fisher):
     one = len(call.outputs) == 1
     if known is not None and one and unit == "auto":
         unit = "positions"
-    names = getattr(model, "output_names", None) or []
+    names = [*(getattr(model, "output_names", None) or [])]
     names += [None] * len(call.outputs)
     terms = [
         OutputTerms(
