@@ -6,6 +6,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import pytest
+from tensorflow.python.framework import config
 
 
 @pytest.fixture(autouse=True)
@@ -15,10 +16,19 @@ def _fresh_names():
     keras.utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _process_settings():
+    """What a trainer sets for its process ends with the test that ran it.
+
+    With deterministic operations Keras turns off `jit_compile`.
+    """
+    yield
+    config.disable_op_determinism()
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
 @pytest.fixture
 def float64():
     """Runs a test with `floatx="float64"`."""
     keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")

@@ -9,7 +9,6 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from tensorflow.python.framework import config
 
 import tfkfac
 from tfkfac.distributed import communicator
@@ -29,13 +28,6 @@ from trainers import (
 )
 from trainers.models import MODELS
 from trainers.steps import Steps
-
-
-@pytest.fixture(autouse=True)
-def leave_determinism():
-    """Other tests in this process have their operations back."""
-    yield
-    config.disable_op_determinism()
 
 
 def check(*argv, trainer=mnist.TRAINER):

@@ -16,8 +16,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 @pytest.fixture
 def policy():
     """Sets the dtype policy for a test."""
-    yield keras.config.set_dtype_policy
-    keras.config.set_dtype_policy("float32")
+    return keras.config.set_dtype_policy
 
 
 def build(normalization=True):

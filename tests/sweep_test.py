@@ -12,7 +12,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-from tensorflow.python.framework import config
 
 from tools import batch_size_study
 from tools.quadratic import model as quadratic
@@ -232,12 +231,6 @@ def test_results():
 
 
 # Trials.
-
-
-@pytest.fixture(autouse=True)
-def leave_determinism():
-    yield
-    config.disable_op_determinism()
 
 
 @pytest.mark.parametrize("label", ["kfac", "ema", "adam"])
