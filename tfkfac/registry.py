@@ -28,6 +28,8 @@ _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.GroupNormalization: blocks.GroupNormalizationBlock,
 }
 
+OF_MODEL = "(model)"  # In paths, what a model holds itself.
+
 
 def register(
     layer_type: type[keras.layers.Layer],
@@ -76,11 +78,13 @@ class Registration:
         blocks: The blocks, in the order of the model's layers.
         fallback: The trainable variables that no block claims.
         reasons: For each of them, why.
+        paths: For each of them, the path of its layer, and its number there.
     """
 
     blocks: list[blocks.CurvatureBlock]
     fallback: list[keras.Variable]
     reasons: list[str]
+    paths: list[str]
 
 
 def named_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
@@ -214,10 +218,12 @@ def register_model(
     free = {id(v) for v in trainable}
     unusable = {**_out_of_reach(layers.values()), **unusable}
     reasons: dict[int, str] = {}
+    paths = _numbered(OF_MODEL, model)
     found: list[blocks.CurvatureBlock] = []
     made: list[blocks.CurvatureBlock]
     for path, layer in layers.items():
         own = [v for v in layer._trainable_variables if id(v) in free]
+        paths = {**_numbered(path, layer), **paths}
         if not own:
             continue
         if layer.name in skip or path in skip:
@@ -235,7 +241,13 @@ def register_model(
         reasons.get(id(v), "held by the model, not by a layer")
         for v in fallback
     ]
-    return Registration(found, fallback, why)
+    return Registration(found, fallback, why, [paths[id(v)] for v in fallback])
+
+
+def _numbered(path: str, layer: keras.layers.Layer) -> dict[int, str]:
+    """Returns a path of each of a layer's own variables, by its id."""
+    own = layer._trainable_variables
+    return {id(v): f"{path}/variable_{i}" for i, v in enumerate(own)}
 
 
 def _out_of_reach(layers) -> dict[int, str]:
