@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from tfkfac import fallback, registry, report, settings
+from tfkfac import factor_sizes, fallback, registry, settings
 from tfkfac.distributed import assignment
 from tfkfac.distributed.communicator import Communicator
 from tfkfac.distributed.distributor import Distributor
@@ -27,12 +27,14 @@ class AttachedLayers:
         registration: The blocks, and the variables that have none.
         estimator: The curvature of the blocks.
         fallback: What becomes of the variables without a block.
+        limited: Factors of which only the diagonal is kept for their size.
         inverse_schedule: Which blocks are inverted in an update.
     """
 
     registration: registry.Registration
     estimator: Estimator
     fallback: fallback.Fallback
+    limited: list[factor_sizes.LimitedFactor]
     inverse_schedule: InverseSchedule
 
     @property
@@ -67,9 +69,7 @@ def make(
     registration = registry.register_model(
         model, optimizer.skip, unusable, optimizer.block_options
     )
-    if optimizer.max_factor_size is not None:
-        for block in registration.blocks:
-            block.limit_factors(optimizer.max_factor_size)
+    limited = factor_sizes.limit(registration.blocks, optimizer.max_factor_size)
     places = registry.places(model)
     places[registry.OF_MODEL] = "/" + registry.OF_MODEL
     optimizer.curvature.locate(places)
@@ -88,6 +88,7 @@ def make(
         registration,
         estimator,
         other,
+        limited,
         _inverse_schedule(optimizer, estimator),
     )
 

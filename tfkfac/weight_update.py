@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.fallback import Fallback
+
 
 class WeightUpdate:
     """What one update does to the weights; it knows no curvature.
@@ -38,7 +40,7 @@ class WeightUpdate:
         """Returns V after Keras' clipping of each gradient."""
         if self._optimizer.global_clipnorm is not None:
             return V  # The norm of all is known later; see `run`.
-        clipped = self._optimizer._clip_gradients(list(V.values()))
+        clipped = keras_compat.clip(self._optimizer, list(V.values()))
         return dict(zip(V, clipped))
 
     def sums(
@@ -102,7 +104,7 @@ class WeightUpdate:
     def _momentum(self, variable, u, eta_nu, mu):
         """Returns m <- mu m - eta nu U."""
         optimizer = self._optimizer
-        momentum = optimizer.momenta[optimizer._get_variable_index(variable)]
+        momentum = optimizer.momenta[keras_compat.index_of(optimizer, variable)]
         m = mu * momentum - eta_nu * u
         momentum.assign(m)
         return m
@@ -112,7 +114,7 @@ class WeightUpdate:
         optimizer = self._optimizer
         w = tf.cast(variable.value, step.dtype)
         decay = optimizer.weight_decay
-        if decay is not None and optimizer._use_weight_decay(variable):
+        if decay is not None and keras_compat.decays(optimizer, variable):
             w = w * (1 - eta * tf.constant(decay, step.dtype))
         variable.assign(tf.cast(w + step, variable.dtype))
         if variable.constraint is not None:
@@ -123,14 +125,7 @@ class WeightUpdate:
         optimizer = self._optimizer
         decay = tf.constant(optimizer.ema_momentum, tf.float64)
         decay = tf.where(self._update > 0, decay, 0)
-        pairs = [
-            (v, average)
-            for v, average in zip(
-                optimizer._trainable_variables,
-                optimizer._model_variables_moving_average,
-            )
-            if average is not None
-        ]
+        pairs = keras_compat.moving_averages(optimizer)
         for v, average in pairs:
             d = tf.cast(decay, average.dtype)
             average.assign(d * average + (1 - d) * v)

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfkfac import inverters, registry, settings
+from tfkfac import factor_sizes, inverters, registry, settings
 from tfkfac.blocks import CurvatureBlock
 from tfkfac.distributed import assignment, packing
 from tfkfac.estimator import state_dtype
@@ -37,7 +37,7 @@ def plan(
     inverter: str = "cholesky",
     norm_curvature: str = "diagonal",
     tied: str = "pooled",
-    max_factor_size: int | None = None,
+    max_factor_size: int | None = factor_sizes.DEFAULT,
     skip: Sequence[str] = (),
     communication_dtype: str = "float32",
     inputs: Any = None,
@@ -163,9 +163,7 @@ def _check(model, arguments) -> None:
 def _register(model, arguments, unusable) -> registry.Registration:
     options = {name: arguments[name] for name in ("norm_curvature", "tied")}
     found = registry.register_model(model, arguments["skip"], unusable, options)
-    if arguments["max_factor_size"] is not None:
-        for block in found.blocks:
-            block.limit_factors(arguments["max_factor_size"])
+    factor_sizes.limit(found.blocks, arguments["max_factor_size"])
     return found
 
 
