@@ -143,8 +143,9 @@ def train(
     try:
         model.fit(
             given,
-            epochs=math.ceil(asked.steps / asked.every),
+            epochs=math.ceil((1 + stay) * asked.steps / asked.every),
             steps_per_epoch=asked.every,
+            shuffle=False,  # The batches are.
             verbose=0,
             callbacks=[clock],
         )
