@@ -39,7 +39,15 @@ class ConvolutionBlock(KroneckerBlock):
 
     @classmethod
     def unsupported(cls, layer):
-        return unsupported_variant(layer)
+        found = [
+            _misplaced_bias(layer, shape)
+            for shape in keras_compat.symbolic_input_shapes(layer)
+        ]
+        return next(filter(None, found), None) or unsupported_variant(layer)
+
+    @classmethod
+    def unsupported_call(cls, layer, inputs):
+        return _misplaced_bias(layer, tuple(inputs.shape))
 
     def _channels_last(self, x):
         if self.layer.data_format == "channels_last":
@@ -161,6 +169,23 @@ class ConvolutionBlock(KroneckerBlock):
         g = self._channels_last(outputs)
         g = tf.reshape(g, [-1, 1, self.groups * self.d_out])
         return patches.group_rows(g, self.groups)
+
+
+def _misplaced_bias(layer, shape):
+    """Returns what is wrong with the bias for inputs of a shape, or None.
+
+    With channels first `keras.ops.add` takes a vector for one of the last axis
+    if that is as long as the channels.
+    """
+    if layer.data_format == "channels_last" or layer.bias is None:
+        return None
+    _, channels, *_, width = layer.compute_output_shape(shape)
+    if channels == 1 or channels != width:
+        return None
+    return (
+        f"Keras adds its bias along the last axis, which is as long as its "
+        f"{channels} channels, which come first"
+    )
 
 
 @functools.cache

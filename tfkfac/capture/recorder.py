@@ -324,6 +324,8 @@ def _run(layer, original, hearing, *args, **options):
     inputs, *more = args or (options.pop("inputs"),)
     for recorder in list(wanting):
         reason = recorder.reason_against(inputs)
+        if reason is None:
+            reason = types[recorder].unsupported_call(layer, inputs)
         if reason is not None:
             recorder.unusable[id(layer)] = reason
             wanting.remove(recorder)
