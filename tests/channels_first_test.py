@@ -15,9 +15,7 @@ FIRST = {"data_format": "channels_first", "activation": "tanh"}
 LAYERS = {  # The layer, the shape of its inputs.
     "line": (lambda: layers.Conv1D(3, 3, padding="same", **FIRST), (2, 6)),
     "line causal": (
-        lambda: layers.Conv1D(
-            3, 3, padding="causal", dilation_rate=2, **FIRST
-        ),
+        lambda: layers.Conv1D(3, 3, padding="causal", dilation_rate=2, **FIRST),
         (2, 6),
     ),
     "plane": (lambda: layers.Conv2D(3, 3, strides=2, **FIRST), (2, 6, 5)),

@@ -9,6 +9,7 @@ from mirrors import mirror
 from oracle import ONE_UPDATE, single
 
 import tfkfac
+from tfkfac.blocks import TransposedConvolutionBlock
 
 RNG = np.random.default_rng(0)
 KINDS = {
@@ -87,18 +88,21 @@ SETTINGS = {
     ),
     "volume dilated": ((2, 2, 2), 2, {"dilation_rate": (2, 1, 1)}),
 }
-settings = pytest.mark.parametrize(
-    "size, kernel, arguments", SETTINGS.values(), ids=SETTINGS
-)
 
 
 def make(size, kernel, arguments, filters=3, **more):
     return KINDS[len(size)](filters, kernel, **arguments, **more)
 
 
-def is_dilated(arguments):
-    """Dilated ones run in float64 under XLA only."""
-    return "dilation_rate" in arguments
+# In float64 TensorFlow runs these under XLA alone on CPUs.
+DILATED = {x: s for x, s in SETTINGS.items() if "dilation_rate" in s[2]}
+NOT_DILATED = {x: s for x, s in SETTINGS.items() if x not in DILATED}
+
+
+def each(settings):
+    return pytest.mark.parametrize(
+        "size, kernel, arguments", settings.values(), ids=settings
+    )
 
 
 def random_weights(layer):
@@ -107,7 +111,7 @@ def random_weights(layer):
         v.assign(rng.normal(size=v.shape))
 
 
-@settings
+@each(SETTINGS)
 def test_the_layer_is_this_map(float64, size, kernel, arguments):
     """s = W^T a at each output position."""
     layer = make(size, kernel, arguments)
@@ -115,14 +119,125 @@ def test_the_layer_is_this_map(float64, size, kernel, arguments):
     layer.build(x.shape)
     random_weights(layer)
     (stage,) = mirror(layer, x.shape)
-    call = tf.function(layer, jit_compile=True)
-    found = (call if is_dilated(arguments) else layer)(tf.constant(x))
+    is_dilated = "dilation_rate" in arguments
+    call = tf.function(layer, jit_compile=True) if is_dilated else layer
+    found = call(tf.constant(x))
     np.testing.assert_allclose(found, stage.forward(x), rtol=1e-9, atol=1e-12)
 
 
-@settings
+@each(NOT_DILATED)
 def test_one_update(float64, size, kernel, arguments):
-    """Every stride, padding and dilation gives the same factors and U."""
+    """Every stride and padding gives the same factors, inverses and U."""
     layer = make(size, kernel, arguments, activation="tanh")
-    case = single(layer, (*size, 2), jit_compile=is_dilated(arguments))
+    assert max(single(layer, (*size, 2)).run()) < 1e-9
+
+
+def in_float32(layer, shape, **arguments):
+    """A case whose damped factors are well conditioned."""
+    case = single(layer, shape, batch=8, **arguments)
+    case.x = case.x.astype("float32")
+    case.options = ONE_UPDATE | {"damping": 1.0}
+    return case
+
+
+STRIDED = ((3, 4), 3, {"strides": 2, "padding": "same"})
+
+
+@each(DILATED | {"plane strided same": STRIDED})
+def test_float32(size, kernel, arguments):
+    """float32 keeps 1e-5 where the damped factors are well conditioned."""
+    layer = make(size, kernel, arguments, activation="tanh")
+    case = in_float32(layer, (*size, 2))
+    assert max(case.run()) < 1e-5
+    assert case.condition() <= 100
+
+
+def test_dilated_under_xla(float64):
+    layer = make(*DILATED["line dilated"], activation="tanh")
+    assert max(single(layer, (4, 2), jit_compile=True).run()) < 1e-9
+
+
+def strided(**arguments):
+    return layers.Conv2DTranspose(
+        3, 3, strides=2, padding="same", activation="tanh", **arguments
+    )
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False], ids=["eager", "graph"])
+@pytest.mark.parametrize("inverter", ["cholesky", "eigen"])
+def test_three_updates(float64, run_eagerly, inverter):
+    """With running averages and momentum."""
+    case = single(strided(), (3, 2, 2), batch=12, run_eagerly=run_eagerly)
+    case.batch = 4
+    case.options = ONE_UPDATE | {"momentum": 0.9, "inverter": inverter}
     assert max(case.run()) < 1e-9
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False], ids=["eager", "graph"])
+def test_sampled(float64, run_eagerly):
+    """The sampled Fisher, with given targets, over three updates."""
+    case = single(strided(), (3, 2, 2), batch=12, run_eagerly=run_eagerly)
+    case.batch, case.samples = 4, np.array([2, 0, 1, 2])
+    case.likelihood = tfkfac.Categorical
+    assert max(case.run()) < 1e-9
+
+
+def test_stacked_and_shared(float64):
+    """Gradients come through another one; the second use is larger."""
+    case = single(strided(), (2, 1, 3), batch=3)
+    case.layers.insert(1, case.layers[0])
+    case.layers.insert(2, layers.Conv2D(2, 3, strides=2, activation="relu"))
+    assert max(case.run()) < 1e-9
+
+
+@pytest.mark.parametrize("size, inverter", [(18, "cholesky"), (2, "eigen")])
+def test_diagonal_factors(float64, size, inverter):
+    """A, of side 19, or both factors are kept as diagonals."""
+    case = single(strided(), (3, 2, 2), batch=4)
+    limits = {"max_factor_size": size, "inverter": inverter}
+    case.options = ONE_UPDATE | limits
+    assert max(case.run()) < 1e-9
+
+
+# The methods of the second moment.
+
+
+def input_moment(shape, x, without_patches=True):
+    """Returns (the sum of a a^T, the methods of its phases)."""
+    keras.utils.clear_session(free_memory=False)
+    layer = layers.Conv2DTranspose(2, 4, strides=2, padding="same")
+    keras.Model(inputs := keras.Input(shape), layer(inputs))
+    block = TransposedConvolutionBlock(layer)
+    block.without_patches = without_patches
+    signature = [tf.TensorSpec([None, *shape], x.dtype)]
+
+    @tf.function(input_signature=signature)
+    def moment(x):
+        dtype = tf.float64
+        return block.input_moment(x, None, 1.0, dtype, dtype)
+
+    return moment(x).numpy(), block.describe_method(tf.float64)
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 4), (15, 14, 160)])
+def test_methods_agree(float64, shape):
+    """Patches, with and without a known size, and what is chosen."""
+    x = RNG.normal(size=(2, *shape))
+    found, method = input_moment(shape, x)
+    expected, patches = input_moment(shape, x, without_patches=False)
+    unknown, several = input_moment((None, None, shape[-1]), x)
+    assert method == ("frequencies" if shape[-1] > 100 else "convolution")
+    assert patches == "patches"
+    assert several == (
+        "patches, convolution or frequencies by the size of its input"
+    )
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-12 * scale)
+    np.testing.assert_allclose(unknown, expected, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 4), (None, None, 4)])
+def test_no_examples(float64, shape):
+    found, _ = input_moment(shape, np.zeros([0, 9, 8, 4]))
+    assert found.shape == (1, 65, 65)
+    assert np.abs(found[:, :-1]).max() == 0

@@ -125,12 +125,12 @@ class ConvolutionBlock(KroneckerBlock):
             ones = [1] * (x.shape.rank - 1)
             of_examples = tf.reshape(of_examples, [batch, *ones])
             x *= tf.cast(of_examples, x.dtype)
-        return self._joined(
-            [
-                self._moment(x, window, count, product_dtype, dtype)
-                for window in self._windows()
-            ]
-        )
+        windows = self._windows()
+        moments = {
+            window: self._moment(x, window, count, product_dtype, dtype)
+            for window in dict.fromkeys(windows)
+        }
+        return self._joined([moments[window] for window in windows])
 
     def _joined(self, moments):
         """Returns the moment of the rows for that of each kind of them."""

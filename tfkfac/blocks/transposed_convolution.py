@@ -32,7 +32,8 @@ class TransposedConvolutionBlock(ConvolutionBlock):
                                    n^d (k s)^d C        elements of rows
 
     and the convolutions of a phase are cheaper than its patches where they are
-    chosen.
+    chosen. Phases that see the same inputs, all of a kernel of the size of the
+    strides, share one moment.
     """
 
     def __init__(self, layer):

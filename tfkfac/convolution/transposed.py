@@ -99,14 +99,12 @@ class TransposedConvolution:
             The same for all taps in kernel order; elements of two phases are 0.
         """
         sides = [len(taps) * channels for taps in self.taps]
-        joined = moments[0]
-        if len(moments) > 1:
-            diagonal = joined.shape.rank == 2
-            joined = (_join_diagonals if diagonal else _join)(moments, sides)
+        diagonal = moments[0].shape.rank == 2
+        joined = (_join_diagonals if diagonal else _join)(moments, sides)
         units = np.concatenate(self.taps)
         index = np.add.outer(units * channels, np.arange(channels)).ravel()
-        places = np.argsort(index)
-        places = [*places, *range(len(places), joined.shape[-1])]
+        ends = range(len(index), joined.shape[-1])  # The 1, if there is one.
+        places = np.argsort([*index, *ends])
         for axis in range(1, joined.shape.rank):
             joined = tf.gather(joined, places, axis=axis)
         return joined
