@@ -147,7 +147,7 @@ def functional(shape):
     return keras.Model(inputs, layers.Dense(2, name="logits")(x))
 
 
-REASON = "which is as long as its 4 channels, which come first"
+REASON = "which is as long as the 4 channels, which come first"
 
 
 @pytest.mark.parametrize("build", [lambda: functional((2, 5, 6)), Own])
@@ -170,7 +170,8 @@ def test_a_bias_along_the_last_axis_goes_to_the_fallback(build):
         assert np.abs(new - old).max() > 0
 
 
-def test_a_shorter_last_axis_is_covered():
+@pytest.mark.parametrize("shape", [(2, 6, 5), (2, None, None)])
+def test_another_last_axis_is_covered(shape):
     lines = []
-    tfkfac.KFAC(model=functional((2, 5, 5))).summary(print_fn=lines.append)
+    tfkfac.KFAC(model=functional(shape)).summary(print_fn=lines.append)
     assert "(100.0 %) in 2 blocks" in lines[-1]

@@ -20,7 +20,7 @@ class ConvolutionBlock(KroneckerBlock):
     """`keras.layers.Conv1D`, `Conv2D` and `Conv3D` (Grosse and Martens 2016).
 
     The rows are the patches of all output positions; each group of channels
-    has its own factors.
+    has its own factors. Channels that come first are moved last before.
     """
 
     activation_is_last = True
@@ -47,7 +47,7 @@ class ConvolutionBlock(KroneckerBlock):
 
     @classmethod
     def unsupported_call(cls, layer, inputs):
-        return _misplaced_bias(layer, tuple(inputs.shape))
+        return _misplaced_bias(layer, inputs.shape)
 
     def _channels_last(self, x):
         if self.layer.data_format == "channels_last":
@@ -172,19 +172,20 @@ class ConvolutionBlock(KroneckerBlock):
 
 
 def _misplaced_bias(layer, shape):
-    """Returns what is wrong with the bias for inputs of a shape, or None.
+    """Returns where Keras adds the bias if not to channels, else None.
 
-    With channels first `keras.ops.add` takes a vector for one of the last axis
-    if that is as long as the channels.
+    `keras.ops.add` of Keras 3.15 takes a bias for one of the last axis if that
+    is as long, also where the channels come first.
     """
     if layer.data_format == "channels_last" or layer.bias is None:
         return None
-    _, channels, *_, width = layer.compute_output_shape(shape)
+    _, channels, *_, width = layer.compute_output_shape(tuple(shape))
     if channels == 1 or channels != width:
         return None
     return (
-        f"Keras adds its bias along the last axis, which is as long as its "
-        f"{channels} channels, which come first"
+        "Keras adds its bias along the last axis, which is as long as the "
+        f"{channels} channels, which come first; give it no bias, or channels "
+        "last"
     )
 
 
