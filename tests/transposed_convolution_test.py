@@ -31,6 +31,16 @@ SETTINGS = {
         3,
         {"dilation_rate": 2, "padding": "same", "use_bias": False},
     ),
+    "line dilated even same": (
+        (4,),
+        4,
+        {"dilation_rate": 3, "padding": "same"},
+    ),
+    "line dilated, no longer": (
+        (4,),
+        3,
+        {"dilation_rate": 2, "padding": "same", "output_padding": 0},
+    ),
     "plane": ((3, 4), 3, {}),
     "plane same": ((3, 4), 3, {"padding": "same"}),
     "plane 1x1": ((3, 2), 1, {}),

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfkfac import linalg
 from tfkfac.convolution.patches import Window
 
 
@@ -99,15 +100,38 @@ class TransposedConvolution:
             The same for all taps in kernel order; elements of two phases are 0.
         """
         sides = [len(taps) * channels for taps in self.taps]
-        diagonal = moments[0].shape.rank == 2
-        joined = (_join_diagonals if diagonal else _join)(moments, sides)
-        units = np.concatenate(self.taps)
-        index = np.add.outer(units * channels, np.arange(channels)).ravel()
-        ends = range(len(index), joined.shape[-1])  # The 1, if there is one.
-        places = np.argsort([*index, *ends])
-        for axis in range(1, joined.shape.rank):
-            joined = tf.gather(joined, places, axis=axis)
-        return joined
+        phases = list(zip(moments, sides))
+        first, side = phases[0]
+        if first.shape.rank == 2:
+            squares = tf.concat([S[:, :n] for S, n in phases], axis=1)
+            squares = self._in_kernel_order(squares, channels)
+            return tf.concat([squares, first[:, side:]], axis=1)
+        blocks = [S[:, :n, :n] for S, n in phases]
+        A = self._in_kernel_order(_block_diagonal(blocks), channels)
+        if first.shape[-1] == side:
+            return A
+        sums = tf.concat([S[:, :n, n] for S, n in phases], axis=1)
+        sums = self._in_kernel_order(sums, channels)
+        return linalg.append_sums(A, sums, first[0, -1, -1])
+
+    def _in_kernel_order(self, x: tf.Tensor, channels: int) -> tf.Tensor:
+        """Brings all sides of [1, ...] from (phase, tap) to the kernel's."""
+        order = np.argsort(np.concatenate(self.taps))
+        sides = [(side // channels, channels) for side in x.shape[1:]]
+        found = tf.reshape(x, [1, *itertools.chain(*sides)])
+        for axis in range(1, found.shape.rank, 2):
+            found = tf.gather(found, order, axis=axis)
+        return tf.reshape(found, x.shape)
+
+
+def _block_diagonal(blocks: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns [1, sum of sides, sum of sides] for blocks [1, side, side]."""
+    total, before, rows = sum(S.shape[1] for S in blocks), 0, []
+    for S in blocks:
+        after = total - before - S.shape[1]
+        rows.append(tf.pad(S, [(0, 0), (0, 0), (before, after)]))
+        before += S.shape[1]
+    return tf.concat(rows, axis=1)
 
 
 def _ends(size, stride, dilation, padding, output_padding) -> tuple[int, int]:
@@ -129,29 +153,8 @@ def _axis_phases(size, stride, dilation, rest, low) -> list[_AxisPhase]:
     found = []
     for r in range(min(stride, size)):
         taps = tuple(reversed(range(r, size, stride)))
-        first = math.ceil((low - r) / stride)  # The least t,
-        last = (rest - 1 + low - r) // stride  # and the largest from n - 1 on.
+        first = math.ceil((low - r) / stride)  # The least t.
+        last = (rest - 1 + low - r) // stride  # The largest, less n - 1.
         reach = (len(taps) - 1) * dilation
         found.append(_AxisPhase(taps, (reach - first, last)))
     return found
-
-
-def _join(moments, sides):
-    """Returns the blocks on a diagonal; the sums beside a 1 go on beside it."""
-    rows, total, before = [], sum(sides), 0
-    for S, side in zip(moments, sides):
-        after = total - before - side
-        row = tf.pad(S[:, :side, :side], [(0, 0), (0, 0), (before, after)])
-        rows.append(tf.concat([row, S[:, :side, side:]], axis=2))
-        before += side
-    joined = tf.concat(rows, axis=1)
-    if joined.shape[2] == total:
-        return joined
-    last = tf.linalg.matrix_transpose(joined[:, :, total:])
-    corner = moments[0][:, -1:, -1:]
-    return tf.concat([joined, tf.concat([last, corner], axis=2)], axis=1)
-
-
-def _join_diagonals(moments, sides):
-    parts = [S[:, :side] for S, side in zip(moments, sides)]
-    return tf.concat([*parts, moments[0][:, sides[0] :]], axis=1)
