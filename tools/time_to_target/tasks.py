@@ -103,6 +103,17 @@ def flat_mnist() -> Data:
 
 
 @functools.cache
+def noisy_mnist(noise: float = 0.4) -> Data:
+    """The same images with noise as inputs and without it as targets."""
+    data, rng = mnist(), np.random.default_rng(0)
+    x, held = (
+        v + noise * rng.normal(size=v.shape).astype("float32")
+        for v in (data.x, data.x_validation)
+    )
+    return Data(x, data.x, held, data.x_validation)
+
+
+@functools.cache
 def pydocs(vocabulary: int = 1000, length: int = 32) -> Data:
     """Windows of the standard library's documentation, and the next tokens."""
     extras.require("sentencepiece", "text", "--tasks")
@@ -266,6 +277,35 @@ def _gru():
     )
 
 
+def _lstm(vocabulary=1000, width=64, units=128):
+    return keras.Sequential(
+        [
+            keras.Input((32,), dtype="int32"),
+            layers.Embedding(vocabulary, width),
+            layers.LSTM(units, return_sequences=True),
+            layers.LSTM(units, return_sequences=True),
+            layers.Dense(vocabulary),
+        ]
+    )
+
+
+def _conv_autoencoder():
+    """Keras' example of denoising: two halvings, two doublings."""
+    same = {"padding": "same", "activation": "relu"}
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(32, 3, **same),
+            layers.MaxPooling2D(),
+            layers.Conv2D(32, 3, **same),
+            layers.MaxPooling2D(),
+            layers.Conv2DTranspose(32, 3, strides=2, **same),
+            layers.Conv2DTranspose(32, 3, strides=2, **same),
+            layers.Conv2D(1, 3, padding="same"),
+        ]
+    )
+
+
 def _tabular(inputs: int, width: int):
     return keras.Sequential(
         [
@@ -330,6 +370,10 @@ TASKS = {
         800,
         10,
         4.0,
+    ),
+    "lstm": Task(pydocs, _lstm, _CLASSES, 32, 800, 10, 4.2),
+    "conv_autoencoder": Task(
+        noisy_mnist, _conv_autoencoder, _BINARY, 128, 600, 10, 0.1
     ),
     "text": Task(sources, _text_transformer, _CLASSES, 32, 800, 10, 0.2),
     "conv1d": Task(carbon_dioxide, _conv1d, "mse", 128, 1500, 10, 0.2),
