@@ -317,3 +317,4 @@ def test_report_names_the_update(fallback, name):
     (text,) = lines
     assert f"kernel: {name} (named in skip)" in text
     assert f"variable: {name} (no curvature block for Scale)" in text
+    assert ("moments of the fallback: 0.00 MiB" in text) == (name == "Adam")

@@ -72,11 +72,15 @@ def summary_line(
     """Returns the report in one sentence."""
     total = _size(model.trainable_variables)
     covered = total - _size(registration.fallback)
-    return (
+    moments = sum(curvature.nbytes(f"{p}/") for p in registration.paths)
+    line = (
         f"K-FAC covers {covered:,} of {total:,} trainable parameters "
         f"({100 * covered / total:.1f} %) in {len(registration.blocks)} "
-        f"blocks; curvature state: {_mebibytes(curvature.nbytes())}"
+        f"blocks; curvature state: {_mebibytes(curvature.nbytes() - moments)}"
     )
+    if moments:
+        line += f", moments of the fallback: {_mebibytes(moments)}"
+    return line
 
 
 def log(
