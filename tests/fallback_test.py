@@ -129,7 +129,7 @@ def follow(model, batches):
         V = gradients(model, x, y)[:3]
         model.train_on_batch(x, y)
         pairs = zip(expected, adam, V)
-        expected = [w + a.step(g, 1e-3) for w, a, g in pairs]
+        expected = [w + a.step(g, 3e-3) for w, a, g in pairs]
     return max(
         np.abs(w - e).max() for w, e in zip(weights(model)[:3], expected)
     )

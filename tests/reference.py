@@ -250,7 +250,7 @@ class KFAC:
         self.largest_rate = max(self.largest_rate, eta)
         rate = self._now(self.adam_rate)
         if rate is None:
-            rate = 1e-3 * eta / self.largest_rate
+            rate = 3e-3 * eta / self.largest_rate
         for j, (W, u) in enumerate(zip(layer.weights(), U)):
             if (layer, j) in self.adam:
                 self.m[layer][j] = self.adam[layer, j].step(u, rate)

@@ -97,7 +97,7 @@ class KFAC(OptimizerState, Assignable):
             outside the KL clip and `momentum` (decay is eta wd, as elsewhere);
             or "gradient", U = V.
         fallback_learning_rate: That of Adam, number or schedule; None takes
-            0.001 eta / max eta, with the largest eta so far.
+            0.003 eta / max eta, with the largest eta so far.
         **kwargs: As of `keras.optimizers.Optimizer`: `weight_decay`,
             `clipnorm`, `use_ema`, `name`, ...
 

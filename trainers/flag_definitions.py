@@ -301,5 +301,5 @@ def define_settings(define: Definitions) -> None:
     define.string("strategy", None, text)
     text = "K-FAC: the update of what no curvature block takes."
     define.enum("fallback", None, ["adam", "gradient"], text)
-    text = "K-FAC: Adam's rate there, the first one; by default 0.001."
+    text = "K-FAC: Adam's rate there, the first one; by default 0.003."
     define.number("fallback_learning_rate", None, text)
