@@ -71,7 +71,8 @@ class Adam(Fallback):
     0.003 is between what was best on two small problems, a convolutional
     network on digits with half of its layers skipped and a language model with
     a skipped embedding: 0.01 and 0.03 where rates decayed, 0.001 and 0.003
-    where they were constant, on digits. The plain gradient was the worst.
+    where they were constant, on digits. From 0.001 to 0.01 all were better than
+    the plain gradient, on MNIST at 0.001 too.
 
     All ranks have all of the moments, and make the same step.
 
