@@ -6,6 +6,7 @@ from types import FrameType
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 def callers(function: Callable) -> list[Any]:
@@ -74,3 +75,62 @@ def symbolic_input_shapes(layer: keras.layers.Layer) -> list[tuple]:
         for node in layer._inbound_nodes
         for tensor in node.input_tensors[:1]
     ]
+
+
+def cells(layer: keras.layers.RNN) -> list[Any]:
+    """Returns the cells of a recurrent layer, from the inputs on."""
+    cell = layer.cell
+    stacked = type(cell) is keras.layers.StackedRNNCells
+    return list(cell.cells) if stacked else [cell]
+
+
+def has_stock_loop(layer: keras.layers.RNN) -> bool:
+    """Whether a recurrent layer goes over the steps as Keras' own do."""
+    layers = keras.layers
+    stock = (layers.RNN, layers.SimpleRNN, layers.LSTM, layers.GRU)
+    return any(type(layer).inner_loop is x.inner_loop for x in stock)
+
+
+def initial_states(
+    layer: keras.layers.RNN, sequences: tf.Tensor, options: dict
+) -> list[Any]:
+    """Returns the states that a call of a recurrent layer will start from,
+    nested as those of its cells.
+
+    Args:
+        layer: The layer.
+        sequences: Its inputs.
+        options: The keyword arguments of its `call`.
+    """
+    states = options.get("initial_state")
+    if states is None and layer.stateful:
+        states = layer.states
+    if states is None:
+        states = layer.get_initial_state(batch_size=tf.shape(sequences)[0])
+    if not keras.tree.is_nested(states):
+        states = [states]
+    dtype = layer.cell.compute_dtype
+    return keras.tree.map_structure(
+        lambda x: tf.identity(keras.ops.convert_to_tensor(x, dtype)),
+        list(states),
+    )
+
+
+def dropout_masks(
+    layer: keras.layers.RNN, sequences: tf.Tensor, states: list[Any]
+) -> list[list[list[tf.Tensor]]]:
+    """Draws the dropout that the next call of a recurrent layer will take.
+
+    Returns, for each cell, that of its inputs and that of its states: no
+    tensor, one, or one for each gate.
+    """
+    layer._maybe_config_dropout_masks(layer.cell, sequences[:, 0, :], states)
+
+    def drawn(cell, name):
+        masks = getattr(cell, name, None)
+        if masks is None:
+            return []
+        return list(masks) if isinstance(masks, list) else [masks]
+
+    names = "_dropout_mask", "_recurrent_dropout_mask"
+    return [[drawn(cell, name) for name in names] for cell in cells(layer)]

@@ -17,6 +17,7 @@ from tfkfac.blocks.normalization import (
     LayerNormalizationBlock,
     ScaleShiftBlock,
 )
+from tfkfac.blocks.recurrent import RecurrentBlock
 
 __all__ = [
     "BatchNormalizationBlock",
@@ -31,6 +32,7 @@ __all__ = [
     "KroneckerBlock",
     "LayerNormalizationBlock",
     "Moment",
+    "RecurrentBlock",
     "ScaleShiftBlock",
     "SeparableDepthwiseBlock",
     "SeparablePointwiseBlock",

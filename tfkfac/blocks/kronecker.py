@@ -26,16 +26,22 @@ class KroneckerBlock(FactoredBlock):
         d_out: The number of outputs of a group.
     """
 
-    def __init__(self, layer, kernel, bias, *, groups=1, d_in, d_out):
+    def __init__(
+        self, layer, kernel, bias, *, groups=1, d_in, d_out, prefix=""
+    ):
         super().__init__(layer)
+        self.prefix = prefix
         self.kernel = kernel
         self.bias = bias if bias is not None and bias.trainable else None
         self.variables = [kernel] if self.bias is None else [kernel, bias]
         self.groups, self.d_in, self.d_out = groups, d_in, d_out
         side = d_in + (self.bias is not None)
         self.factors = [
-            DenseFactor("input_factor", groups, side, rows_are_terms=True),
-            DenseFactor("output_factor", groups, d_out, rows_are_terms=False),
+            DenseFactor(prefix + name, groups, dim, rows_are_terms=of_terms)
+            for name, dim, of_terms in (
+                ("input_factor", side, True),
+                ("output_factor", d_out, False),
+            )
         ]
 
     @abc.abstractmethod

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 
@@ -321,7 +322,8 @@ def _run(layer, original, hearing, *args, **options):
     wanting = [r for r in hearing if types[r] is not None]
     if not wanting:
         return masks.handing_down(layer, original)(*args, **options)
-    inputs, *more = args or (options.pop("inputs"),)
+    first = next(iter(inspect.signature(original).parameters))
+    inputs, *more = args or (options.pop(first),)
     for recorder in list(wanting):
         reason = recorder.reason_against(inputs)
         if reason is not None:

@@ -1,0 +1,343 @@
+"""Blocks of recurrent layers: each time step is a use of their kernels."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from tfkfac import keras_compat, recurrence
+from tfkfac.blocks.base import CurvatureBlock, LayerCall
+from tfkfac.blocks.factored import FactoredBlock
+from tfkfac.blocks.kronecker import KroneckerBlock
+from tfkfac.recurrence import Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentCall:
+    """What a call of a recurrent layer went by, besides its inputs.
+
+    Attributes:
+        weights: Those of each cell.
+        states: Those at the start, of all cells in order.
+        mask: That of the layer, or None.
+        shapes: Of its outputs: the sequence or last output, and the states.
+    """
+
+    weights: list[Weights]
+    states: list[tf.Tensor]
+    mask: tf.Tensor | None
+    shapes: list[tf.Tensor]
+
+
+class ColumnsBlock(KroneckerBlock):
+    """Columns of a kernel of a cell, and of its bias, as A (x) G.
+
+    All gates, where these are multiplied by the same inputs.
+
+    Args:
+        layer: The recurrent layer.
+        cell: The number of the cell, from the first.
+        kernel: The kernel.
+        columns: Those of the gates.
+        bias: What has a row for the kernel, or None.
+        bias_row: Which row it is.
+        prefix: What the names of its state begin with.
+    """
+
+    def __init__(self, layer, cell, kernel, columns, bias, bias_row, prefix):
+        super().__init__(
+            layer,
+            kernel,
+            bias,
+            d_in=kernel.shape[0],
+            d_out=columns.stop - columns.start,
+            prefix=prefix,
+        )
+        self.cell, self.columns, self.bias_row = cell, columns, bias_row
+
+    def input_rows(self, inputs):
+        return tf.reshape(inputs, [1, -1, self.d_in])
+
+    def output_rows(self, outputs):
+        return tf.reshape(outputs, [1, -1, self.d_out])
+
+    def kernel_matrix(self, kernel):
+        return super().kernel_matrix(kernel[:, self.columns])
+
+    def kernel_from_matrix(self, matrix):
+        """Returns zeros in the columns that are not its own."""
+        matrix = tf.reshape(matrix, [self.d_in, self.d_out])
+        return tf.pad(matrix, [[0, 0], self._beside])
+
+    def bias_matrix(self, bias):
+        rows = tf.reshape(bias, [-1, self.kernel.shape[1]])
+        return super().bias_matrix(rows[self.bias_row, self.columns])
+
+    def bias_from_matrix(self, matrix):
+        """Returns zeros in the columns that are not its own."""
+        row = tf.pad(tf.reshape(matrix, [self.d_out]), [self._beside])
+        zero = tf.zeros_like(row)
+        count = self.bias.shape.num_elements() // self.kernel.shape[1]
+        rows = [row if i == self.bias_row else zero for i in range(count)]
+        return tf.reshape(tf.stack(rows), self.bias.shape)
+
+    @property
+    def _beside(self) -> list[int]:
+        """How many columns of others come before and after."""
+        return [self.columns.start, self.kernel.shape[1] - self.columns.stop]
+
+
+class RecurrentBlock(CurvatureBlock):
+    """`keras.layers.SimpleRNN`, `LSTM`, `GRU`, and `RNN` of such cells.
+
+    Kernel and recurrent kernel of each cell are A (x) G each, as if they were
+    independent (Martens, Ba and Johnson 2018, section 3.1). The rows are
+    (example, step) pairs, A = (1 / N) sum a a^T over the inputs or the states
+    before the steps, and G = (1 / R) sum g g^T with the gradients at the
+    pre-activations of all gates together. The bias is the last row of the
+    kernel; a GRU with `reset_after` has one for either kernel, and the gradient
+    of the candidate at the recurrent one is r times that at the other.
+
+    Gates whose inputs differ have factors of their own, so that s = W^T a for
+    each: the candidate of a GRU without `reset_after`, whose recurrent kernel
+    sees r h; and all gates, where each has its own dropout.
+
+    In the forward pass Keras' own loop runs. The moments run through time once
+    more, in float32 or wider, from what the call was given.
+    """
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        self._parts = [
+            part
+            for i in range(len(keras_compat.cells(layer)))
+            for part in _columns(layer, i)
+        ]
+        variables = [v for part in self._parts for v in part.variables]
+        self.variables = list({id(v): v for v in variables}.values())
+        self._take_factors()
+
+    def _take_factors(self):
+        self.factors = [f for part in self._parts for f in part.factors]
+
+    @classmethod
+    def unsupported(cls, layer):
+        if not keras_compat.has_stock_loop(layer):
+            return f"the loop of {type(layer).__name__} is not Keras' own"
+        for cell in keras_compat.cells(layer):
+            if recurrence.cell_type(cell) is None:
+                return f"its cell {type(cell).__name__} is none of Keras' own"
+            for name in ("activation", "recurrent_activation"):
+                if isinstance(getattr(cell, name, None), keras.layers.Layer):
+                    return f"the {name} of its cell is a layer"
+        return None
+
+    @classmethod
+    def for_layer(cls, layer, options):
+        block = cls(layer)
+        return [block] if block.variables else []
+
+    @classmethod
+    def record(cls, layer, call, keep, inputs, args, options):
+        names = ("initial_state", "mask", "training")
+        options = {**dict(zip(names, args)), **options}
+        states = keras_compat.initial_states(layer, inputs, options)
+        saved = RecurrentCall(
+            weights=_weights(layer, inputs, states, options.get("training")),
+            states=keras.tree.flatten(states),
+            mask=_first(options.get("mask")),
+            shapes=[],
+        )
+        outputs = call(inputs, **options)
+        flat = keras.tree.flatten(outputs)
+        saved.shapes.extend(tf.shape(y) for y in flat)
+        use = LayerCall(layer, inputs, saved.mask, flat[0], saved=saved)
+        if len(flat) == 1:
+            return keep(use)
+        use.pre_activation = tf.concat([_flat(y) for y in flat], axis=1)
+        marked = _split(keep(use), saved.shapes)
+        for new, old in zip(marked, flat):
+            new.set_shape(old.shape)
+        return keras.tree.pack_sequence_as(outputs, marked)
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    @path.setter
+    def path(self, path: str) -> None:
+        self._path = path
+        for part in getattr(self, "_parts", ()):
+            part.path = f"{path}/{part.prefix.rstrip('/')}"
+
+    @property
+    def members(self) -> Sequence[FactoredBlock]:
+        return self._parts
+
+    def limit_factors(self, size):
+        for part in self._parts:
+            part.limit_factors(size)
+        self._take_factors()
+
+    def build_factors(self, add_state, dtype, accumulates):
+        for part in self._parts:
+            part.build_factors(add_state, dtype, accumulates)
+
+    def build_inverses(self, inverter, add_state, dtype):
+        of_parts = [
+            part.build_inverses(inverter, add_state, dtype)
+            for part in self._parts
+        ]
+        return [v for of_part in of_parts for v in of_part]
+
+    def precondition(self, gradients, damping):
+        V = {id(v): g for v, g in zip(self.variables, gradients)}
+        found: dict[int, list[tf.Tensor]] = {id(v): [] for v in self.variables}
+        for part in self._parts:
+            own = [V[id(v)] for v in part.variables]
+            for v, u in zip(part.variables, part.precondition(own, damping)):
+                found[id(v)].append(u)
+        # Each is of its own columns, and zero elsewhere.
+        return [functools.reduce(tf.add, us) for us in found.values()]
+
+    def moments(self, uses, product_dtype, dtype):
+        calls = [self._calls_of_parts(use, dtype) for use in uses]
+        return [
+            moment
+            for part, of_part in zip(self._parts, zip(*calls))
+            for moment in part.moments(of_part, product_dtype, dtype)
+        ]
+
+    def _calls_of_parts(self, use, dtype) -> list[LayerCall]:
+        """Returns a call of each part, with a row for each step."""
+        saved: RecurrentCall = use.saved
+        cells = [
+            recurrence.cell_type(layer)(layer, weights.cast(dtype))
+            for layer, weights in zip(
+                keras_compat.cells(self.layer), saved.weights
+            )
+        ]
+        x = self._by_step(tf.cast(use.inputs, dtype))
+        states = [tf.cast(state, dtype) for state in saved.states]
+        mask = self._mask_by_step(saved.mask, x)
+        gradients = self._gradients(use, x, states, dtype)
+        traces = recurrence.Recurrence(
+            cells, mask, self.layer.zero_output_for_mask
+        ).backpropagate(x, states, *gradients)
+        rows = {}
+        for i, (cell, trace) in enumerate(zip(cells, traces)):
+            a, g = cell.recurrent_rows(trace.s, trace.h, trace.g)
+            rows[i, "kernel"] = iter(cell.input_rows(trace.x)), trace.g
+            rows[i, "recurrent_kernel"] = iter(a), g
+        keep = self._mask_by_step(use.mask, x)
+        calls = []
+        for part in self._parts:
+            inputs, g = rows[part.cell, part.kernel.name]
+            calls.append(
+                dataclasses.replace(
+                    use,
+                    inputs=next(inputs),
+                    mask=None if keep is None else keep[..., 0],
+                    gradient=g[..., part.columns],
+                )
+            )
+        return calls
+
+    def _by_step(self, x):
+        """Returns [batch, steps, ...] as [steps, batch, ...], as it is read."""
+        x = tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
+        return tf.reverse(x, [0]) if self.layer.go_backwards else x
+
+    def _mask_by_step(self, mask, x):
+        """Returns a mask of [batch, steps] or of [batch], [steps, batch, 1]."""
+        if mask is None:
+            return None
+        steps, batch = tf.unstack(tf.shape(x)[:2])
+        mask = tf.reshape(tf.cast(mask, tf.bool), [batch, -1])
+        mask = tf.broadcast_to(mask, [batch, steps])
+        return self._by_step(mask)[..., tf.newaxis]
+
+    def _gradients(self, use, x, states, dtype):
+        """Returns the gradients at the outputs of all steps and at the states
+        after the last one."""
+        g, shapes = tf.cast(use.gradient, dtype), use.saved.shapes
+        first, *of_states = [g] if len(shapes) == 1 else _split(g, shapes)
+        if self.layer.return_sequences:  # They come in the order of the steps.
+            first = tf.transpose(first, [1, 0, 2])
+        else:
+            first = tf.pad(
+                first[tf.newaxis], [[tf.shape(x)[0] - 1, 0], [0, 0], [0, 0]]
+            )
+        return first, of_states or [tf.zeros_like(s) for s in states]
+
+
+def _columns(layer, i: int) -> list[ColumnsBlock]:
+    """Returns the blocks of one cell, for the kernels that are trainable.
+
+    A bias of both kernels has a block where both are.
+    """
+    cells = keras_compat.cells(layer)
+    cell, before = cells[i], f"cell_{i}/" if len(cells) > 1 else ""
+    kind = recurrence.cell_type(cell)
+    recurrent = kind.recurrent_gates(cell)
+    own_masks = hasattr(cell, "dropout_mask_count")
+    if own_masks and cell.recurrent_dropout:
+        recurrent = list(kind.gates)
+    gates = list(kind.gates) if own_masks and cell.dropout else [kind.gates]
+    kernels = [(cell.kernel, gates), (cell.recurrent_kernel, recurrent)]
+    rows = 0 if cell.bias is None else len(cell.bias.shape)
+    if not all(kernel.trainable for kernel, _ in kernels[:rows]):
+        rows = 0
+    found = []
+    for row, (kernel, groups) in enumerate(kernels):
+        for group in groups if kernel.trainable else ():
+            begin = kind.gates.index(group[0]) * cell.units
+            columns = slice(begin, begin + len(group) * cell.units)
+            name = kernel.name if group == kind.gates else (
+                f"{kernel.name}/{group}"
+            )  # fmt: skip
+            bias = cell.bias if row < rows else None
+            found.append(
+                ColumnsBlock(
+                    layer, i, kernel, columns, bias, row, f"{before}{name}/"
+                )
+            )
+    return found
+
+
+def _weights(layer, inputs, states, training) -> list[Weights]:
+    """Returns the weights of a call, and the dropout that it will take."""
+    cells = keras_compat.cells(layer)
+    masks = keras_compat.dropout_masks(layer, inputs, states)
+    found = []
+    for cell, (of_inputs, of_states) in zip(cells, masks):
+        kernels = cell.kernel, cell.recurrent_kernel, cell.bias
+        found.append(
+            Weights(
+                *(
+                    None if v is None else tf.cast(v.value, cell.compute_dtype)
+                    for v in kernels
+                ),
+                of_inputs if training else [],
+                of_states if training else [],
+            )
+        )
+    return found
+
+
+def _first(mask):
+    """Returns the mask of the inputs, where states have one, too."""
+    return mask[0] if isinstance(mask, (list, tuple)) else mask
+
+
+def _flat(x) -> tf.Tensor:
+    return tf.reshape(x, [tf.shape(x)[0], -1])
+
+
+def _split(x, shapes) -> list[tf.Tensor]:
+    """Undoes `tf.concat` of flat tensors along axis 1."""
+    sizes = tf.stack([tf.reduce_prod(shape[1:]) for shape in shapes])
+    parts = tf.split(x, sizes, axis=1, num=len(shapes))
+    return [tf.reshape(part, shape) for part, shape in zip(parts, shapes)]
