@@ -75,7 +75,7 @@ class LSTM:
 
 
 class GRU:
-    """h = z h + (1 - z) tanh(p_h + r q_h), p = W_0^T [x, 1], q likewise of h."""
+    """h = z h + (1 - z) tanh(p_h + r q_h), p = W_0^T [x, 1], q of h so, too."""
 
     states = 1
     parts = "kernel", "recurrent_kernel"

@@ -11,6 +11,7 @@ of backpropagation through time.
 import abc
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -31,7 +32,7 @@ class Weights:
 
     kernel: tf.Tensor
     recurrent_kernel: tf.Tensor
-    bias: tf.Tensor | None
+    bias: tf.Tensor | None = None
     dropout: Sequence[tf.Tensor] = ()
     recurrent_dropout: Sequence[tf.Tensor] = ()
 
@@ -212,15 +213,23 @@ class GRUResetBeforeCell(GRUCell):
         return self._gate(s[..., u : 2 * u] + q)
 
 
-def cell_type(layer: object) -> type[Cell] | None:
-    """Returns the class for a cell; None if it is none of Keras' own."""
-    if type(layer) is keras.layers.SimpleRNNCell:
-        return SimpleCell
-    if type(layer) is keras.layers.LSTMCell:
+def knows(layer: Any) -> bool:
+    """Whether a cell is one of Keras' own; not of a class derived from it."""
+    layers = keras.layers
+    return type(layer) in (
+        layers.SimpleRNNCell,
+        layers.LSTMCell,
+        layers.GRUCell,
+    )
+
+
+def cell_type(layer: Any) -> type[Cell]:
+    """Returns the class for a cell that `knows` knows."""
+    if isinstance(layer, keras.layers.LSTMCell):
         return LSTMCell
-    if type(layer) is keras.layers.GRUCell:
+    if isinstance(layer, keras.layers.GRUCell):
         return GRUCell if layer.reset_after else GRUResetBeforeCell
-    return None
+    return SimpleCell
 
 
 @dataclasses.dataclass
@@ -280,7 +289,8 @@ class Recurrence:
         before, last = self._forward(s, start)
         end = [tf.zeros_like(start[0]), *state_gradients]
         g = self._backward(s, before, output_gradients, end)
-        traces, place = [], 1
+        traces: list[Trace] = []
+        place = 1  # The output of the step before comes first.
         for cell, s_of_cell, g_of_cell in zip(self._cells, s, g):
             h = before[place]
             if traces:

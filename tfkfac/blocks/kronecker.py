@@ -97,19 +97,36 @@ class KroneckerBlock(FactoredBlock):
         if mask is None:
             count = tf.cast(tf.shape(g)[1], dtype)
         else:
-            g *= tf.cast(mask, g.dtype)
             count = tf.reduce_sum(tf.cast(mask, dtype))
+        G = self.output_moment(use, g, mask, count, product_dtype, dtype)
+        A = self.input_moment(use.inputs, mask, count, product_dtype, dtype)
+        return [Moment(A, count), Moment(G, count)]
+
+    def output_moment(
+        self,
+        use: LayerCall,
+        g: tf.Tensor,
+        mask: tf.Tensor | None,
+        count: tf.Tensor,
+        product_dtype: tf.DType,
+        dtype: tf.DType,
+    ) -> tf.Tensor:
+        """Returns the sum over the rows of g g^T, or its diagonal.
+
+        Args:
+            use: A call of the layer.
+            g: Its gradients, as `output_rows` gave them.
+            mask, count, product_dtype, dtype: As of `input_moment`.
+        """
         G = linalg.second_moment(
-            g,
+            g if mask is None else g * tf.cast(mask, g.dtype),
             append_one=False,
             count=count,
             product_dtype=product_dtype,
             dtype=dtype,
             diagonal=self.factors[1].diagonal,
         )
-        G = use.times_square_of_scale(G)
-        A = self.input_moment(use.inputs, mask, count, product_dtype, dtype)
-        return [Moment(A, count), Moment(G, count)]
+        return use.times_square_of_scale(G)
 
     def input_moment(
         self,

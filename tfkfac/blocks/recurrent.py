@@ -63,8 +63,21 @@ class ColumnsBlock(KroneckerBlock):
     def output_rows(self, outputs):
         return tf.reshape(outputs, [1, -1, self.d_out])
 
+    def own_columns(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns those of its gates; x itself where there are no others."""
+        return x if self._beside == [0, 0] else x[..., self.columns]
+
+    def output_moment(self, use, g, mask, count, product_dtype, dtype):
+        """Both kernels of a cell may have the same gradients: then once."""
+        key = id(use.gradient), self.factors[1].diagonal
+        if key not in use.saved:
+            use.saved[key] = super().output_moment(
+                use, g, mask, count, product_dtype, dtype
+            )
+        return use.saved[key]
+
     def kernel_matrix(self, kernel):
-        return super().kernel_matrix(kernel[:, self.columns])
+        return super().kernel_matrix(self.own_columns(kernel))
 
     def kernel_from_matrix(self, matrix):
         """Returns zeros in the columns that are not its own."""
@@ -127,7 +140,7 @@ class RecurrentBlock(CurvatureBlock):
         if not keras_compat.has_stock_loop(layer):
             return f"the loop of {type(layer).__name__} is not Keras' own"
         for cell in keras_compat.cells(layer):
-            if recurrence.cell_type(cell) is None:
+            if not recurrence.knows(cell):
                 return f"its cell {type(cell).__name__} is none of Keras' own"
             for name in ("activation", "recurrent_activation"):
                 if isinstance(getattr(cell, name, None), keras.layers.Layer):
@@ -232,7 +245,8 @@ class RecurrentBlock(CurvatureBlock):
             rows[i, "kernel"] = iter(cell.input_rows(trace.x)), trace.g
             rows[i, "recurrent_kernel"] = iter(a), g
         keep = self._mask_by_step(use.mask, x)
-        calls = []
+        calls: list[LayerCall] = []
+        shared: dict[tuple, tf.Tensor] = {}  # Output moments.
         for part in self._parts:
             inputs, g = rows[part.cell, part.kernel.name]
             calls.append(
@@ -240,7 +254,8 @@ class RecurrentBlock(CurvatureBlock):
                     use,
                     inputs=next(inputs),
                     mask=None if keep is None else keep[..., 0],
-                    gradient=g[..., part.columns],
+                    gradient=part.own_columns(g),
+                    saved=shared,
                 )
             )
         return calls
@@ -313,17 +328,12 @@ def _weights(layer, inputs, states, training) -> list[Weights]:
     masks = keras_compat.dropout_masks(layer, inputs, states)
     found = []
     for cell, (of_inputs, of_states) in zip(cells, masks):
-        kernels = cell.kernel, cell.recurrent_kernel, cell.bias
-        found.append(
-            Weights(
-                *(
-                    None if v is None else tf.cast(v.value, cell.compute_dtype)
-                    for v in kernels
-                ),
-                of_inputs if training else [],
-                of_states if training else [],
-            )
+        W, R, b = (
+            None if v is None else tf.cast(v.value, cell.compute_dtype)
+            for v in (cell.kernel, cell.recurrent_kernel, cell.bias)
         )
+        dropout = (of_inputs, of_states) if training else ((), ())
+        found.append(Weights(W, R, b, *dropout))
     return found
 
 
