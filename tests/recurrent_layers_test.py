@@ -161,6 +161,13 @@ class OwnCell(layers.LSTMCell):
     """What it does is not known."""
 
 
+class OwnLoop(layers.GRU):
+    """Goes over the steps in a way that is not known."""
+
+    def inner_loop(self, *args, **options):
+        return super().inner_loop(*args, **options)
+
+
 def shared_cell(inputs):
     cell = layers.GRUCell(U)
     backwards = layers.RNN(cell, go_backwards=True)
@@ -171,6 +178,7 @@ REASONS = {
     "its cell OwnCell is none of Keras' own": lambda x: layers.RNN(OwnCell(U))(
         x
     ),
+    "the loop of OwnLoop is not Keras' own": lambda x: OwnLoop(U)(x),
     "it shares a cell with another recurrent layer": shared_cell,
     "the activation of its cell is a layer": layers.SimpleRNN(
         U, activation=layers.LeakyReLU()
