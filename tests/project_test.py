@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -81,3 +82,17 @@ def test_modules_are_read_in_one_sitting():
         for path in (ROOT / "tfkfac").rglob("*.py")
     }
     assert {k: n for k, n in lengths.items() if n > 350} == {}
+
+
+def test_what_is_private_in_keras_is_in_one_module():
+    """A release of Keras that changes it touches `keras_compat` alone."""
+    private = re.compile(
+        r"keras\.src|__dict__|\b(model|layer|loss|compile_loss|variable)\._\w"
+    )
+    found = {
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in (ROOT / "tfkfac").rglob("*.py")
+        for line in path.read_text().splitlines()
+        if path.name != "keras_compat.py" and private.search(line)
+    }
+    assert found == set()

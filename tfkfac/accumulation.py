@@ -6,7 +6,7 @@ joint batch. One micro-step that is not finite costs the whole update.
 
 import tensorflow as tf
 
-from tfkfac import linalg
+from tfkfac import keras_compat, linalg
 from tfkfac.step import Step
 
 
@@ -54,9 +54,8 @@ class MicroStep(Step):
         return tf.constant(True)
 
     def _gradient_sums(self):
-        optimizer = self.optimizer
         return [
-            optimizer._accumulated_gradients[optimizer._get_variable_index(v)]
+            keras_compat.accumulated_gradient(self.optimizer, v)
             for v in self.variables
         ]
 

@@ -64,7 +64,7 @@ class AttachedModel:
     @property
     def is_built(self) -> bool:
         """Whether the model is built, or all of its parts are."""
-        parts = self.model._flatten_layers(include_self=False)
+        parts = keras_compat.layers_of(self.model, include_self=False)
         return self.model.built or (
             bool(self.model.trainable_variables)
             and all(layer.built for layer in parts)
@@ -103,7 +103,7 @@ class AttachedModel:
     def _is_being_built(self) -> bool:
         """Whether layers may be built one by one, within a call of the model;
         on several ranks they must be there before, to have one state."""
-        parts = self.model._flatten_layers(include_self=False)
+        parts = keras_compat.layers_of(self.model, include_self=False)
         unbuilt = any(not layer.built for layer in parts)
         return self.model.trainable and unbuilt and self.communicator.size == 1
 
@@ -149,7 +149,7 @@ class AttachedModel:
         if loss_scale.unwrapped(outer) is outer or outer in self._watched:
             return
         loss_scale.call_when_skipped(outer, self.recorder.undo_forward_pass)
-        bound = "check_finite" in outer.__dict__
+        bound = keras_compat.own_attribute(outer, "check_finite") is not None
         if self.communicator.size > 1 and not bound:
             loss_scale.agree_on_finiteness(
                 outer, self.communicator, self._name + ".loss_scale"

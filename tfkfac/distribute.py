@@ -5,11 +5,12 @@ import itertools
 import keras
 import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.distributed import communicator, loss_scale, packing
+from tfkfac.keras_compat import CLIPPING
 from tfkfac.optimizer import KFAC
 
 _names = itertools.count()
-_HOOK = "_clip_gradients"  # The last that all gradients pass together.
 
 
 def distribute(
@@ -43,15 +44,16 @@ def distribute(
     if ranks.size == 1:
         return optimizer
     name = f"{inner.name}.{next(_names)}"
-    if inner is not optimizer and "check_finite" not in optimizer.__dict__:
+    own = keras_compat.own_attribute
+    if inner is not optimizer and own(optimizer, "check_finite") is None:
         loss_scale.agree_on_finiteness(optimizer, ranks, name + ".loss_scale")
-    if not isinstance(inner, KFAC) and _HOOK not in inner.__dict__:
+    if not isinstance(inner, KFAC) and own(inner, CLIPPING) is None:
         _average_gradients(inner, ranks, name + ".gradients")
     return optimizer
 
 
 def _average_gradients(optimizer, ranks, name):
-    clip = getattr(optimizer, _HOOK)
+    clip = getattr(optimizer, CLIPPING)
 
     def average_and_clip(grads):
         dense = [tf.convert_to_tensor(g) for g in grads if g is not None]
@@ -61,4 +63,4 @@ def _average_gradients(optimizer, ranks, name):
         means = iter(tf.cast(m, g.dtype) for m, g in zip(means, dense))
         return clip([g if g is None else next(means) for g in grads])
 
-    optimizer.__dict__[_HOOK] = average_and_clip
+    keras_compat.set_untracked(optimizer, **{CLIPPING: average_and_clip})

@@ -1,12 +1,214 @@
 """What this package takes of Keras that is not public, in one place."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.variables import AutocastScope
+from keras.src.losses.losses import LossFunctionWrapper
+
+__all__ = ["LossFunctionWrapper", "in_stateless_scope"]
+
+# The last method of an optimizer that all gradients pass together.
+CLIPPING = "_clip_gradients"
+
+
+# Attributes that Keras would track.
+
+
+def set_untracked(owner: Any, **attributes) -> None:
+    """Sets attributes of a layer, model or loss that Keras does not track."""
+    owner.__dict__.update(attributes)
+
+
+def own_attribute(owner: Any, name: str) -> Any:
+    """Returns what is set on this instance, not on its class; None if none."""
+    return owner.__dict__.get(name)
+
+
+def remove_attribute(owner: Any, name: str) -> None:
+    """Undoes `set_untracked`: the class' own attribute is seen again."""
+    owner.__dict__.pop(name)
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, **attributes) -> Iterator[None]:
+    """Within it, a layer, model or loss has other attributes, untracked."""
+    before = {n: owner.__dict__[n] for n in attributes if n in owner.__dict__}
+    owner.__dict__.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            owner.__dict__.pop(name)
+        owner.__dict__.update(before)
+
+
+# Layers and models.
+
+
+def layers_of(
+    layer: keras.layers.Layer, include_self: bool = True
+) -> list[keras.layers.Layer]:
+    """Returns a layer or model and all layers below it."""
+    return list(layer._flatten_layers(include_self=include_self))
+
+
+def held_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns the layers that a layer itself holds, not those below them."""
+    return list(layer._layers)
+
+
+def own_trainable_variables(
+    layer: keras.layers.Layer,
+) -> list[keras.Variable]:
+    """Returns those of a layer itself, frozen or not."""
+    return list(layer._trainable_variables)
+
+
+def has_listed_layers(layer: keras.layers.Layer) -> bool:
+    """Whether `layers` is a list in a fixed order, as of a functional model."""
+    return layer._obj_type() in ("Sequential", "Functional")
+
+
+def is_rematerialized(layer: keras.layers.Layer) -> bool:
+    """Whether the layer's call is computed again in the backward pass."""
+    return bool(getattr(layer, "_remat_mode", None))
+
+
+def takes_training(model: keras.Model) -> bool:
+    """Whether the model's call has an argument `training`."""
+    return model._call_has_training_arg
+
+
+def adds_losses(model: keras.Model) -> bool:
+    """Whether a layer has called `add_loss` in the current step."""
+    return any(layer._losses for layer in model._flatten_layers())
+
+
+def clear_losses(model: keras.Model) -> None:
+    """Forgets what layers have added to the loss."""
+    model._clear_losses()
+
+
+def training_of_context(layer: keras.layers.Layer) -> bool | None:
+    """Returns the `training` of the call that a layer is called within."""
+    return layer._get_call_context().get_value("training")
+
+
+def full_width() -> AutocastScope:
+    """Returns a scope in which variables have their own type, also in a call
+    of a layer of mixed precision."""
+    return AutocastScope(None)
+
+
+def set_mask(tensor: tf.Tensor, mask: tf.Tensor) -> None:
+    """Has a tensor carry a Keras mask."""
+    tensor._keras_mask = mask
+
+
+def keras_mask(tensor: tf.Tensor) -> tf.Tensor | None:
+    """Returns the Keras mask that a tensor carries."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def symbolic_input_shapes(layer: keras.layers.Layer) -> list[tuple]:
+    """Returns the shapes of a layer's inputs in functional models, by call.
+
+    There are none where the layer is called in `call` of a subclass alone.
+    """
+    return [
+        tensor.shape
+        for node in layer._inbound_nodes
+        for tensor in node.input_tensors[:1]
+    ]
+
+
+def attention_projection(
+    layer: keras.layers.Layer, name: str
+) -> keras.layers.Layer | None:
+    """Returns a projection of an attention layer: "query", "key", "value",
+    "output" or "gate"; None where there is none."""
+    return getattr(layer, f"_{name}_dense", None)
+
+
+def has_stock_moments(layer: keras.layers.Layer) -> bool:
+    """Whether a `BatchNormalization` takes mean and variance as Keras does."""
+    return type(layer)._moments is keras.layers.BatchNormalization._moments
+
+
+@contextlib.contextmanager
+def noting_moments(layer: keras.layers.Layer, moments: list) -> Iterator[None]:
+    """Within it, a `BatchNormalization` adds the (mean, variance) that it
+    normalizes by to the list."""
+    original = layer._moments
+
+    def note(*args, **options):
+        moments.append(original(*args, **options))
+        return moments[-1]
+
+    with replaced(layer, _moments=note):
+        yield
+
+
+def group_normalized(layer: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
+    """Returns x as a `GroupNormalization` normalizes it, neither scaled nor
+    shifted."""
+    with replaced(layer, scale=False, center=False):
+        groups = layer._reshape_into_groups(x)
+        xhat = layer._apply_normalization(groups, x.shape)
+    return tf.reshape(xhat, tf.shape(x))
+
+
+def draw_dropout(
+    layer: keras.layers.RNN, sequences: tf.Tensor, states: list
+) -> None:
+    """Draws what the next call of a recurrent layer drops."""
+    layer._maybe_config_dropout_masks(layer.cell, sequences[:, 0, :], states)
+
+
+def drawn_dropout(cell: keras.layers.Layer) -> list[list[tf.Tensor]]:
+    """Returns what a cell multiplies its inputs by, and its states: nothing,
+    one tensor, or one for each gate."""
+    names = "_dropout_mask", "_recurrent_dropout_mask"
+    drawn = [getattr(cell, name, None) for name in names]
+    return [
+        list(x) if isinstance(x, list) else [] if x is None else [x]
+        for x in drawn
+    ]
+
+
+# Compiled losses.
+
+
+def options_of(loss: LossFunctionWrapper) -> dict:
+    """Returns the arguments that a loss hands to its function."""
+    return loss._fn_kwargs
+
+
+def compiled_losses(model: keras.Model) -> Any:
+    """Returns the `CompileLoss` of a model; None where it is not compiled."""
+    return getattr(model, "_compile_loss", None)
+
+
+def replace_losses(compile_loss: Any, replace: Callable) -> None:
+    """Has a built `CompileLoss` call `replace(x)` in place of each loss.
+
+    Args:
+        compile_loss: The losses of all outputs.
+        replace: Its argument has `loss`, `loss_weights` and `name`.
+    """
+    compile_loss._flat_losses = [
+        x._replace(loss=replace(x)) for x in compile_loss._flat_losses
+    ]
+
+
+# Training steps, told by the frames of the calls.
 
 
 def callers(function: Callable) -> list[Any]:
@@ -24,7 +226,7 @@ def is_in_stock_train_step(model: keras.Model) -> bool:
     """Whether this is within Keras' own training step of a model, which adds
     nothing to the loss that Keras computes."""
     stock = keras.Model
-    if "compute_loss" in model.__dict__ or (
+    if own_attribute(model, "compute_loss") is not None or (
         type(model).compute_loss is not stock.compute_loss
     ):
         return False
@@ -62,75 +264,74 @@ def keep_xla_away(model: keras.Model, ranks: int) -> None:
             model.jit_compile = False
         return original(force)
 
-    model.__dict__["make_train_function"] = make_train_function
+    set_untracked(model, make_train_function=make_train_function)
 
 
-def symbolic_input_shapes(layer: keras.layers.Layer) -> list[tuple]:
-    """Returns the shapes of a layer's inputs in functional models, by call.
-
-    There are none where the layer is called in `call` of a subclass alone.
-    """
-    return [
-        tensor.shape
-        for node in layer._inbound_nodes
-        for tensor in node.input_tensors[:1]
-    ]
+# Optimizers and their state.
 
 
-def cells(layer: keras.layers.RNN) -> list[Any]:
-    """Returns the cells of a recurrent layer, from the inputs on."""
-    cell = layer.cell
-    stacked = type(cell) is keras.layers.StackedRNNCells
-    return list(cell.cells) if stacked else [cell]
+def call_after_skipping(
+    outer: keras.optimizers.LossScaleOptimizer, then: Callable[[], None]
+) -> None:
+    """Has `then` called where the optimizer has skipped a step."""
+    name = "_stateful_handle_non_finite_grads"
+    handle = getattr(outer, name)
+
+    def handle_and_call():
+        handle()
+        then()
+
+    set_untracked(outer, **{name: handle_and_call})
 
 
-def has_stock_loop(layer: keras.layers.RNN) -> bool:
-    """Whether a recurrent layer goes over the steps as Keras' own do."""
-    layers = keras.layers
-    stock = (layers.RNN, layers.SimpleRNN, layers.LSTM, layers.GRU)
-    return any(type(layer).inner_loop is x.inner_loop for x in stock)
+def clip(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
+    """Returns gradients after Keras' clipping by value or norm."""
+    return getattr(optimizer, CLIPPING)(gradients)
 
 
-def initial_states(
-    layer: keras.layers.RNN, sequences: tf.Tensor, options: dict
-) -> list[Any]:
-    """Returns the states that a call of a recurrent layer will start from,
-    nested as those of its cells.
+def index_of(
+    optimizer: keras.optimizers.Optimizer, variable: keras.Variable
+) -> int:
+    """Returns the place of a variable in the lists of an optimizer's state."""
+    return optimizer._get_variable_index(variable)
 
-    Args:
-        layer: The layer.
-        sequences: Its inputs.
-        options: The keyword arguments of its `call`.
-    """
-    states = options.get("initial_state")
-    if states is None and layer.stateful:
-        states = layer.states
-    if states is None:
-        states = layer.get_initial_state(batch_size=tf.shape(sequences)[0])
-    if not keras.tree.is_nested(states):
-        states = [states]
-    dtype = layer.cell.compute_dtype
-    return keras.tree.map_structure(
-        lambda x: tf.identity(keras.ops.convert_to_tensor(x, dtype)),
-        list(states),
+
+def decays(
+    optimizer: keras.optimizers.Optimizer, variable: keras.Variable
+) -> bool:
+    """Whether the optimizer's weight decay is for a variable."""
+    return optimizer._use_weight_decay(variable)
+
+
+def moving_averages(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Returns the trainable variables that have a moving average, with it."""
+    pairs = zip(
+        optimizer._trainable_variables,
+        optimizer._model_variables_moving_average,
     )
+    return [(v, average) for v, average in pairs if average is not None]
 
 
-def dropout_masks(
-    layer: keras.layers.RNN, sequences: tf.Tensor, states: list[Any]
-) -> list[list[list[tf.Tensor]]]:
-    """Draws the dropout that the next call of a recurrent layer will take.
+def accumulated_gradient(
+    optimizer: keras.optimizers.Optimizer, variable: keras.Variable
+) -> keras.Variable:
+    """Returns the state in which gradients of a variable are summed."""
+    index = index_of(optimizer, variable)
+    return optimizer._accumulated_gradients[index]
 
-    Returns, for each cell, that of its inputs and that of its states: no
-    tensor, one, or one for each gate.
-    """
-    layer._maybe_config_dropout_masks(layer.cell, sequences[:, 0, :], states)
 
-    def drawn(cell, name):
-        masks = getattr(cell, name, None)
-        if masks is None:
-            return []
-        return list(masks) if isinstance(masks, list) else [masks]
+def has_constant_rate(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the learning rate is a variable, and no schedule."""
+    return isinstance(optimizer._learning_rate, keras.Variable)
 
-    names = "_dropout_mask", "_recurrent_dropout_mask"
-    return [[drawn(cell, name) for name in names] for cell in cells(layer)]
+
+def set_path(variable: keras.Variable, path: str) -> None:
+    """Names a variable for files and state trees; Keras' own is of scopes."""
+    variable._path = path
+
+
+def flattened_tree(model: keras.Model, tree: dict) -> dict:
+    """Returns a part of a state tree by the paths of the variables."""
+    return model._flatten_nested_dict(tree)

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from tfkfac import blocks
+from tfkfac import blocks, keras_compat
 
 _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.Dense: blocks.DenseBlock,
@@ -99,7 +99,7 @@ def named_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     count: collections.Counter[str] = collections.Counter()
 
     def walk(parent, prefix):
-        for layer in parent._layers:
+        for layer in keras_compat.held_layers(parent):
             if id(layer) in seen:
                 continue
             seen.add(id(layer))
@@ -147,13 +147,16 @@ def _attributes(
     layer: keras.layers.Layer,
 ) -> Iterator[tuple[str, object]]:
     """Yields the attributes that may hold layers, in a fixed order."""
-    if layer._obj_type() in ("Sequential", "Functional"):
+    if keras_compat.has_listed_layers(layer):
         yield "layers", layer.layers
     own = set(vars(layer)) - _bookkeeping()
     for name in sorted(own, key=lambda name: (name.startswith("_"), name)):
         if not name.startswith("_self_"):  # What TensorFlow tracks.
             yield name, vars(layer)[name]
-    yield "_layers", layer._layers  # Such as are held by a set.
+    yield (
+        "_layers",
+        keras_compat.held_layers(layer),
+    )  # Such as are held by a set.
 
 
 @functools.cache
@@ -228,9 +231,13 @@ def register_model(
             continue
         with_cells = [layer]
         if isinstance(layer, keras.layers.RNN):  # Its block is theirs, too.
-            with_cells = layer._flatten_layers()
-        held = [v for x in with_cells for v in x._trainable_variables]
-        own = [v for v in held if id(v) in free]
+            with_cells = keras_compat.layers_of(layer)
+        own = [
+            v
+            for x in with_cells
+            for v in keras_compat.own_trainable_variables(x)
+            if id(v) in free
+        ]
         if not own:
             continue
         against = [unusable[id(x)] for x in with_cells if id(x) in unusable]
@@ -256,8 +263,8 @@ def _out_of_reach(layers) -> dict[int, str]:
     """Returns, by the id of a layer, why its calls cannot be recorded."""
     found = {}
     for layer in layers:
-        if getattr(layer, "_remat_mode", None):
-            for inner in layer._flatten_layers():
+        if keras_compat.is_rematerialized(layer):
+            for inner in keras_compat.layers_of(layer):
                 found[id(inner)] = "called inside a rematerialized scope"
     return found
 
@@ -268,7 +275,7 @@ def _loops(layers) -> dict[int, list[keras.layers.RNN]]:
     found: dict[int, list[keras.layers.RNN]] = {}
     for layer in layers:  # What holds a layer comes before it.
         if isinstance(layer, keras.layers.RNN) and id(layer) not in found:
-            for inner in layer._flatten_layers(include_self=False):
+            for inner in keras_compat.layers_of(layer, include_self=False):
                 found.setdefault(id(inner), []).append(layer)
     return found
 

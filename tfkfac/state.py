@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkfac import keras_compat
+
 _NAMES, _UPDATES = "names", "updates"
 _UNKNOWN = -1
 
@@ -63,7 +65,7 @@ class Curvature(tf.train.experimental.PythonState):
                 autocast=False,
                 name=name.rpartition("/")[2],
             )
-        variable._path = self._path(name)  # Keras' own is of scopes.
+        keras_compat.set_path(variable, self._path(name))
         return variable
 
     def _path(self, name):
@@ -75,7 +77,7 @@ class Curvature(tf.train.experimental.PythonState):
         self._places = dict(places)
         self._index()
         for name, variable in self._variables.items():
-            variable._path = self._path(name)
+            keras_compat.set_path(variable, self._path(name))
 
     def _index(self):
         # A value may wait for a layer that the model does not have.

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.distributed.loss_scale import unwrapped
 
 _OPTIMIZER = "optimizer_variables"
@@ -53,8 +54,9 @@ def guard(attached) -> None:
             kind.set_state_tree(model, _fitted(model, state_tree))
 
     # Not by setattr, which would have Keras track what they refer to.
-    model.__dict__["get_state_tree"] = get_state_tree
-    model.__dict__["set_state_tree"] = set_state_tree
+    keras_compat.set_untracked(
+        model, get_state_tree=get_state_tree, set_state_tree=set_state_tree
+    )
 
 
 def _prepare(attached):
@@ -95,7 +97,9 @@ def _fitted(model: keras.Model, state_tree: dict) -> dict:
     Raises:
         ValueError: It is not that of such a model.
     """
-    flat = {k: model._flatten_nested_dict(v) for k, v in state_tree.items()}
+    flat = {
+        k: keras_compat.flattened_tree(model, v) for k, v in state_tree.items()
+    }
     of_optimizer = flat[_OPTIMIZER]
     for path in list(of_optimizer):
         if path.endswith("/curvature/" + _PATHS):

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
+from tfkfac import keras_compat
+
 
 class WeightUpdate:
     """What one update does to the weights; it knows no curvature.
@@ -26,7 +28,7 @@ class WeightUpdate:
         """Returns V after Keras' clipping of each gradient."""
         if self._optimizer.global_clipnorm is not None:
             return V  # The norm of all is known later; see `run`.
-        clipped = self._optimizer._clip_gradients(list(V.values()))
+        clipped = keras_compat.clip(self._optimizer, list(V.values()))
         return dict(zip(V, clipped))
 
     def sums(
@@ -78,12 +80,12 @@ class WeightUpdate:
 
     def _move(self, variable, u, eta_nu, mu, eta):
         optimizer = self._optimizer
-        momentum = optimizer.momenta[optimizer._get_variable_index(variable)]
+        momentum = optimizer.momenta[keras_compat.index_of(optimizer, variable)]
         m = mu * momentum - eta_nu * u
         momentum.assign(m)
         w = tf.cast(variable.value, u.dtype)
         decay = optimizer.weight_decay
-        if decay is not None and optimizer._use_weight_decay(variable):
+        if decay is not None and keras_compat.decays(optimizer, variable):
             w = w * (1 - eta * tf.constant(decay, u.dtype))
         variable.assign(tf.cast(w + m, variable.dtype))
         if variable.constraint is not None:
@@ -94,14 +96,7 @@ class WeightUpdate:
         optimizer = self._optimizer
         decay = tf.constant(optimizer.ema_momentum, tf.float64)
         decay = tf.where(self._update > 0, decay, 0)
-        pairs = [
-            (v, average)
-            for v, average in zip(
-                optimizer._trainable_variables,
-                optimizer._model_variables_moving_average,
-            )
-            if average is not None
-        ]
+        pairs = keras_compat.moving_averages(optimizer)
         for v, average in pairs:
             d = tf.cast(decay, average.dtype)
             average.assign(d * average + (1 - d) * v)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.factors import Factor
 from tfkfac.inverters import Inverter
+from tfkfac.keras_compat import keras_mask
 
 if TYPE_CHECKING:
     from tfkfac.blocks.factored import FactoredBlock
@@ -145,15 +147,13 @@ class CurvatureBlock(abc.ABC):
         Returns:
             What the call returns.
         """
-        activation = layer.__dict__.get("activation")
+        activation = keras_compat.own_attribute(layer, "activation")
         if activation is None or not cls.activation_is_last:
             s = call(inputs, *args, **options)
             return keep(LayerCall(layer, inputs, keras_mask(inputs), s))
-        layer.__dict__["activation"] = keras.activations.linear
-        try:
+        linear = keras.activations.linear
+        with keras_compat.replaced(layer, activation=linear):
             s = call(inputs, *args, **options)
-        finally:
-            layer.__dict__["activation"] = activation
         return activation(keep(LayerCall(layer, inputs, keras_mask(inputs), s)))
 
     def is_of(self, use: LayerCall) -> bool:
@@ -251,8 +251,3 @@ class CurvatureBlock(abc.ABC):
         """
         del product_dtype
         return ""
-
-
-def keras_mask(tensor: tf.Tensor) -> tf.Tensor | None:
-    """Returns the Keras mask that a tensor carries."""
-    return getattr(tensor, "_keras_mask", None)

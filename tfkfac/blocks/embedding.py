@@ -2,11 +2,12 @@
 
 import tensorflow as tf
 
-from tfkfac import linalg
-from tfkfac.blocks.base import LayerCall, Moment, keras_mask
+from tfkfac import keras_compat, linalg
+from tfkfac.blocks.base import LayerCall, Moment
 from tfkfac.blocks.dense import unsupported_variant
 from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.factors import DenseFactor, DiagonalFactor
+from tfkfac.keras_compat import keras_mask
 
 
 class EmbeddingBlock(FactoredBlock):
@@ -122,14 +123,11 @@ class TiedEmbeddingBlock(EmbeddingBlock):
             mask = keras_mask(s)
             s = keep(LayerCall(layer, inputs, mask, s))
             if mask is not None:
-                s._keras_mask = mask
+                keras_compat.set_mask(s, mask)
             return s
         cap = layer.logit_soft_cap
-        layer.__dict__["logit_soft_cap"] = None
-        try:
+        with keras_compat.replaced(layer, logit_soft_cap=None):
             s = call(inputs, *args, **options)
-        finally:
-            layer.__dict__["logit_soft_cap"] = cap
         s = keep(
             LayerCall(layer, inputs, keras_mask(inputs), s, part="projection")
         )

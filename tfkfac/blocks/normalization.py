@@ -1,15 +1,16 @@
 """Blocks of normalization layers: per-example gradients of scale and shift."""
 
 import abc
-import contextlib
 import math
 
 import keras
 import tensorflow as tf
 
-from tfkfac.blocks.base import LayerCall, Moment, keras_mask
+from tfkfac import keras_compat
+from tfkfac.blocks.base import LayerCall, Moment
 from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.factors import DenseFactor, DiagonalFactor, Factor
+from tfkfac.keras_compat import keras_mask
 
 
 class ScaleShiftBlock(FactoredBlock):
@@ -163,7 +164,7 @@ class BatchNormalizationBlock(ScaleShiftBlock):
         moments = []
 
         def noting(*args, **options):
-            with _noted(layer, moments):
+            with keras_compat.noting_moments(layer, moments):
                 return call(*args, **options)
 
         def keep_with_moments(use):
@@ -183,8 +184,7 @@ class BatchNormalizationBlock(ScaleShiftBlock):
         layer, x = use.layer, use.inputs
         if use.saved is None or use.options.get("mask") is not None:
             return False
-        stock = keras.layers.BatchNormalization
-        if type(layer)._moments is not stock._moments:
+        if not keras_compat.has_stock_moments(layer):
             return False
         last = layer.axis % x.shape.rank == x.shape.rank - 1
         return last and x.dtype == use.pre_activation.dtype == tf.float32
@@ -233,33 +233,7 @@ class GroupNormalizationBlock(ScaleShiftBlock):
         return [self.layer.axis]
 
     def normalized(self, use):
-        layer, x = self.layer, _widen(use.inputs)
-        saved = layer.scale, layer.center
-        layer.__dict__.update(scale=False, center=False)
-        try:
-            groups = layer._reshape_into_groups(x)
-            xhat = layer._apply_normalization(groups, x.shape)
-        finally:
-            layer.__dict__.update(scale=saved[0], center=saved[1])
-        return tf.reshape(xhat, tf.shape(x))
-
-
-@contextlib.contextmanager
-def _noted(layer, moments):
-    """Has a layer add the (mean, variance) that it normalizes by."""
-    before, original = layer.__dict__.get("_moments"), layer._moments
-
-    def note(*args, **options):
-        moments.append(original(*args, **options))
-        return moments[-1]
-
-    layer.__dict__["_moments"] = note
-    try:
-        yield
-    finally:
-        layer.__dict__.pop("_moments")
-        if before is not None:
-            layer.__dict__["_moments"] = before
+        return keras_compat.group_normalized(self.layer, _widen(use.inputs))
 
 
 class _FusedGradient:

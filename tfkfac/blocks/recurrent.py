@@ -7,28 +7,10 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tfkfac import keras_compat, recurrence
 from tfkfac.blocks.base import CurvatureBlock, LayerCall
 from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.blocks.kronecker import KroneckerBlock
-from tfkfac.recurrence import Weights
-
-
-@dataclasses.dataclass(frozen=True)
-class RecurrentCall:
-    """What a call of a recurrent layer went by, besides its inputs.
-
-    Attributes:
-        weights: Those of each cell.
-        states: Those at the start, of all cells in order.
-        mask: That of the layer, or None.
-        shapes: Of its outputs: the sequence or last output, and the states.
-    """
-
-    weights: list[Weights]
-    states: list[tf.Tensor]
-    mask: tf.Tensor | None
-    shapes: list[tf.Tensor]
+from tfkfac.recurrence import calls, cells, replay
 
 
 class ColumnsBlock(KroneckerBlock):
@@ -125,7 +107,7 @@ class RecurrentBlock(CurvatureBlock):
         super().__init__(layer)
         self._parts = [
             part
-            for i in range(len(keras_compat.cells(layer)))
+            for i in range(len(calls.cells_of(layer)))
             for part in _columns(layer, i)
         ]
         variables = [v for part in self._parts for v in part.variables]
@@ -137,10 +119,10 @@ class RecurrentBlock(CurvatureBlock):
 
     @classmethod
     def unsupported(cls, layer):
-        if not keras_compat.has_stock_loop(layer):
+        if not calls.has_stock_loop(layer):
             return f"the loop of {type(layer).__name__} is not Keras' own"
-        for cell in keras_compat.cells(layer):
-            if not recurrence.knows(cell):
+        for cell in calls.cells_of(layer):
+            if not cells.knows(cell):
                 return f"its cell {type(cell).__name__} is none of Keras' own"
             for name in ("activation", "recurrent_activation"):
                 if isinstance(getattr(cell, name, None), keras.layers.Layer):
@@ -156,24 +138,17 @@ class RecurrentBlock(CurvatureBlock):
     def record(cls, layer, call, keep, inputs, args, options):
         names = ("initial_state", "mask", "training")
         options = {**dict(zip(names, args)), **options}
-        states = keras_compat.initial_states(layer, inputs, options)
-        saved = RecurrentCall(
-            weights=_weights(layer, inputs, states, options.get("training")),
-            states=keras.tree.flatten(states),
-            mask=_first(options.get("mask")),
-            shapes=[],
-        )
+        saved = calls.note(layer, inputs, options)
         outputs = call(inputs, **options)
-        flat = keras.tree.flatten(outputs)
-        saved.shapes.extend(tf.shape(y) for y in flat)
-        use = LayerCall(layer, inputs, saved.mask, flat[0], saved=saved)
-        if len(flat) == 1:
-            return keep(use)
-        use.pre_activation = tf.concat([_flat(y) for y in flat], axis=1)
-        marked = _split(keep(use), saved.shapes)
-        for new, old in zip(marked, flat):
-            new.set_shape(old.shape)
-        return keras.tree.pack_sequence_as(outputs, marked)
+        shapes = calls.shapes_of(outputs)
+        use = LayerCall(
+            layer,
+            inputs,
+            saved.mask,
+            calls.joined(outputs),
+            saved=(saved, shapes),
+        )
+        return calls.separated_as(keep(use), outputs)
 
     @property
     def path(self) -> str:
@@ -216,76 +191,36 @@ class RecurrentBlock(CurvatureBlock):
         return [functools.reduce(tf.add, us) for us in found.values()]
 
     def moments(self, uses, product_dtype, dtype):
-        calls = [self._calls_of_parts(use, dtype) for use in uses]
+        by_use = [self._calls_of_parts(use, dtype) for use in uses]
         return [
             moment
-            for part, of_part in zip(self._parts, zip(*calls))
+            for part, of_part in zip(self._parts, zip(*by_use))
             for moment in part.moments(of_part, product_dtype, dtype)
         ]
 
     def _calls_of_parts(self, use, dtype) -> list[LayerCall]:
         """Returns a call of each part, with a row for each step."""
-        saved: RecurrentCall = use.saved
-        cells = [
-            recurrence.cell_type(layer)(layer, weights.cast(dtype))
-            for layer, weights in zip(
-                keras_compat.cells(self.layer), saved.weights
-            )
-        ]
-        x = self._by_step(tf.cast(use.inputs, dtype))
-        states = [tf.cast(state, dtype) for state in saved.states]
-        mask = self._mask_by_step(saved.mask, x)
-        gradients = self._gradients(use, x, states, dtype)
-        traces = recurrence.Recurrence(
-            cells, mask, self.layer.zero_output_for_mask
-        ).backpropagate(x, states, *gradients)
-        rows = {}
-        for i, (cell, trace) in enumerate(zip(cells, traces)):
-            a, g = cell.recurrent_rows(trace.s, trace.h, trace.g)
-            rows[i, "kernel"] = iter(cell.input_rows(trace.x)), trace.g
-            rows[i, "recurrent_kernel"] = iter(a), g
-        keep = self._mask_by_step(use.mask, x)
-        calls: list[LayerCall] = []
+        saved, shapes = use.saved
+        gradients = calls.separated(use.gradient, shapes)
+        rows = replay.rows(self.layer, saved, use.inputs, gradients, dtype)
         shared: dict[tuple, tf.Tensor] = {}  # Output moments.
+        found = []
         for part in self._parts:
-            inputs, g = rows[part.cell, part.kernel.name]
-            calls.append(
+            of_kernel = rows[part.cell][part.bias_row]
+            a = of_kernel.inputs.pop(0)
+            mask = use.mask
+            if mask is not None:
+                mask = replay.mask_by_step(self.layer, mask, a)
+            found.append(
                 dataclasses.replace(
                     use,
-                    inputs=next(inputs),
-                    mask=None if keep is None else keep[..., 0],
-                    gradient=part.own_columns(g),
+                    inputs=a,
+                    mask=mask,
+                    gradient=part.own_columns(of_kernel.gradients),
                     saved=shared,
                 )
             )
-        return calls
-
-    def _by_step(self, x):
-        """Returns [batch, steps, ...] as [steps, batch, ...], as it is read."""
-        x = tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
-        return tf.reverse(x, [0]) if self.layer.go_backwards else x
-
-    def _mask_by_step(self, mask, x):
-        """Returns a mask of [batch, steps] or of [batch], [steps, batch, 1]."""
-        if mask is None:
-            return None
-        steps, batch = tf.unstack(tf.shape(x)[:2])
-        mask = tf.reshape(tf.cast(mask, tf.bool), [batch, -1])
-        mask = tf.broadcast_to(mask, [batch, steps])
-        return self._by_step(mask)[..., tf.newaxis]
-
-    def _gradients(self, use, x, states, dtype):
-        """Returns the gradients at the outputs of all steps and at the states
-        after the last one."""
-        g, shapes = tf.cast(use.gradient, dtype), use.saved.shapes
-        first, *of_states = [g] if len(shapes) == 1 else _split(g, shapes)
-        if self.layer.return_sequences:  # They come in the order of the steps.
-            first = tf.transpose(first, [1, 0, 2])
-        else:
-            first = tf.pad(
-                first[tf.newaxis], [[tf.shape(x)[0] - 1, 0], [0, 0], [0, 0]]
-            )
-        return first, of_states or [tf.zeros_like(s) for s in states]
+        return found
 
 
 def _columns(layer, i: int) -> list[ColumnsBlock]:
@@ -293,9 +228,9 @@ def _columns(layer, i: int) -> list[ColumnsBlock]:
 
     A bias of both kernels has a block where both are.
     """
-    cells = keras_compat.cells(layer)
-    cell, before = cells[i], f"cell_{i}/" if len(cells) > 1 else ""
-    kind = recurrence.cell_type(cell)
+    every = calls.cells_of(layer)
+    cell, before = every[i], f"cell_{i}/" if len(every) > 1 else ""
+    kind = cells.cell_type(cell)
     recurrent = kind.recurrent_gates(cell)
     own_masks = hasattr(cell, "dropout_mask_count")
     if own_masks and cell.recurrent_dropout:
@@ -320,34 +255,3 @@ def _columns(layer, i: int) -> list[ColumnsBlock]:
                 )
             )
     return found
-
-
-def _weights(layer, inputs, states, training) -> list[Weights]:
-    """Returns the weights of a call, and the dropout that it will take."""
-    cells = keras_compat.cells(layer)
-    masks = keras_compat.dropout_masks(layer, inputs, states)
-    found = []
-    for cell, (of_inputs, of_states) in zip(cells, masks):
-        W, R, b = (
-            None if v is None else tf.cast(v.value, cell.compute_dtype)
-            for v in (cell.kernel, cell.recurrent_kernel, cell.bias)
-        )
-        dropout = (of_inputs, of_states) if training else ((), ())
-        found.append(Weights(W, R, b, *dropout))
-    return found
-
-
-def _first(mask):
-    """Returns the mask of the inputs, where states have one, too."""
-    return mask[0] if isinstance(mask, (list, tuple)) else mask
-
-
-def _flat(x) -> tf.Tensor:
-    return tf.reshape(x, [tf.shape(x)[0], -1])
-
-
-def _split(x, shapes) -> list[tf.Tensor]:
-    """Undoes `tf.concat` of flat tensors along axis 1."""
-    sizes = tf.stack([tf.reduce_prod(shape[1:]) for shape in shapes])
-    parts = tf.split(x, sizes, axis=1, num=len(shapes))
-    return [tf.reshape(part, shape) for part, shape in zip(parts, shapes)]

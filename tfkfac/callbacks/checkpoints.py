@@ -7,6 +7,7 @@ import pathlib
 
 import keras
 
+from tfkfac import keras_compat
 from tfkfac.callbacks.distributed import average_statistics
 from tfkfac.distributed import communicator, sync
 from tfkfac.distributed.loss_scale import unwrapped
@@ -92,8 +93,6 @@ def _gather(model) -> None:
 @contextlib.contextmanager
 def _whole_files(model):
     """Within it, what the model saves appears under its name when complete."""
-    names = ("save", "save_weights")
-    hidden = {n: model.__dict__[n] for n in names if n in model.__dict__}
 
     def whole(save):
         def save_whole(filepath, *args, **kwargs):
@@ -108,10 +107,9 @@ def _whole_files(model):
 
         return save_whole
 
-    model.__dict__.update({n: whole(getattr(model, n)) for n in names})
-    try:
+    with keras_compat.replaced(
+        model,
+        save=whole(model.save),
+        save_weights=whole(model.save_weights),
+    ):
         yield
-    finally:
-        for name in names:
-            model.__dict__.pop(name)
-        model.__dict__.update(hidden)

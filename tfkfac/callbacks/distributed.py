@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from tfkfac import keras_compat
 from tfkfac.distributed import communicator, sync
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.optimizer import KFAC
@@ -109,7 +110,7 @@ class LearningRateWarmup(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         optimizer = self.model.optimizer
-        if not isinstance(unwrapped(optimizer)._learning_rate, keras.Variable):
+        if not keras_compat.has_constant_rate(unwrapped(optimizer)):
             raise ValueError(
                 "LearningRateWarmup needs a learning rate that is a number: a "
                 "schedule, such as CosineDecay(warmup_target=...), warms up "

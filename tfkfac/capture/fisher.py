@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.capture import likelihoods
 from tfkfac.capture.loss_terms import OutputTerms
 from tfkfac.capture.losses import LossGroup
@@ -68,7 +69,7 @@ def choose(
         terms = [[_unknown_terms(_most_examples(outers), unit)]]
     else:
         terms = [_own_terms(model, c, likelihood, unit, fisher) for c in calls]
-    added = any(layer._losses for layer in model._flatten_layers())
+    added = keras_compat.adds_losses(model)
     sampled = _is_sampled(recorder, fisher, _reason_against(terms), added)
     return Fisher(terms, sampled, False)
 
@@ -161,7 +162,7 @@ def _compiled_loss(model: keras.Model) -> keras.losses.Loss | None:
     loss = keras.losses.get(loss)
     if isinstance(loss, keras.losses.Loss):
         return loss
-    return keras.src.losses.losses.LossFunctionWrapper(loss)
+    return keras_compat.LossFunctionWrapper(loss)
 
 
 def _is_sampled(recorder, fisher, reason, may_do_without) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.capture import distributions
 from tfkfac.capture.distributions import Likelihood
 
@@ -48,10 +49,10 @@ def uniforms(
 def from_loss(loss: keras.losses.Loss) -> Likelihood | None:
     """Returns the likelihood of a Keras loss; None if it has none here."""
     losses = keras.losses
-    wrapper = losses.MeanSquaredError.__mro__[1]
+    wrapper = keras_compat.LossFunctionWrapper
     if not isinstance(loss, wrapper) or type(loss).call is not wrapper.call:
         return None
-    options = loss._fn_kwargs
+    options = keras_compat.options_of(loss)
     if options.get("axis", -1) != -1:
         return None
     with_logits = {

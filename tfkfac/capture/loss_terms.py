@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
-import keras
 import tensorflow as tf
 
-from tfkfac.blocks.base import keras_mask
+from tfkfac import keras_compat
 from tfkfac.capture import likelihoods
 from tfkfac.capture.losses import LossCall
+from tfkfac.keras_compat import keras_mask
 
 _MEANS = ("mean", "sum_over_batch_size", "mean_with_sample_weight")
 
@@ -184,7 +184,7 @@ def empirical_gradient(
     # Of the output of a softmax itself Keras would take the logits.
     outputs = tf.identity(tf.cast(term.output, dtype))
     if (mask := keras_mask(term.output)) is not None:
-        keras.src.backend.set_keras_mask(outputs, mask)
+        keras_compat.set_mask(outputs, mask)
     with tf.GradientTape() as tape:
         tape.watch(outputs)
         if term.by_position:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.capture import marker
 
 _WATCH = "_tfkfac_watch"
@@ -67,12 +68,13 @@ class LossNotes:
 
     def watch(self) -> None:
         """Hears the losses that the model is compiled with now."""
-        compile_loss = getattr(self._model, "_compile_loss", None)
+        compile_loss = keras_compat.compiled_losses(self._model)
         if compile_loss is None:
             return
-        watch = compile_loss.__dict__.get(_WATCH)
+        watch = keras_compat.own_attribute(compile_loss, _WATCH)
         if watch is None:
-            watch = compile_loss.__dict__[_WATCH] = _Watch(compile_loss)
+            watch = _Watch(compile_loss)
+            keras_compat.set_untracked(compile_loss, **{_WATCH: watch})
         watch.notes = weakref.ref(self)
 
     def begin(self) -> None:
@@ -121,22 +123,17 @@ class _Watch:
                 notes.begin()
             return call(*args, **options)
 
-        compile_loss.__dict__["call"] = call_noted
+        keras_compat.set_untracked(compile_loss, call=call_noted)
         if compile_loss.built:
-            self._install(compile_loss)
+            keras_compat.replace_losses(compile_loss, self._noting)
             return
         build = compile_loss.build
 
         def build_and_install(*args, **kwargs):
             build(*args, **kwargs)
-            self._install(compile_loss)
+            keras_compat.replace_losses(compile_loss, self._noting)
 
-        compile_loss.__dict__["build"] = build_and_install
-
-    def _install(self, compile_loss):
-        compile_loss._flat_losses = [
-            x._replace(loss=self._noting(x)) for x in compile_loss._flat_losses
-        ]
+        keras_compat.set_untracked(compile_loss, build=build_and_install)
 
     def _noting(self, flat):
         loss = flat.loss

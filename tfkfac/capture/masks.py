@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 import keras
 import tensorflow as tf
 
-from tfkfac.blocks.base import keras_mask
+from tfkfac import keras_compat
+from tfkfac.keras_compat import keras_mask
 
 # By the id of a layer its mask; under None that of whole examples.
 _GIVEN: contextvars.ContextVar[Mapping] = contextvars.ContextVar(
@@ -80,7 +81,7 @@ def _to_projections(layer, call, *args, **options):
         "value": of_value,
     }
     below = {
-        id(getattr(layer, f"_{name}_dense", None)): mask
+        id(keras_compat.attention_projection(layer, name)): mask
         for name, mask in masks.items()
     }
     with _within(below):
@@ -92,7 +93,7 @@ def _by_step(layer, call, *args, **options):
     mask, below = _arguments(call, args, options).get("mask"), layer.layer
     if mask is None:
         return call(*args, **options)
-    before, call_below = below.__dict__.get("call"), below.call
+    call_below = below.call
     steps = itertools.count()
 
     def one_step(*args, **options):
@@ -101,10 +102,6 @@ def _by_step(layer, call, *args, **options):
         with _within({id(below): step, **whole}):
             return call_below(*args, **options)
 
-    below.__dict__["call"] = tf.autograph.experimental.do_not_convert(one_step)
-    try:
+    one_step = tf.autograph.experimental.do_not_convert(one_step)
+    with keras_compat.replaced(below, call=one_step):
         return call(*args, **options)
-    finally:
-        below.__dict__.pop("call")
-        if before is not None:
-            below.__dict__["call"] = before

@@ -2,18 +2,16 @@
 
 import contextlib
 import functools
-import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import tensorflow as tf
 from absl import logging
-from keras.src.backend.common.stateless_scope import in_stateless_scope
-from keras.src.backend.common.variables import AutocastScope
 
+from tfkfac import keras_compat
 from tfkfac.blocks import CurvatureBlock, LayerCall
-from tfkfac.capture import losses, marker, masks
+from tfkfac.capture import losses, marker, masks, records
 from tfkfac.capture.records import (
     Arrival,
     OuterCall,
@@ -62,7 +60,7 @@ class Recorder:
 
     def watch(self) -> None:
         """Hears all layers that the model has now, and its compiled losses."""
-        for layer in self.model._flatten_layers():
+        for layer in keras_compat.layers_of(self.model):
             if layer not in self._watched:  # A `call` set since then stays.
                 _recorders_of(layer).add(self)
                 self._watched.add(layer)
@@ -72,14 +70,14 @@ class Recorder:
         """Hears nothing any more; layers that none hears are as they were."""
         self.retired = True
         for layer in self._watched:
-            call = layer.__dict__.get("call")
+            call = keras_compat.own_attribute(layer, "call")
             recorders = getattr(call, "recorders", None)
             if recorders is None:
                 continue
             recorders.discard(self)
             if not recorders:
-                layer.__dict__.pop("call")
-                layer.__dict__.update(call.before)
+                keras_compat.remove_attribute(layer, "call")
+                keras_compat.set_untracked(layer, **call.before)
 
     def warn_once(self, message: str) -> None:
         """Says what a user should know of the model, once."""
@@ -91,7 +89,7 @@ class Recorder:
 
     def hears(self, layer: keras.layers.Layer, options: dict) -> bool:
         """Whether a call of a layer is one of a training step."""
-        if self.deaf or self.retired or in_stateless_scope():
+        if self.deaf or self.retired or keras_compat.in_stateless_scope():
             return False
         if not marker.is_recording():
             if self.tape is not None:
@@ -101,10 +99,12 @@ class Recorder:
             return True
         training = options.get("training")
         if training is None:
-            training = layer._get_call_context().get_value("training")
+            training = keras_compat.training_of_context(layer)
         if training is False:
             return False
-        with AutocastScope(None):  # In a call variables look half as wide.
+        with (
+            keras_compat.full_width()
+        ):  # In a call variables look half as wide.
             return self._before()
 
     @contextlib.contextmanager
@@ -116,7 +116,7 @@ class Recorder:
             return
         self.watch()
         outer = OuterCall(layer, current_graph(), first_tensor(arguments))
-        with AutocastScope(None):
+        with keras_compat.full_width():
             outer.state = [
                 (v, tf.identity(v.value)) for v in layer.non_trainable_variables
             ]
@@ -265,13 +265,14 @@ class Recorder:
 
 def recorders_of(layer: keras.layers.Layer) -> "list[Recorder]":
     """Returns the recorders that hear a layer."""
-    return list(getattr(layer.__dict__.get("call"), "recorders", ()))
+    call = keras_compat.own_attribute(layer, "call")
+    return list(getattr(call, "recorders", ()))
 
 
 @contextlib.contextmanager
 def unheard(model: keras.Model) -> Iterator[None]:
     """Within it, calls of a model and its layers are not recorded."""
-    layers = model._flatten_layers()
+    layers = keras_compat.layers_of(model)
     hearing = {r for x in layers for r in recorders_of(x) if not r.deaf}
     for recorder in hearing:
         recorder.deaf = True
@@ -283,12 +284,12 @@ def unheard(model: keras.Model) -> Iterator[None]:
 
 
 def _recorders_of(layer) -> "weakref.WeakSet[Recorder]":
-    call = layer.__dict__.get("call")
+    call = keras_compat.own_attribute(layer, "call")
     if not hasattr(call, "recorders"):
         before = {} if call is None else {"call": call}
         call = _heard(layer, layer.call)
         call.before = before
-        layer.__dict__["call"] = call
+        keras_compat.set_untracked(layer, call=call)
     return call.recorders
 
 
@@ -322,8 +323,7 @@ def _run(layer, original, hearing, *args, **options):
     wanting = [r for r in hearing if types[r] is not None]
     if not wanting:
         return masks.handing_down(layer, original)(*args, **options)
-    first = next(iter(inspect.signature(original).parameters))
-    inputs, *more = args or (options.pop(first),)
+    inputs, *more = records.positional(original, args, options)
     for recorder in list(wanting):
         reason = recorder.reason_against(inputs)
         if reason is not None:

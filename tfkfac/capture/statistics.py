@@ -7,12 +7,12 @@ from absl import logging
 
 from tfkfac import keras_compat
 from tfkfac.blocks import CurvatureBlock, Moment
-from tfkfac.blocks.base import keras_mask
 from tfkfac.capture import backpropagation, fisher, loss_terms
 from tfkfac.capture.backpropagation import Compute
 from tfkfac.capture.passes import Passes
 from tfkfac.capture.recorder import Recorder
 from tfkfac.capture.records import Recorded
+from tfkfac.keras_compat import keras_mask
 
 
 class Statistics:
@@ -147,7 +147,7 @@ class Statistics:
         It is known of Keras' own training step. Where the loss is computed in
         another way than by the compiled loss, the loss of the step is taken.
         """
-        extra = any(x._losses for x in self._model._flatten_layers())
+        extra = keras_compat.adds_losses(self._model)
         if self._fisher.is_compiled:
             terms = self._fisher.terms
             alone = len(terms) == len(terms[0]) == 1

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.distributed.communicator import Communicator
 
 
@@ -17,7 +18,7 @@ def unwrapped(optimizer):
 
 def require_agreement(outer: keras.optimizers.LossScaleOptimizer) -> None:
     """Raises RuntimeError where a loss scale decides alone on this rank."""
-    if "check_finite" not in outer.__dict__:
+    if keras_compat.own_attribute(outer, "check_finite") is None:
         raise RuntimeError(
             "This LossScaleOptimizer skips steps on each rank alone: compile "
             "the model with it, or pass it through tfkfac.distribute(optimizer)"
@@ -43,7 +44,7 @@ def agree_on_finiteness(
         failed = tf.cast(tf.logical_not(check(grads)), tf.float32)
         return tf.equal(ranks.all_reduce(failed[tf.newaxis], name)[0], 0)
 
-    optimizer.__dict__["check_finite"] = check_on_all_ranks
+    keras_compat.set_untracked(optimizer, check_finite=check_on_all_ranks)
 
 
 def call_when_skipped(
@@ -54,13 +55,10 @@ def call_when_skipped(
     The scale stays at 1 or more: batches with NaN, which no scale mends, would
     take it down until all gradients vanish.
     """
-    name = "_stateful_handle_non_finite_grads"
-    handle = getattr(optimizer, name)
 
-    def handle_and_undo():
-        handle()
+    def keep_scale_and_undo():
         scale = optimizer.dynamic_scale
         scale.assign(tf.maximum(scale.value, 1.0))
         undo()
 
-    optimizer.__dict__[name] = handle_and_undo
+    keras_compat.call_after_skipping(optimizer, keep_scale_and_undo)

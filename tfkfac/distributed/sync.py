@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.distributed.communicator import Communicator
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.schedules import is_number
@@ -54,7 +55,7 @@ def _require_same(model, optimizer, communicator):
     }
     own["number of variables"] = len(variables)
     own |= _settings("optimizer", unwrapped(optimizer))
-    for i, layer in enumerate(model._flatten_layers()):
+    for i, layer in enumerate(keras_compat.layers_of(model)):
         if not isinstance(layer, keras.Model):  # Its layers come too.
             own |= _settings(f"{i}. layer", layer)
     if isinstance(getattr(model, "loss", None), keras.losses.Loss):

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import registry
+from tfkfac import keras_compat, registry
 from tfkfac.blocks import CurvatureBlock, LayerCall
 from tfkfac.capture.recorder import Recorder, unheard
 from tfkfac.estimator import state_dtype
@@ -76,7 +76,7 @@ def trace(
         result.append(_Trace(model, register).costs(inputs, inverter))
 
     tf.function(step, autograph=False).get_concrete_function(specs)
-    model._clear_losses()  # Those of the graph.
+    keras_compat.clear_losses(model)  # Those of the graph.
     return result[0]
 
 
@@ -123,7 +123,9 @@ class _Trace:
     def _call_model(self, inputs):
         """Records a call of the model; returns its floating-point outputs."""
         model = self._model
-        options = {"training": True} if model._call_has_training_arg else {}
+        options = (
+            {"training": True} if keras_compat.takes_training(model) else {}
+        )
         with unheard(model):
             recorder = Recorder(
                 model,
