@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tfkfac
@@ -126,6 +127,22 @@ def test_half_precision():
     expected = train(model_of(simple), 1)
     found = train(model_of(simple, dtype="mixed_float16"), 1)
     assert_equal(found, expected, 1e-2)
+
+
+def test_dropout_that_is_off():
+    """Its gates have factors of their own, also in a call without it."""
+    both = {"dropout": 0.5, "recurrent_dropout": 0.5}
+    model = model_of(layers.GRU(U, reset_after=False, **both))
+    variables = model.trainable_variables
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(X, Y, model(X))
+    model.optimizer.apply(tape.gradient(loss, variables), variables)
+    found = model.optimizer.moments()
+    for gate in "rh":
+        for side in ("kernel/{}/input_factor", "kernel/{}/output_factor"):
+            assert np.isfinite(found["gru/" + side.format(gate)][0]).all()
+    a, b = (found[f"gru/kernel/{gate}/input_factor"][0] for gate in "zh")
+    np.testing.assert_array_equal(a, b)
 
 
 def test_micro_steps():

@@ -16,19 +16,20 @@ from tfkfac.recurrence import calls, cells, replay
 class ColumnsBlock(KroneckerBlock):
     """Columns of a kernel of a cell, and of its bias, as A (x) G.
 
-    All gates, where these are multiplied by the same inputs.
+    Those of all gates, where these have the same inputs.
 
     Args:
         layer: The recurrent layer.
-        cell: The number of the cell, from the first.
+        place: The number of the cell, and 0 for its kernel or 1 for the
+            recurrent one: the row that is the kernel's of a bias of both.
         kernel: The kernel.
-        columns: Those of the gates.
-        bias: What has a row for the kernel, or None.
-        bias_row: Which row it is.
+        gate: The number of the first of its gates.
+        columns: Those of its gates.
+        bias: The bias, or None.
         prefix: What the names of its state begin with.
     """
 
-    def __init__(self, layer, cell, kernel, columns, bias, bias_row, prefix):
+    def __init__(self, layer, place, kernel, gate, columns, bias, prefix):
         super().__init__(
             layer,
             kernel,
@@ -37,7 +38,7 @@ class ColumnsBlock(KroneckerBlock):
             d_out=columns.stop - columns.start,
             prefix=prefix,
         )
-        self.cell, self.columns, self.bias_row = cell, columns, bias_row
+        self.place, self.gate, self.columns = place, gate, columns
 
     def input_rows(self, inputs):
         return tf.reshape(inputs, [1, -1, self.d_in])
@@ -68,14 +69,14 @@ class ColumnsBlock(KroneckerBlock):
 
     def bias_matrix(self, bias):
         rows = tf.reshape(bias, [-1, self.kernel.shape[1]])
-        return super().bias_matrix(rows[self.bias_row, self.columns])
+        return super().bias_matrix(rows[self.place[1], self.columns])
 
     def bias_from_matrix(self, matrix):
         """Returns zeros in the columns that are not its own."""
         row = tf.pad(tf.reshape(matrix, [self.d_out]), [self._beside])
         zero = tf.zeros_like(row)
         count = self.bias.shape.num_elements() // self.kernel.shape[1]
-        rows = [row if i == self.bias_row else zero for i in range(count)]
+        rows = [row if i == self.place[1] else zero for i in range(count)]
         return tf.reshape(tf.stack(rows), self.bias.shape)
 
     @property
@@ -88,7 +89,7 @@ class RecurrentBlock(CurvatureBlock):
     """`keras.layers.SimpleRNN`, `LSTM`, `GRU`, and `RNN` of such cells.
 
     Kernel and recurrent kernel of each cell are A (x) G each, as if they were
-    independent (Martens, Ba and Johnson 2018, section 3.1). The rows are
+    independent (Martens, Ba and Johnson 2018). The rows are
     (example, step) pairs, A = (1 / N) sum a a^T over the inputs or the states
     before the steps, and G = (1 / R) sum g g^T with the gradients at the
     pre-activations of all gates together. The bias is the last row of the
@@ -206,8 +207,9 @@ class RecurrentBlock(CurvatureBlock):
         shared: dict[tuple, tf.Tensor] = {}  # Output moments.
         found = []
         for part in self._parts:
-            of_kernel = rows[part.cell][part.bias_row]
-            a = of_kernel.inputs.pop(0)
+            cell, kernel = part.place
+            of_kernel = rows[cell][kernel]
+            a = of_kernel.inputs[part.gate]
             mask = use.mask
             if mask is not None:
                 mask = replay.mask_by_step(self.layer, mask, a)
@@ -229,29 +231,39 @@ def _columns(layer, i: int) -> list[ColumnsBlock]:
     A bias of both kernels has a block where both are.
     """
     every = calls.cells_of(layer)
-    cell, before = every[i], f"cell_{i}/" if len(every) > 1 else ""
-    kind = cells.cell_type(cell)
-    recurrent = kind.recurrent_gates(cell)
-    own_masks = hasattr(cell, "dropout_mask_count")
-    if own_masks and cell.recurrent_dropout:
-        recurrent = list(kind.gates)
-    gates = list(kind.gates) if own_masks and cell.dropout else [kind.gates]
-    kernels = [(cell.kernel, gates), (cell.recurrent_kernel, recurrent)]
+    cell, prefix = every[i], f"cell_{i}/" if len(every) > 1 else ""
+    gates = cells.cell_type(cell).gates
+    kernels = cell.kernel, cell.recurrent_kernel
     rows = 0 if cell.bias is None else len(cell.bias.shape)
-    if not all(kernel.trainable for kernel, _ in kernels[:rows]):
+    if not all(kernel.trainable for kernel in kernels[:rows]):
         rows = 0
     found = []
-    for row, (kernel, groups) in enumerate(kernels):
+    for row, (kernel, groups) in enumerate(zip(kernels, _groups(cell))):
         for group in groups if kernel.trainable else ():
-            begin = kind.gates.index(group[0]) * cell.units
-            columns = slice(begin, begin + len(group) * cell.units)
-            name = kernel.name if group == kind.gates else (
-                f"{kernel.name}/{group}"
-            )  # fmt: skip
-            bias = cell.bias if row < rows else None
+            gate = gates.index(group[0])
+            end = gate + len(group)
+            name = kernel.name if group == gates else f"{kernel.name}/{group}"
             found.append(
                 ColumnsBlock(
-                    layer, i, kernel, columns, bias, row, f"{before}{name}/"
+                    layer,
+                    place=(i, row),
+                    kernel=kernel,
+                    gate=gate,
+                    columns=slice(gate * cell.units, end * cell.units),
+                    bias=cell.bias if row < rows else None,
+                    prefix=f"{prefix}{name}/",
                 )
             )
     return found
+
+
+def _groups(cell) -> tuple[list[str], list[str]]:
+    """Returns the gates that have the same inputs, of either kernel."""
+    kind = cells.cell_type(cell)
+    own_dropout = hasattr(cell, "dropout_mask_count")  # Of each gate.
+    return (
+        [*kind.gates] if own_dropout and cell.dropout else [kind.gates],
+        [*kind.gates]
+        if own_dropout and cell.recurrent_dropout
+        else kind.recurrent_gates(),
+    )

@@ -64,9 +64,8 @@ class Cell(abc.ABC):
         self._gate = getattr(layer, "recurrent_activation", None)
 
     @classmethod
-    def recurrent_gates(cls, layer: keras.layers.Layer) -> list[str]:
-        """Returns the gates whose columns of R are multiplied together."""
-        del layer
+    def recurrent_gates(cls) -> list[str]:
+        """Returns the gates of R in groups that have the same inputs."""
         return [cls.gates]
 
     def input_product(self, x: tf.Tensor) -> tf.Tensor:
@@ -86,8 +85,12 @@ class Cell(abc.ABC):
         return s + w.bias[1]
 
     def input_rows(self, x: tf.Tensor) -> list[tf.Tensor]:
-        """Returns what W is multiplied by: once, or for each gate."""
-        return _dropped(x, self.weights.dropout)
+        """Returns what W is multiplied by, for each gate."""
+        return self._by_gate(x, self.weights.dropout)
+
+    def _by_gate(self, x, masks):
+        rows = _dropped(x, masks)
+        return rows if len(rows) > 1 else rows * len(self.gates)
 
     def recurrent_rows(
         self, s: tf.Tensor, h: tf.Tensor, g: tf.Tensor
@@ -100,10 +103,10 @@ class Cell(abc.ABC):
             g: The gradients at s.
 
         Returns:
-            (inputs for each of `recurrent_gates`, gradients as g).
+            (inputs for each gate, gradients as g).
         """
         del s
-        return _dropped(h, self.weights.recurrent_dropout), g
+        return self._by_gate(h, self.weights.recurrent_dropout), g
 
     @abc.abstractmethod
     def step(
@@ -174,7 +177,7 @@ class GRUResetBeforeCell(GRUCell):
     """
 
     @classmethod
-    def recurrent_gates(cls, layer):
+    def recurrent_gates(cls):
         return ["zr", "h"]
 
     def recurrent_product(self, h):
@@ -200,8 +203,7 @@ class GRUResetBeforeCell(GRUCell):
         return [z * h + (1 - z) * self._activation(s_h + q_h)]
 
     def recurrent_rows(self, s, h, g):
-        rows = _dropped(h, self.weights.recurrent_dropout)
-        *others, last = rows * 2 if len(rows) == 1 else rows
+        *others, last = self._by_gate(h, self.weights.recurrent_dropout)
         return [*others, self._reset(s, h) * last], g
 
     def _reset(self, s, h):

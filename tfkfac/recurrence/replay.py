@@ -16,8 +16,7 @@ class Rows:
     """What a kernel of a cell saw, [steps, batch, ...].
 
     Attributes:
-        inputs: What it was multiplied by: one tensor, or one for each of those
-            parts of its columns that have inputs of their own.
+        inputs: What it was multiplied by, for each gate.
         gradients: At the products, all columns.
     """
 
