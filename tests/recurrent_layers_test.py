@@ -15,7 +15,9 @@ KEEP = RNG.uniform(size=(B, T, 1)) < 0.7
 KEEP[:, 0] = True
 X = (RNG.normal(size=(B, T, D)) * KEEP).astype("float32")
 Y = RNG.integers(0, 3, size=B)
-eager = pytest.mark.parametrize("eager", [False, True], ids=["graph", "eager"])
+modes = pytest.mark.parametrize(
+    "in_graph", [True, False], ids=["graph", "eager"]
+)
 
 
 def model_of(outputs, dtype=None, **options):
@@ -30,14 +32,11 @@ def model_of(outputs, dtype=None, **options):
         v.assign(rng.normal(size=v.shape) / 2)
     settings = {"fisher": "empirical", "damping": 0.1, **options}
     settings.setdefault("inverse_update_period", 1)
-    compile_options = {
-        name: settings.pop(name)
-        for name in ("run_eagerly", "jit_compile")
-        if name in settings
-    }
+    in_graph = settings.pop("in_graph", False)
+    xla = settings.pop("jit_compile", False)
     optimizer = tfkfac.KFAC(0.1, model=model, **settings)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, **compile_options)
+    model.compile(optimizer, loss, run_eagerly=not in_graph, jit_compile=xla)
     return model
 
 
@@ -78,14 +77,14 @@ def in_two_calls(inputs):
     return layer(inputs[:, 2:], initial_state=states)[0]
 
 
-@eager
-def test_two_calls_that_hand_on_the_state_are_one(eager):
-    found = train(model_of(in_two_calls, run_eagerly=eager))
+@modes
+def test_two_calls_that_hand_on_the_state_are_one(in_graph):
+    found = train(model_of(in_two_calls, in_graph=in_graph))
     assert_equal(found, train(model_of(layers.LSTM(U))))
 
 
-@eager
-def test_a_call_that_the_gradient_does_not_go_through(eager):
+@modes
+def test_a_call_that_the_gradient_does_not_go_through(in_graph):
     def both_calls(inputs):
         layer = layers.GRU(U, name="own")
         return layer(inputs) + keras.ops.stop_gradient(layer(2 * inputs))
@@ -97,7 +96,7 @@ def test_a_call_that_the_gradient_does_not_go_through(eager):
     expected = model_of(one_call)
     own, other = map(expected.get_layer, ("own", "other"))
     other.set_weights(own.get_weights())
-    found = train(model_of(both_calls, run_eagerly=eager), 1)
+    found = train(model_of(both_calls, in_graph=in_graph), 1)
     assert_equal(found, train(expected, 1))
 
 
@@ -113,13 +112,17 @@ def test_cells_on_each_other_are_layers_on_each_other():
 
 def test_a_graph():
     """Masks, Bidirectional and a layer on it, of sampled targets."""
-    expected = train(model_of(masked, fisher="sampled", run_eagerly=True))
-    assert_equal(train(model_of(masked, fisher="sampled")), expected)
+    expected = train(model_of(masked, fisher="sampled"))
+    assert_equal(
+        train(model_of(masked, fisher="sampled", in_graph=True)), expected
+    )
 
 
 def test_xla():
-    expected = train(model_of(simple, run_eagerly=True), 1)
-    assert_equal(train(model_of(simple, jit_compile=True), 1), expected)
+    expected = train(model_of(simple), 1)
+    assert_equal(
+        train(model_of(simple, in_graph=True, jit_compile=True), 1), expected
+    )
 
 
 def test_half_precision():
@@ -163,7 +166,7 @@ def test_refresh(refresh):
 
 
 def test_resumes_bit_for_bit(tmp_path):
-    model = model_of(simple, inverse_update_period=3)
+    model = model_of(simple, inverse_update_period=3, in_graph=True)
     train(model, 2)
     model.save(tmp_path / "model.keras")
     expected = train(model, 2)
