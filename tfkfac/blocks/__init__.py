@@ -18,6 +18,7 @@ from tfkfac.blocks.normalization import (
     ScaleShiftBlock,
 )
 from tfkfac.blocks.recurrent import RecurrentBlock
+from tfkfac.blocks.transposed_convolution import TransposedConvolutionBlock
 
 __all__ = [
     "BatchNormalizationBlock",
@@ -37,5 +38,6 @@ __all__ = [
     "SeparableDepthwiseBlock",
     "SeparablePointwiseBlock",
     "TiedEmbeddingBlock",
+    "TransposedConvolutionBlock",
     "LayerCall",
 ]
