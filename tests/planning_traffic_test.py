@@ -8,6 +8,7 @@ from planned_models import LOSS, dense, equal, tokens
 
 import tfkfac
 from tfkfac.distributed.communicator import LocalCommunicator
+from tfkfac.planning import traffic
 from tools.counting import counted
 
 
@@ -80,3 +81,40 @@ def test_bytes_sent_are_those_of_an_update(build, strategy, half):
     # What is shared out evenly takes no all-reduce.
     names = {call[0].__name__ for call in counting.traced}
     assert ("all_reduce" in names) == (build is not equal)
+
+
+def parts():
+    """Blocks of 10 and 6 elements; owners 0 and 1 of two ranks."""
+    return [traffic.Part(10, [3, 2], 7), traffic.Part(6, [1], 4)]
+
+
+def sent(kind, **options):
+    return traffic.Traffic(parts(), [0, 1], 2, **options).sent(kind)
+
+
+def test_bytes_by_hand():
+    """On two ranks: with V go 2 + 2 numbers, with U 2, with sums N and R."""
+    # To the other its part of V, to it the own U.
+    plain = [4 * ((4 + 6) + (2 + 10)), 4 * ((4 + 10) + (2 + 6))]
+    assert sent("plain", group_size=1) == plain
+    # The other's triangles.
+    factors = [plain[0] + 4 * (1 + 2), plain[1] + 4 * (1 + 4 + 5 - 2 + 2 - 2)]
+    assert sent("factors", group_size=1) == factors
+    assert sent("factors and inverses", group_size=1) == factors
+    # All of V to both: an all-reduce, and no U; inverses go to the group.
+    assert sent("plain", group_size=2) == [4 * 20] * 2
+    whole = sent("factors and inverses", group_size=2, item_size=8)
+    less = sent("factors", group_size=2, item_size=8)
+    assert [a - b for a, b in zip(whole, less)] == [8 * 8, 8 * 5]
+
+
+def test_half_precision_is_for_statistics_alone():
+    """N, R and the largest element as pairs: 2 + 4 for each sum."""
+    full, half = (sent("plain", group_size=1, half=h) for h in (False, True))
+    assert full == half
+    found = sent("factors", group_size=1, half=True)
+    assert [a - b for a, b in zip(found, half)] == [2 * 7, 2 * (2 + 2 * 4 + 5)]
+
+
+def test_one_rank_sends_nothing():
+    assert traffic.Traffic(parts(), [0, 0], 1, 1).sent("factors") == [0.0]

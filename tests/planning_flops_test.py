@@ -7,6 +7,7 @@ from keras import layers
 from planned_models import TOKENS, convolutional, dense, tokens
 
 import tfkfac
+from tfkfac.planning import flops
 from tools import image_models
 
 
@@ -108,3 +109,52 @@ def test_flops_of_a_batch_in_parts():
     assert not many.uncounted
     found = many.layers[0].factor_flops / few.layers[0].factor_flops
     assert found == pytest.approx(4, rel=0.01)
+
+
+def counted(function, *shapes):
+    specs = [tf.TensorSpec(s) for s in shapes]
+    graph = tf.function(function, autograph=False).get_concrete_function(*specs)
+    return flops.count(graph.graph.get_operations())
+
+
+def test_products_by_hand():
+    """2 m n k, whatever is transposed; sums and one operand count nothing."""
+    expected = 2 * 3 * 4 * 5
+    product = {
+        (False, False): ([3, 4], [4, 5]), (True, False): ([4, 3], [4, 5]),
+        (False, True): ([3, 4], [5, 4]), (True, True): ([4, 3], [5, 4]),
+    }  # fmt: skip
+    for (a, b), shapes in product.items():
+
+        def multiply(x, y, a=a, b=b):
+            return tf.matmul(x, y, transpose_a=a, transpose_b=b) + 1
+
+        assert counted(multiply, *shapes) == (expected, [])
+        batched = [[7, *shape] for shape in shapes]
+        assert counted(multiply, *batched) == (7 * expected, [])
+    equations = {
+        "ij,jk->ik": ([3, 4], [4, 5]),
+        "...ij,...kj->...ik": ([3, 4], [5, 4]),
+        "ij->ji": ([3, 4],),
+    }
+    for equation, shapes in equations.items():
+        found = counted(lambda *xs, e=equation: tf.einsum(e, *xs), *shapes)
+        assert found == (expected if len(shapes) > 1 else 0, [])
+
+
+def test_loops_count_where_their_length_is_known():
+    def loop(x, **options):
+        return tf.while_loop(
+            lambda i, y: i < 3, lambda i, y: (i + 1, y @ y), [0, x], **options
+        )[1]
+
+    once = 2 * 4 * 4 * 4
+    found, names = counted(lambda x: loop(x, maximum_iterations=3), [4, 4])
+    assert found == 3 * once and not names
+    found, names = counted(loop, [4, 4])
+    assert not found and len(names) == 1 and "while" in names[0]
+
+
+def test_sides_that_are_open_are_left_out():
+    found, names = counted(lambda x, y: tf.matmul(x, y), [None, 4], [4, 5])
+    assert not found and names == ["MatMul"]
