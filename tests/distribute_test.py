@@ -1,5 +1,7 @@
 """Optimizers of Keras whose gradients are averaged over ranks."""
 
+import itertools
+import sys
 import threading
 
 import keras
@@ -30,6 +32,9 @@ def on_ranks(monkeypatch):
         return own[threading.get_ident()]
 
     monkeypatch.setattr(communicator, "current", current)
+    # Each process counts for itself.
+    module = sys.modules["tfkfac.distribute"]
+    monkeypatch.setattr(module, "_names", itertools.repeat(0))
     return run
 
 

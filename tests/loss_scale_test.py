@@ -1,4 +1,4 @@
-"""Keras' `LossScaleOptimizer`: steps that all ranks skip, and what is undone."""
+"""Keras' `LossScaleOptimizer`: what all ranks skip, and what is undone."""
 
 import keras
 import numpy as np
