@@ -48,8 +48,9 @@ def on_ranks(function, size=2, made=None):
     return two_ranks.run(size, of_rank)
 
 
-WEIGHTS = {f"{layer}/{side}_factor/weight"
-           for layer in ("first", "last") for side in ("input", "output")}  # fmt: skip
+SIDES = [f"{x}/{y}_factor" for x in ("first", "last")
+         for y in ("input", "output")]  # fmt: skip
+WEIGHTS = {f"{side}/weight" for side in SIDES}
 
 
 def weights(state):
