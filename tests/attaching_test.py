@@ -1,5 +1,6 @@
 """`tfkfac.attach`: what it joins, and what it refuses."""
 
+import keras
 import numpy as np
 import pytest
 from classifier import LOSS, X, Y, compiled, small
@@ -8,6 +9,8 @@ import tfkfac
 
 
 def test_attach_needs_a_compiled_kfac():
+    with pytest.raises(TypeError, match="'model' is not a keras.Model"):
+        tfkfac.attach("model")
     model = small()
     with pytest.raises(ValueError, match="not compiled"):
         tfkfac.attach(model)
@@ -35,3 +38,10 @@ def test_one_optimizer_for_two_models():
         tfkfac.attach(second)
     with pytest.raises(ValueError, match="not one of the model 'first'"):
         second.fit(X, Y, verbose=0)
+
+
+def test_the_optimizer_within_a_loss_scale_is_attached():
+    model, optimizer = small(), tfkfac.KFAC(0.1)
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer), LOSS)
+    tfkfac.attach(model)
+    assert optimizer.require_attached().model is model

@@ -1,4 +1,4 @@
-"""Inversions that fail: the second try, the last inverse, the gradient."""
+"""Inversions that fail: the last inverse stays, then the gradient goes."""
 
 import numpy as np
 import pytest
@@ -81,23 +81,3 @@ def test_a_damaged_diagonal_factor_recovers(inverter):
     model.train_on_batch(X, Y)
     assert optimizer.failed_inversions["norm"] == 1
     assert (moment.numpy() >= 0).all()
-
-
-def test_retry_with_more_damping():
-    """A factor that is a little indefinite is inverted at the second try."""
-    model, optimizer = make(factor_update_period=1000, damping=1e-2)
-    model.train_on_batch(X, Y)
-    name = "logits/output_factor/moment"
-    moment = optimizer.curvature[name]
-    weight = optimizer.curvature["logits/output_factor/weight"]
-    a = optimizer.curvature["logits/input_factor/moment"]
-    # tr G = tr A, so that pi = 1: G has -0.2 where sqrt(damping) is 0.1 at
-    # first and 0.32 at the second try.
-    mean = np.trace(a.numpy()[0]) / a.shape[-1] / weight.numpy()
-    diagonal = np.array([-0.2, 0.1, 3 * mean + 0.1]) * weight.numpy()
-    moment.assign(np.diag(diagonal)[None])
-    model.train_on_batch(X, Y)
-    assert optimizer.failed_inversions["logits"] == 0
-    inverse = optimizer.curvature.state()["logits/output_factor/inverse"][0]
-    expected = 1 / (diagonal / weight.numpy() + np.sqrt(0.1))
-    np.testing.assert_allclose(np.diag(inverse), expected, rtol=1e-3)
