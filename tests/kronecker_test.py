@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+import tfkfac
 from tfkfac.blocks import DenseBlock, KroneckerBlock, LayerCall
 
 RNG = np.random.default_rng(0)
@@ -105,3 +106,15 @@ def test_masked_rows_are_left_out():
         a = np.c_[x[keep], np.ones(keep.sum())]
         np.testing.assert_allclose(A[0], a.T @ a, rtol=1e-13)
         np.testing.assert_allclose(G[0], g[keep].T @ g[keep], rtol=1e-13)
+
+
+def test_a_block_without_rows_says_what_it_lacks():
+    class Own(tfkfac.KroneckerBlock):
+        def output_rows(self, outputs):
+            return outputs[tf.newaxis]
+
+    layer = layers.Dense(2)
+    layer.build((None, 3))
+    block = Own(layer, layer.kernel, None, d_in=3, d_out=2)
+    with pytest.raises(NotImplementedError, match="Own needs `input_rows`"):
+        block.input_rows(tf.ones([1, 3]))

@@ -17,6 +17,7 @@ from tfkfac.blocks.normalization import (
     LayerNormalizationBlock,
     ScaleShiftBlock,
 )
+from tfkfac.blocks.transposed_convolution import TransposedConvolutionBlock
 
 __all__ = [
     "BatchNormalizationBlock",
@@ -35,5 +36,6 @@ __all__ = [
     "SeparableDepthwiseBlock",
     "SeparablePointwiseBlock",
     "TiedEmbeddingBlock",
+    "TransposedConvolutionBlock",
     "LayerCall",
 ]

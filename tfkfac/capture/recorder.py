@@ -319,32 +319,32 @@ def _heard(layer, original):
 
 def _run(layer, original, hearing, *args, **options):
     """Runs a call of a layer, recorded by those that want it."""
-    types = {r: r.wants(layer) for r in hearing}
-    wanting = [r for r in hearing if types[r] is not None]
-    if not wanting:
+    types = {r: t for r in hearing if (t := r.wants(layer)) is not None}
+    if not types:
         return masks.handing_down(layer, original)(*args, **options)
     inputs, *more = args or (options.pop("inputs"),)
-    for recorder in list(wanting):
+    for recorder, block_type in list(types.items()):
         reason = recorder.reason_against(inputs)
+        reason = reason or block_type.unsupported_call(layer, inputs)
         if reason is not None:
             recorder.unusable[id(layer)] = reason
-            wanting.remove(recorder)
-    if not wanting:
+            del types[recorder]
+    if not types:
         return original(inputs, *more, **options)
 
     def keep(call: LayerCall) -> tf.Tensor:
         call.mask = first_known(
             masks.given_to(layer), call.mask, masks.of_examples()
         )
-        references = [weakref.ref(r) for r in wanting]
+        references = [weakref.ref(r) for r in types]
         source = call.pre_activation
         recorded = Recorded(call, {}, source, references)
-        for recorder in wanting:
+        for recorder in types:
             recorder.add(recorded)
         through = [] if call.shortcut is None else [call.inputs]
         call.pre_activation = marker.mark(source, through, recorded)
         return call.pre_activation
 
-    return types[wanting[0]].record(
+    return next(iter(types.values())).record(
         layer, original, keep, inputs, tuple(more), options
     )
