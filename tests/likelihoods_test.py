@@ -1,4 +1,4 @@
-"""Sampled targets: their distribution, and the same ones in every mode."""
+"""Which distribution is behind a loss, and the numbers that draw from it."""
 
 import keras
 import numpy as np

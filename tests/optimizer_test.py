@@ -1,5 +1,6 @@
 """What a step of the optimizer refuses, and says of it."""
 
+import keras
 import pytest
 import tensorflow as tf
 from classifier import LOSS, RNG, X, Y, compiled, small
@@ -42,3 +43,15 @@ def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("HOROVOD_SIZE", "2")
     with pytest.raises(RuntimeError, match="call tfkfac.init"):
         compiled()
+
+
+def test_gradients_and_variables_go_together():
+    optimizer = tfkfac.KFAC(0.1)
+    gradient = tf.zeros([2])
+    with pytest.raises(ValueError, match="needs optimizer.build"):
+        optimizer.apply([gradient])
+    w = keras.Variable([1.0, 2.0])
+    with pytest.raises(ValueError, match="given 1 gradients for 2 variables"):
+        optimizer.apply([gradient], [w, w])
+    optimizer.apply([])
+    assert int(optimizer.iterations) == 0

@@ -1,4 +1,4 @@
-"""`tfkfac.plan`: against the optimizer's state, counts and messages."""
+"""`tfkfac.plan`: the numbers of the paper, messages and the command."""
 
 import json
 import subprocess

@@ -96,3 +96,26 @@ def test_what_takes_the_plain_gradient():
     rest = planned.step("gradient").flops - second.gradient_flops
     # Forward twice, and the kernel's gradient.
     assert rest == 3 * (2 * 3 * 7 * 4)
+
+
+def test_a_layer_that_no_gradient_comes_to():
+    """Its forward pass counts alone."""
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first = layers.Dense(4, name="first")
+            self.second = layers.Dense(4, name="second")
+
+        def call(self, x):
+            return self.second(x) + keras.ops.stop_gradient(self.first(x))
+
+    model = Model()
+    model(np.zeros([3, 7], "float32"))
+    product = 2 * 3 * 7 * 4
+    planned = tfkfac.plan(model, batch_size=3)
+    found = [(x.path, x.gradient_flops, x.factor_flops) for x in planned.layers]
+    # The kernel has a gradient, the inputs have none.
+    statistics = 2 * 3 * (7**2 + 4**2)
+    assert found == [("first", product, 0), ("second", 2 * product, statistics)]
+    assert planned.step("gradient").flops == 3 * product

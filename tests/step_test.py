@@ -1,4 +1,4 @@
-"""One call of `apply`: skipped steps, sums of losses over ranks."""
+"""One call of `apply`: steps that are skipped, and too many in a row."""
 
 import keras
 import numpy as np
