@@ -39,7 +39,7 @@ def test_bytes_are_those_of_the_state(build, settings):
 
 
 def test_the_model_stays_as_it_is():
-    """Of a subclass, attached to an optimizer, with layers in a loop."""
+    """Of a subclass, attached to an optimizer, with a layer with a loop."""
 
     class Model(keras.Model):
         def __init__(self):
@@ -64,11 +64,13 @@ def test_the_model_stays_as_it_is():
     assert model.out.__dict__["call"] is call
     assert np.isfinite(model.train_on_batch(x, y)) and np.isfinite(first)
     assert int(model.optimizer.iterations) == 2
-    fallback = [x for x in alone.layers if x.block == "plain gradient"]
-    assert sum(x.parameters for x in fallback) == 4 * 3 * (4 + 3 + 1)
-    assert any("while" in name for name in alone.uncounted)
+    _, recurrent, _ = alone.layers
+    assert recurrent.parameters == 4 * 3 * (4 + 3 + 1)
+    # Its loops count: five steps of both products and their gradients.
+    assert recurrent.gradient_flops == 5 * 3 * 2 * 32 * 12 * (4 + 3)
+    assert alone.uncounted == []
     text = str(alone)
-    assert "Not counted: " in text and "EmbeddingBlock" in text
+    assert "Not counted: " not in text and "EmbeddingBlock" in text
     # U for V alone takes more.
     assert alone.suggested is None and "No periods meet" in text
 

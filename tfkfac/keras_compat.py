@@ -165,6 +165,24 @@ def group_normalized(layer: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(xhat, tf.shape(x))
 
 
+def draw_dropout(
+    layer: keras.layers.RNN, sequences: tf.Tensor, states: list
+) -> None:
+    """Draws what the next call of a recurrent layer drops."""
+    layer._maybe_config_dropout_masks(layer.cell, sequences[:, 0, :], states)
+
+
+def drawn_dropout(cell: keras.layers.Layer) -> list[list[tf.Tensor]]:
+    """Returns what a cell multiplies its inputs by, and its states: nothing,
+    one tensor, or one for each gate."""
+    names = "_dropout_mask", "_recurrent_dropout_mask"
+    drawn = [getattr(cell, name, None) for name in names]
+    return [
+        list(x) if isinstance(x, list) else [] if x is None else [x]
+        for x in drawn
+    ]
+
+
 # Compiled losses.
 
 

@@ -29,6 +29,10 @@ _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.BatchNormalization: blocks.BatchNormalizationBlock,
     keras.layers.LayerNormalization: blocks.LayerNormalizationBlock,
     keras.layers.GroupNormalization: blocks.GroupNormalizationBlock,
+    keras.layers.RNN: blocks.RecurrentBlock,
+    keras.layers.SimpleRNN: blocks.RecurrentBlock,
+    keras.layers.GRU: blocks.RecurrentBlock,
+    keras.layers.LSTM: blocks.RecurrentBlock,
 }
 
 
@@ -222,18 +226,28 @@ def register_model(
     reasons: dict[int, str] = {}
     found: list[blocks.CurvatureBlock] = []
     made: list[blocks.CurvatureBlock]
+    skipped = {id(x) for p, x in layers.items() if p in skip or x.name in skip}
+    unusable |= dict.fromkeys(skipped, "named in skip")
+    loops = _loops(layers.values())
     for path, layer in layers.items():
+        if id(layer) in loops:
+            continue
+        with_cells = [layer]
+        if isinstance(layer, keras.layers.RNN):  # Its block is theirs, too.
+            with_cells = keras_compat.layers_of(layer)
         own = [
             v
-            for v in keras_compat.own_trainable_variables(layer)
+            for x in with_cells
+            for v in keras_compat.own_trainable_variables(x)
             if id(v) in free
         ]
         if not own:
             continue
-        if layer.name in skip or path in skip:
-            made, reason = [], "named in skip"
-        elif id(layer) in unusable:
-            made, reason = [], unusable[id(layer)]
+        against = [unusable[id(x)] for x in with_cells if id(x) in unusable]
+        if any(len(loops.get(id(x), ())) > 1 for x in with_cells):
+            against.append("it shares a cell with another recurrent layer")
+        if against:
+            made, reason = [], against[0]
         else:
             made, reason = _make_blocks(layer, path, free, options)
         reasons.update((id(v), reason) for v in own)
@@ -255,9 +269,17 @@ def _out_of_reach(layers) -> dict[int, str]:
         if keras_compat.is_rematerialized(layer):
             for inner in keras_compat.layers_of(layer):
                 found[id(inner)] = "called inside a rematerialized scope"
-        if isinstance(layer, keras.layers.RNN):
+    return found
+
+
+def _loops(layers) -> dict[int, list[keras.layers.RNN]]:
+    """Returns, by the id of a layer, the recurrent layers that call it in
+    their loops; of nested ones the outer one."""
+    found: dict[int, list[keras.layers.RNN]] = {}
+    for layer in layers:  # What holds a layer comes before it.
+        if isinstance(layer, keras.layers.RNN) and id(layer) not in found:
             for inner in keras_compat.layers_of(layer, include_self=False):
-                found[id(inner)] = "called in the loop of a recurrent layer"
+                found.setdefault(id(inner), []).append(layer)
     return found
 
 

@@ -17,6 +17,7 @@ from tfkfac.blocks.normalization import (
     LayerNormalizationBlock,
     ScaleShiftBlock,
 )
+from tfkfac.blocks.recurrent import RecurrentBlock
 from tfkfac.blocks.transposed_convolution import TransposedConvolutionBlock
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "KroneckerBlock",
     "LayerNormalizationBlock",
     "Moment",
+    "RecurrentBlock",
     "ScaleShiftBlock",
     "SeparableDepthwiseBlock",
     "SeparablePointwiseBlock",

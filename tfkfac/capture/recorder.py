@@ -11,7 +11,7 @@ from absl import logging
 
 from tfkfac import keras_compat
 from tfkfac.blocks import CurvatureBlock, LayerCall
-from tfkfac.capture import losses, marker, masks
+from tfkfac.capture import losses, marker, masks, records
 from tfkfac.capture.records import (
     Arrival,
     OuterCall,
@@ -322,7 +322,7 @@ def _run(layer, original, hearing, *args, **options):
     types = {r: t for r in hearing if (t := r.wants(layer)) is not None}
     if not types:
         return masks.handing_down(layer, original)(*args, **options)
-    inputs, *more = args or (options.pop("inputs"),)
+    inputs, *more = records.positional(original, args, options)
     for recorder, block_type in list(types.items()):
         reason = recorder.reason_against(inputs)
         reason = reason or block_type.unsupported_call(layer, inputs)
