@@ -186,6 +186,21 @@ def test_groups_that_are_neither_scaled_nor_shifted():
     np.testing.assert_allclose(layer(x), 7 * expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_what_a_recurrent_layer_drops(several):
+    """One mask for all gates, or one for each."""
+    cell = layers.LSTMCell(2, dropout=0.5, implementation=1 + (not several))
+    layer = layers.RNN(cell)
+    x = tf.ones([4, 5, 3])
+    layer.build(x.shape)
+    assert keras_compat.drawn_dropout(cell) == [[], []]
+    states = layer.get_initial_state(batch_size=4)
+    keras_compat.draw_dropout(layer, x, states)
+    masks, of_states = keras_compat.drawn_dropout(cell)
+    assert len(masks) == (4 if several else 1) and not of_states
+    assert all(set(np.unique(mask)) <= {0.0, 2.0} for mask in masks)
+
+
 # Losses.
 
 
