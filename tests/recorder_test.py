@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfkfac
+from tfkfac import registry
+from tfkfac.capture.recorder import Recorder, unheard
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 6)).astype("float32")
@@ -241,3 +243,25 @@ def test_a_call_set_on_a_layer_is_put_back():
     own = layer.__dict__["call"]
     model.train_on_batch(X, Y)
     assert layer.__dict__["call"] is own
+
+
+def test_what_is_heard():
+    """Calls under a tape that are not said to be no training."""
+    model = dense_model()
+    recorder = Recorder(model, registry.block_type, before=lambda: True)
+
+    def heard(**options):
+        with tf.GradientTape():
+            model(X, **options)
+        calls, _, _ = recorder.pop()
+        return [c.call.layer.name for c in calls]
+
+    assert heard() == heard(training=True) == ["hidden", "logits"]
+    assert heard(training=False) == []
+    model(X, training=True)
+    assert not recorder.calls
+    with unheard(model):
+        assert heard() == []
+    recorder.release()
+    assert heard() == []
+    assert all("call" not in vars(layer) for layer in model.layers)
