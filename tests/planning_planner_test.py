@@ -83,3 +83,15 @@ def test_command():
     assert by_kind["plain"]["sent"] < by_kind["factors"]["sent"]
     factors = [row["factors, MiB"] for row in found["storage"]]
     assert factors[0] <= factors[1] < factors[2]
+
+
+def test_moments_of_adam_count():
+    """Two, beside the weights of their averages and a rate."""
+    model = dense()
+    first, without = (
+        tfkfac.plan(model, skip=["first"], fallback=fallback)
+        for fallback in ("adam", "gradient")
+    )
+    curvature = tfkfac.KFAC(model=model, skip=["first"]).curvature
+    found = first.momentum_bytes - without.momentum_bytes
+    assert found == curvature.nbytes("first/")

@@ -103,15 +103,27 @@ def test_numbers_that_are_not_given():
     made = []
     numbers = {"damping": 0.1, "momentum": 0.0, "factor_decay": 0.0}
     found = settings.hyperparameters(
-        add_variable, kl_clip=None, norm_damping=None, **numbers
+        add_variable,
+        kl_clip=None,
+        norm_damping=None,
+        fallback_learning_rate=None,
+        **numbers,
     )
     assert set(found) == set(made) == set(numbers)
     with pytest.raises(ValueError, match="norm_damping=0.*greater than"):
         settings.hyperparameters(
-            add_variable, kl_clip=None, norm_damping=0, **numbers
+            add_variable,
+            kl_clip=None,
+            norm_damping=0,
+            fallback_learning_rate=None,
+            **numbers,
         )
     numbers["factor_decay"] = 1
     with pytest.raises(ValueError, match="factor_decay=1.*less than 1"):
         settings.hyperparameters(
-            add_variable, kl_clip=None, norm_damping=None, **numbers
+            add_variable,
+            kl_clip=None,
+            norm_damping=None,
+            fallback_learning_rate=None,
+            **numbers,
         )

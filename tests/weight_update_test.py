@@ -7,11 +7,13 @@ import tensorflow as tf
 
 import tfkfac
 from tfkfac import keras_compat
+from tfkfac.fallback import PlainGradient
 from tfkfac.weight_update import WeightUpdate
 
 W, M = np.array([1.0, -2.0, 3.0]), np.array([0.5, 0.0, -1.0])
 V, U = np.array([1.0, 2.0, -2.0]), np.array([2.0, 1.0, 0.5])
 ETA, MU = 0.5, 0.25
+NONE = PlainGradient()  # It claims no variable.
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -30,7 +32,9 @@ def updated(update=0, u=U, v=V, variable=None, average=None, **settings):
     optimizer.momenta[0].assign(M)
     if average is not None:
         average_of(optimizer).assign(average)
-    step = WeightUpdate(optimizer, [variable], tf.constant(update, tf.int64))
+    step = WeightUpdate(
+        optimizer, [variable], tf.constant(update, tf.int64), NONE
+    )
     key = id(variable)
     clipped = step.clip({key: tf.constant(v)})
     # U is linear in V, which `clip` may have made shorter.
@@ -106,7 +110,7 @@ def test_averages_of_weights():
 
 def test_sums_are_float64_over_types():
     optimizer = tfkfac.KFAC(ETA, global_clipnorm=1.0)
-    update = WeightUpdate(optimizer, [], tf.constant(0, tf.int64))
+    update = WeightUpdate(optimizer, [], tf.constant(0, tf.int64), NONE)
     U = {1: tf.constant([1.0, 2.0]), 2: tf.constant(0.1, tf.float64)}
     V = {1: tf.constant([3.0, 4.0]), 2: tf.constant(0.1, tf.float64)}
     found = update.sums(U, V)

@@ -26,6 +26,7 @@ class Estimator:
         accumulates: Whether statistics are summed over micro-steps.
         keep_inverted: Whether each factor is kept as it was when it was last
             inverted.
+        other_names: Of what else is kept in `curvature`.
 
     Attributes:
         blocks: The blocks.
@@ -46,6 +47,7 @@ class Estimator:
         factor_dtype: str,
         accumulates: bool = False,
         keep_inverted: bool = False,
+        other_names: Sequence[str] = (),
     ):
         self.blocks = list(blocks)
         self.distributor = distributor
@@ -82,7 +84,7 @@ class Estimator:
                 self._inverses[block] = block.build_inverses(
                     inverter, add_state, dtype
                 )
-        curvature.keep(names)
+        curvature.keep([*names, *other_names])
         if curvature.fresh:
             self.refresh_needed.assign(True)
             curvature.fresh = False

@@ -35,6 +35,8 @@ _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.LSTM: blocks.RecurrentBlock,
 }
 
+OF_MODEL = "(model)"  # In paths, what a model holds itself.
+
 
 def register(
     layer_type: type[keras.layers.Layer],
@@ -83,11 +85,13 @@ class Registration:
         blocks: The blocks, in the order of the model's layers.
         fallback: The trainable variables that no block claims.
         reasons: For each of them, why.
+        paths: For each of them, the path of its layer, and its number there.
     """
 
     blocks: list[blocks.CurvatureBlock]
     fallback: list[keras.Variable]
     reasons: list[str]
+    paths: list[str]
 
 
 def named_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
@@ -259,7 +263,20 @@ def register_model(
         reasons.get(id(v), "held by the model, not by a layer")
         for v in fallback
     ]
-    return Registration(found, fallback, why)
+    paths = _variable_paths({**layers, OF_MODEL: model})
+    return Registration(found, fallback, why, [paths[id(v)] for v in fallback])
+
+
+def _variable_paths(
+    layers: dict[str, keras.layers.Layer],
+) -> dict[int, str]:
+    """Returns a path of each variable by its id: its first layer, a number."""
+    paths: dict[int, str] = {}
+    for path, layer in layers.items():
+        own = keras_compat.own_trainable_variables(layer)
+        for i, v in enumerate(own):
+            paths.setdefault(id(v), f"{path}/variable_{i}")
+    return paths
 
 
 def _out_of_reach(layers) -> dict[int, str]:
