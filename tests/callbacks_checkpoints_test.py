@@ -1,6 +1,6 @@
 """`ModelCheckpoint` and `BackupAndRestore` on one process.
 
-`distributed_checks` has them on several.
+`distributed_restores` has them on several.
 """
 
 import contextlib

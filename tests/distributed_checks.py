@@ -1,4 +1,4 @@
-"""Checks on two ranks; run by `horovodrun -np 2`, and ends with an error.
+"""Checks on two ranks of what they train, skip and refuse.
 
 horovodrun -np 2 python tests/distributed_checks.py folder
 """
@@ -8,59 +8,27 @@ import io
 import pathlib
 import sys
 
-import distributed_program as program
 import horovod.tensorflow as hvd
 import keras
 import numpy as np
 import tensorflow as tf
+from distributed_ranks import (
+    LOSS,
+    RANK,
+    RANKS,
+    X,
+    Y,
+    alone,
+    dense,
+    equal_on_all_ranks,
+    kfac,
+    main,
+    raises,
+    weights,
+)
 
 import tfkfac
 from tfkfac import callbacks
-
-RANKS = tfkfac.init()
-RANK, SIZE = RANKS.rank, RANKS.size
-LOSS = program.LOSS
-X = np.random.default_rng(RANK).normal(size=(8, 6)).astype("float32")
-Y = np.random.default_rng(RANK).integers(0, 3, 8)
-
-
-def dense(units=5, **options):
-    policy = keras.config.dtype_policy()
-    keras.utils.clear_session(free_memory=False)
-    keras.config.set_dtype_policy(policy)  # It was cleared too.
-    keras.utils.set_random_seed(RANK)
-    return keras.Sequential(
-        [
-            keras.Input((6,)),
-            keras.layers.Dense(units, activation="tanh", name="hidden"),
-            keras.layers.BatchNormalization(name="norm"),
-            keras.layers.Dense(3, name="logits", **options),
-        ]
-    )
-
-
-def kfac(model, **options):
-    options = {"damping": 0.1, "inverse_update_period": 2, **options}
-    return tfkfac.KFAC(0.05, model=model, **options)
-
-
-def weights(model):
-    return np.concatenate([v.numpy().ravel() for v in model.trainable_weights])
-
-
-def equal_on_all_ranks(values):
-    return all(np.array_equal(values, v) for v in RANKS.gather_objects(values))
-
-
-@contextlib.contextmanager
-def raises(error, *words):
-    try:
-        yield
-    except error as caught:
-        for word in words:
-            assert word in str(caught), (word, str(caught))
-    else:
-        raise AssertionError(f"no {error.__name__}")
 
 
 def check_stock_horovod_leaves_ranks_different(folder):
@@ -171,19 +139,6 @@ def check_sum_reduction(folder):
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
 
 
-@contextlib.contextmanager
-def alone():
-    """Within it, optimizers are attached as on one process."""
-    from tfkfac.distributed import communicator
-
-    current = communicator.current
-    communicator.current = communicator.LocalCommunicator
-    try:
-        yield
-    finally:
-        communicator.current = current
-
-
 def check_different_models(folder):
     model = dense(units=5 + RANK)
     model.compile(kfac(model), LOSS)
@@ -278,70 +233,6 @@ def check_sums_that_overflow_are_skipped(folder):
     assert np.isfinite(weights(model)).all()
 
 
-def check_memory_after_a_restore(folder):
-    """Only the owner keeps what was loaded."""
-    path = pathlib.Path(folder) / "memory.weights.h5"
-    model = dense()
-    model.compile(kfac(model), LOSS)
-    model.train_on_batch(X, Y)
-    model.optimizer.gather_curvature()
-    if RANK == 0:
-        model.save_weights(path)
-    RANKS.gather_objects(None)
-    model.load_weights(path)
-    model.train_on_batch(X, Y)
-    assert not model.optimizer.curvature.waiting()
-
-
-def check_resumed_with_dropout(folder):
-    """Bit for bit: seeds and a learning rate that still warms up."""
-
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                raise KeyboardInterrupt
-
-    def train(name, *more):
-        model = dense()
-        model.add(keras.layers.Dropout(0.5, seed=RANK))
-        model.compile(kfac(model), LOSS)
-        model.fit(
-            X, Y, batch_size=4, epochs=4, shuffle=False, verbose=0,
-            callbacks=[
-                callbacks.Distributed(),
-                callbacks.BackupAndRestore(pathlib.Path(folder) / name),
-                callbacks.LearningRateWarmup(epochs=3),
-                *more,
-            ],
-        )  # fmt: skip
-        return model
-
-    whole = train("whole")
-    with contextlib.suppress(KeyboardInterrupt):
-        train("resumed", Stop())
-    resumed = train("resumed")
-    np.testing.assert_array_equal(weights(whole), weights(resumed))
-    assert abs(float(resumed.optimizer.learning_rate) - 0.05) < 1e-7
-
-
-def check_saves_in_mid_epoch(folder):
-    """They hold the mean of the moving statistics."""
-    path = pathlib.Path(folder) / "middle.weights.h5"
-    model = dense()
-    model.compile(kfac(model), LOSS)
-    model.fit(
-        X, Y, batch_size=4, verbose=0, steps_per_epoch=1,
-        callbacks=[callbacks.Distributed(),
-                   callbacks.ModelCheckpoint(path, save_freq=1,
-                                             save_weights_only=True)],
-    )  # fmt: skip
-    mean = model.layers[1].moving_mean.numpy()
-    assert equal_on_all_ranks(mean)
-    restored = dense()
-    restored.load_weights(path)
-    np.testing.assert_array_equal(restored.layers[1].moving_mean, mean)
-
-
 def check_different_numbers_of_batches(folder):
     model = dense()
     model.compile(kfac(model), LOSS)
@@ -402,134 +293,5 @@ def check_fit(folder):
         model.save(pathlib.Path(folder) / f"{RANK}.keras")
 
 
-def check_restored_on_rank_0_alone(folder):
-    """The other ranks get the weights and the curvature from it."""
-    model = dense()
-    model.compile(kfac(model), LOSS)
-    for _ in range(3):
-        model.train_on_batch(X, Y)
-    model.optimizer.gather_curvature()
-    path = pathlib.Path(folder) / "rank0.keras"
-    if RANK == 0:
-        model.save(path)
-    RANKS.gather_objects(None)
-    if RANK == 0:
-        restored = keras.models.load_model(path)
-        tfkfac.attach(restored)
-    else:
-        restored = dense()
-        restored.compile(kfac(restored), LOSS)
-    for m in (model, restored):
-        for _ in range(2):
-            m.train_on_batch(X, Y)
-    np.testing.assert_array_equal(weights(model), weights(restored))
-
-
-def check_moments_of_the_fallback(folder):
-    """Adam's are those of the joint batch, and loaded on rank 0 alone."""
-    path = pathlib.Path(folder) / "fallback.weights.h5"
-    every = RANKS.gather_objects((X, Y))
-    joint = [np.concatenate(values) for values in zip(*every)]
-
-    def make(**options):
-        model = dense()
-        model.layers[1].trainable = False  # Without local statistics.
-        for i, v in enumerate(model.trainable_variables):
-            v.assign(np.random.default_rng(i).normal(size=v.shape))
-        optimizer = kfac(model, skip=["logits"], global_clipnorm=0.1, **options)
-        model.compile(optimizer, LOSS)
-        return model
-
-    with alone():
-        expected = make()
-    for strategy in ("owner", "replicated"):
-        model = make(strategy=strategy)
-        for _ in range(3):
-            model.train_on_batch(X, Y)
-        if strategy == "owner":
-            for _ in range(3):
-                expected.train_on_batch(*joint)
-        assert equal_on_all_ranks(weights(model))
-        np.testing.assert_allclose(
-            weights(model), weights(expected), rtol=1e-4, atol=1e-6
-        )
-        model.optimizer.gather_curvature()
-        if RANK == 0:
-            model.save_weights(path)
-        RANKS.gather_objects(None)
-        resumed = make(strategy=strategy)
-        if RANK == 0:
-            resumed.load_weights(path)
-        for m in (model, resumed):
-            for _ in range(2):
-                m.train_on_batch(X, Y)
-        assert not resumed.optimizer.curvature.waiting()
-        np.testing.assert_array_equal(weights(model), weights(resumed))
-
-
-def check_state_of_one_rank_is_refused(folder):
-    """Each has its own curvature: trees and copies would be without it."""
-    a, b = dense(), dense()
-    for model in (a, b):
-        model.compile(kfac(model), LOSS)
-    assert not any("/curvature/" in v.path for v in a.optimizer.variables)
-    for _ in range(3):
-        a.train_on_batch(X, Y)
-    with raises(RuntimeError, "2 ranks", "gather_curvature"):
-        a.get_state_tree()
-    with raises(RuntimeError, "2 ranks", "load_weights"):
-        b.set_state_tree({"optimizer_variables": {}})
-    pairs = (
-        (a.variables, b.variables),
-        (
-            a.optimizer.variables,
-            b.optimizer.variables,
-        ),
-    )
-    for of_kind in pairs:
-        for source, target in zip(*of_kind, strict=True):
-            target.assign(source)
-    with raises(RuntimeError, "3 updates", "without its curvature"):
-        b.train_on_batch(X, Y)
-
-
-def check_restored_under_other_names(folder):
-    """Also by a rank that has no share in what it saves or loads."""
-    path = pathlib.Path(folder) / "names.weights.h5"
-
-    def nested():
-        keras.utils.set_random_seed(RANK)
-        body = keras.Sequential(
-            [keras.layers.Dense(5, "tanh"), keras.layers.Dense(4)]
-        )
-        model = keras.Sequential(
-            [keras.Input((6,)), body, keras.layers.Dense(3)]
-        )
-        model.compile(kfac(model), LOSS)
-        return model
-
-    a, b = nested(), nested()
-    assert a.layers[0].name != b.layers[0].name
-    for _ in range(3):
-        a.train_on_batch(X, Y)
-    a.optimizer.gather_curvature()
-    if RANK == 0:
-        a.save_weights(path)
-    RANKS.gather_objects(None)
-    b.load_weights(path)
-    for model in (a, b):
-        for _ in range(3):
-            model.train_on_batch(X, Y)
-    assert not b.optimizer.curvature.waiting()
-    np.testing.assert_array_equal(weights(a), weights(b))
-
-
-def main(folder, only="", checks=None):
-    for name, check in list((checks or globals()).items()):
-        if name.startswith("check_") and (only or name) in name:
-            check(folder)
-            print(f"{name} passed", flush=True)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(globals(), *sys.argv[1:])

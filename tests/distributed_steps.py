@@ -12,7 +12,7 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
-from distributed_checks import RANK, RANKS, alone, equal_on_all_ranks, main
+from distributed_ranks import RANK, RANKS, alone, equal_on_all_ranks, main
 from keras import layers
 
 import tfkfac
@@ -215,4 +215,4 @@ def check_unequal_shares_of_masked_outputs_are_said(folder):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:], checks=globals())
+    main(globals(), *sys.argv[1:])

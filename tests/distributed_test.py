@@ -56,7 +56,12 @@ def test_ranks_are_one_process_on_the_joint_batch(alone, ranks, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "program", ["distributed_checks.py", "distributed_steps.py"]
+    "program",
+    [
+        "distributed_checks.py",
+        "distributed_restores.py",
+        "distributed_steps.py",
+    ],
 )
 def test_on_two_ranks(program, tmp_path):
     """What the checks of a program say."""

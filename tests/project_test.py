@@ -1,6 +1,7 @@
 """The project's own files: BUILD, imports, the package without TensorFlow."""
 
 import ast
+import collections
 import pathlib
 import re
 import subprocess
@@ -96,3 +97,23 @@ def test_what_is_private_in_keras_is_in_one_module():
         if path.name != "keras_compat.py" and private.search(line)
     }
     assert found == set()
+
+
+def test_each_module_has_a_test_of_its_name():
+    """`<module>_test.py`, or `<package>_<module>_test.py`; of modules of one
+    name only the second tells whose it is."""
+    tests = {path.name for path in (ROOT / "tests").glob("*_test.py")}
+    modules = [
+        path
+        for path in (ROOT / "tfkfac").rglob("*.py")
+        if path.stem != "__init__"
+    ]
+    number = collections.Counter(path.stem for path in modules)
+    missing = []
+    for path in modules:
+        names = {f"{path.parent.name}_{path.stem}_test.py"}
+        if number[path.stem] == 1:
+            names.add(f"{path.stem}_test.py")
+        if not names & tests:
+            missing.append(str(path.relative_to(ROOT)))
+    assert missing == []

@@ -10,91 +10,27 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from structures import (
+    BATCH,
+    STEPS,
+    STOP,
+    X,
+    Y,
+    convolutional,
+    everything,
+    frozen,
+    make,
+    nested,
+    same,
+    sequential,
+    shared,
+    subclassed,
+    train,
+    values,
+)
 
 import tfkfac
 from tfkfac import registry, state
-
-L = keras.layers
-RNG = np.random.default_rng(0)
-STOP, STEPS, BATCH = 3, 6, 8
-X = RNG.normal(size=(STEPS * BATCH, 4, 6)).astype("float32")
-Y = RNG.normal(size=(STEPS * BATCH, 2)).astype("float32")
-
-
-def sequential():
-    return keras.Sequential(
-        [
-            keras.Input((4, 6)),
-            L.Flatten(),
-            L.Dense(5, "tanh"),
-            L.BatchNormalization(),
-            L.Dense(5, "tanh"),
-            L.Dense(2),
-        ]
-    )
-
-
-def nested():
-    """A model in a model, and a layer that is called twice."""
-    shared = L.Dense(6, "tanh")
-    inner = keras.Sequential([L.LayerNormalization(), L.Dense(6)])
-    inputs = keras.Input((4, 6))
-    x = shared(inner(shared(inputs)) + inputs)
-    return keras.Model(inputs, L.Dense(2)(L.Flatten()(x)))
-
-
-def shared():
-    """A layer that both models hold; `load_model` makes two of it."""
-    layer = L.Dense(6, "tanh")
-    inner = keras.Sequential([layer, L.LayerNormalization(), L.Dense(6)])
-    inputs = keras.Input((4, 6))
-    x = layer(inner(inputs) + inputs)
-    return keras.Model(inputs, L.Dense(2)(L.Flatten()(x)))
-
-
-@keras.saving.register_keras_serializable(package="structure_test")
-class Subclassed(keras.Model):
-    """Layers as attributes, in lists, in a dictionary and in a set."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.z = L.Dense(6, "tanh")
-        self.attention = L.MultiHeadAttention(2, 3)
-        self.many = [L.Dense(6), (L.Dense(6), {"a": L.LayerNormalization()})]
-        self._few = {"b": keras.Sequential([L.Flatten(), L.Dense(4)])}
-        self.last = {L.Dense(2)}
-
-    def call(self, x):
-        x = self.z(x)
-        x = self.attention(x, x)
-        x = self.many[1][1]["a"](self.many[1][0](self.many[0](x)))
-        (last,) = self.last
-        return last(self._few["b"](x))
-
-
-def subclassed():
-    model = Subclassed()
-    model(X[:1])
-    return model
-
-
-def frozen():
-    model = sequential()
-    model.layers[1].trainable = False
-    return model
-
-
-def convolutional():
-    return keras.Sequential(
-        [
-            keras.Input((4, 6)),
-            L.SeparableConv1D(3, 2),
-            L.GroupNormalization(3),
-            L.Flatten(),
-            L.Dense(2),
-        ]
-    )
-
 
 CASES = {
     "sequential": (sequential, {"norm_curvature": "full"}),
@@ -109,46 +45,6 @@ CASES = {
     "convolutional": (convolutional, {"norm_curvature": "unitwise"}),
 }
 WAYS = ["weights", "checkpoint", "tree", "plain tree", "variables"]
-
-
-def make(build, settings, eager=True):
-    """A compiled model with weights that are its own."""
-    model = build()
-    for i, v in enumerate(model.trainable_variables):
-        v.assign(np.random.default_rng(i).normal(size=v.shape) / 3)
-    settings = {"factor_update_period": 2, **settings}
-    optimizer = tfkfac.KFAC(
-        0.05, damping=0.1, inverse_update_period=4, model=model, **settings
-    )
-    model.compile(optimizer, "mse", run_eagerly=eager)
-    return model
-
-
-def train(model, steps):
-    for i in steps:
-        part = slice(i * BATCH, (i + 1) * BATCH)
-        model.train_on_batch(X[part], Y[part])
-
-
-def values(variables):
-    return [v.numpy() for v in variables]
-
-
-def everything(model):
-    optimizer = model.optimizer
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    found = {f"model {i}": v for i, v in enumerate(values(model.variables))}
-    for i, v in enumerate(values(optimizer.variables)):
-        found[f"optimizer {i}"] = v
-    for i, v in enumerate(inner.curvature.state().values()):
-        found[f"curvature {i}"] = v
-    return found
-
-
-def same(a, b):
-    assert list(a) == list(b)
-    for key in a:
-        np.testing.assert_array_equal(a[key], b[key], key)
 
 
 def plain(tree):
@@ -232,52 +128,6 @@ def test_goes_on_after_load_model(build, tmp_path):
     same(everything(restored), everything(model))
 
 
-def test_places_of_layers():
-    places = registry.places(subclassed())
-    assert places.pop("sequential/input_layer").startswith("/_few/sequential/")
-    assert places == {
-        "dense": "/z",
-        "multi_head_attention": "/attention",
-        "multi_head_attention/query": "/attention/_query_dense",
-        "multi_head_attention/key": "/attention/_key_dense",
-        "multi_head_attention/value": "/attention/_value_dense",
-        "multi_head_attention/softmax": "/attention/_softmax",
-        "multi_head_attention/dropout": "/attention/_dropout_layer",
-        "multi_head_attention/attention_output": "/attention/_output_dense",
-        "dense_1": "/many/dense",
-        "dense_2": "/many/container/dense",
-        "layer_normalization": "/many/container/container/layer_normalization",
-        "sequential": "/_few/sequential",
-        "sequential/flatten": "/_few/sequential/layers/flatten",
-        "sequential/dense_3": "/_few/sequential/layers/dense",
-        "dense_4": "/_layers/dense_3",
-    }
-
-
-def test_place_of_a_layer_that_two_models_hold():
-    """The first that a walk comes to, whatever the names."""
-    first, second = (registry.places(shared()) for _ in range(2))
-    assert list(first.values()) == list(second.values())
-    assert first["sequential/dense"] == "/layers/sequential/layers/dense"
-    assert second["sequential_1/dense_4"] == "/layers/sequential/layers/dense_1"
-    assert second["dense_5"] == "/layers/dense_1"
-
-
-def test_a_trace_serves_before_and_after():
-    a, b = (make(sequential, {}, eager=False) for _ in range(2))
-    train(a, range(STOP))
-    train(b, [5])
-    b.set_state_tree(a.get_state_tree())
-    for model in (a, b):
-        train(model, range(STOP, STEPS))
-        assert model.train_function is not None
-    same(everything(b), everything(a))
-    assert (
-        b.optimizer._attached.layers.estimator.refresh_needed
-        is (b.optimizer.curvature["refresh_needed"])
-    )
-
-
 @pytest.fixture
 def half():
     keras.config.set_dtype_policy("mixed_float16")
@@ -305,46 +155,7 @@ def test_half_precision(tmp_path):
         same(everything(model), everything(a))
 
 
-def test_thawed_layers_take_their_place():
-    """The variables are in the order of the model, whatever came first."""
-    a, b = make(frozen, {}), make(sequential, {})
-    number = len(a.optimizer.variables)
-    a.layers[1].trainable = True
-    a.get_state_tree()
-    paths = [[v.path for v in m.optimizer.curvature.variables] for m in (a, b)]
-    assert paths[0] == paths[1] and len(a.optimizer.variables) == number + 7
-    assert paths[0][1] == "kfac/curvature/layers/dense/input_factor/moment"
-
-
 # What is refused.
-
-
-def test_tree_of_another_model_is_refused_whole():
-    a, b = make(sequential, {}), make(nested, {})
-    c = make(sequential, {"norm_curvature": "full"})
-    train(a, range(STOP))
-    tree = a.get_state_tree(value_format="numpy_array")
-    before = everything(b), everything(c)
-    with pytest.raises(ValueError, match="set_state_tree: .*build the model"):
-        b.set_state_tree(tree)
-    with pytest.raises(ValueError, match="layers/batch_norm.*another model"):
-        c.set_state_tree(tree)
-    same(everything(b), before[0])
-    same(everything(c), before[1])
-
-
-def test_tree_without_the_curvature_is_refused():
-    a, b = make(sequential, {}), make(sequential, {})
-    train(a, range(STOP))
-    tree = a.get_state_tree(value_format="numpy_array")
-    del tree["optimizer_variables"]["kfac"]["curvature"]
-    before = everything(b)
-    for model, missing in ((a, "curvature/refresh"), (b, "sequential_1/")):
-        with pytest.raises(ValueError, match=missing + ".*is not in both"):
-            model.set_state_tree(tree)
-    same(everything(b), before)
-    del tree["optimizer_variables"]
-    a.set_state_tree(tree)  # As Keras does.
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -386,24 +197,6 @@ def test_iterations_set_by_hand():
     optimizer.curvature.updates.assign(optimizer.updates)
     train(model, [1])
     assert int(optimizer.updates) == int(optimizer.curvature.updates) == 101
-
-
-def test_tree_before_attach_is_refused_and_after_it_taken():
-    """As `load_model` does with a folder of Orbax."""
-    a = make(sequential, {})
-    train(a, range(STOP))
-    tree = a.get_state_tree(value_format="numpy_array")
-    b = keras.Sequential.from_config(a.get_config())
-    b.compile_from_config(a.get_compile_config())
-    b.run_eagerly = True
-    b.set_state_tree(tree)
-    tfkfac.attach(b)
-    with pytest.raises(RuntimeError, match="after tfkfac.attach"):
-        train(b, [STOP])
-    b.set_state_tree(tree)
-    for model in (a, b):
-        train(model, range(STOP, STEPS))
-    same(everything(b), everything(a))
 
 
 # Files of before.

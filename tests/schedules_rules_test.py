@@ -26,37 +26,6 @@ def test_interval_of_the_completed_epochs(kind, after):
         assert int(interval(tf.constant(update, tf.int64))) == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_both_periods_of_kfac(kind, tmp_path):
-    """Factors and inverses change together, when the rule says; also saved."""
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    interval = kind(SPE)
-    optimizer = tfkfac.KFAC(
-        0.01,
-        factor_update_period=interval,
-        inverse_update_period=interval,
-        model=model,
-    )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss)
-    model.save(tmp_path / "model.keras")
-    model = keras.models.load_model(tmp_path / "model.keras")
-    tfkfac.attach(model)
-    rng = np.random.default_rng(0)
-    before, last = {}, None
-    for update in range(70):
-        x = rng.normal(size=(8, 4)).astype("float32")
-        model.train_on_batch(x, rng.integers(0, 3, 8))
-        state = model.optimizer.curvature.state()
-        due = last is None or update >= last + KINDS[kind](update // SPE)
-        last = update if due else last
-        for name in ("moment", "inverse"):
-            key = f"dense/input_factor/{name}"
-            changed = not np.array_equal(before.get(key), state[key])
-            assert changed == due, (update, name)
-        before = state
-
-
 def test_interval_of_a_fraction_of_updates():
     """ImageNet at 32,768: epoch 5 is complete after 195.49 updates."""
     interval = tfkfac.GrowingInterval(1_281_167 / 32_768)
@@ -102,33 +71,6 @@ def test_momentum_follows_the_learning_rate():
     assert found == pytest.approx([0.9, 0.675, 0.45, 0.225, 0.0], rel=1e-6)
 
 
-def test_schedules_in_a_saved_optimizer(tmp_path):
-    """They are numbers of the update in KFAC, and come back from a file."""
-    rate = schedules.EpochPolynomialDecay(0.1, 2.5, start=1, end=4, power=2)
-    settings = {
-        "learning_rate": rate,
-        "momentum": schedules.CoupledMomentum(0.9, rate),
-        "damping": schedules.WarmupDamping(0.1, 1e-3, 20),
-        "norm_damping": schedules.WarmupDamping(1.6, 16e-3, 20),
-    }
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile(tfkfac.KFAC(**settings, model=model), "mse")
-    model.save(tmp_path / "model.keras")
-    model = keras.models.load_model(tmp_path / "model.keras")
-    tfkfac.attach(model)
-    for t in range(5):
-        damping = model.optimizer.at_update("damping")
-        norm_damping = model.optimizer.at_update("norm_damping")
-        eta = 0.1 * min(1, (4 - t / 2.5) / 3) ** 2
-        expected = 1e-3 * (1 + 99 * (1 - 0.2) ** t)
-        assert float(model.optimizer.learning_rate) == pytest.approx(eta)
-        assert float(model.optimizer.momentum) == pytest.approx(9 * eta)
-        assert float(damping) == pytest.approx(expected)
-        # The damping of normalization layers stays 16 times as large.
-        assert float(norm_damping) == pytest.approx(16 * expected)
-        model.train_on_batch(np.ones([4, 2]), np.ones([4, 1]))
-
-
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -159,3 +101,34 @@ def test_refusals():
         tfkfac.GrowingInterval(0)
     with pytest.raises(ValueError, match="after"):
         tfkfac.LateInterval(3, after=-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_periods_of_kfac(kind, tmp_path):
+    """Factors and inverses change together, when the rule says; also saved."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    interval = kind(SPE)
+    optimizer = tfkfac.KFAC(
+        0.01,
+        factor_update_period=interval,
+        inverse_update_period=interval,
+        model=model,
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss)
+    model.save(tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    tfkfac.attach(model)
+    rng = np.random.default_rng(0)
+    before, last = {}, None
+    for update in range(70):
+        x = rng.normal(size=(8, 4)).astype("float32")
+        model.train_on_batch(x, rng.integers(0, 3, 8))
+        state = model.optimizer.curvature.state()
+        due = last is None or update >= last + KINDS[kind](update // SPE)
+        last = update if due else last
+        for name in ("moment", "inverse"):
+            key = f"dense/input_factor/{name}"
+            changed = not np.array_equal(before.get(key), state[key])
+            assert changed == due, (update, name)
+        before = state

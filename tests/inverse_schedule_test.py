@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import tfkfac
 
@@ -213,15 +212,3 @@ def test_graph_eager_and_restored(refresh, tmp_path):
     assert restored.optimizer.refresh == refresh
     refreshed(restored, restored.optimizer, range(7, 12))
     np.testing.assert_array_equal(weights(restored), weights(model))
-
-
-def test_refusals():
-    def schedule(update):
-        return tf.constant(5)
-
-    with pytest.raises(ValueError, match="refresh='staggered'.*a number"):
-        tfkfac.KFAC(refresh="staggered", inverse_update_period=schedule)
-    with pytest.raises(ValueError, match="drift_tolerance=-1"):
-        tfkfac.KFAC(refresh="drift", drift_tolerance=-1)
-    with pytest.raises(ValueError, match="refresh='sometimes'"):
-        tfkfac.KFAC(refresh="sometimes")

@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfkfac
+from tfkfac import registry
+from tfkfac.capture.recorder import Recorder, unheard
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 6)).astype("float32")
@@ -233,47 +235,6 @@ def test_recurrent_cells_take_the_plain_gradient_eagerly_too():
     np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-7)
 
 
-def test_a_thawed_layer_is_inverted_at_once():
-    model = compiled(dense_model(), inverse_update_period=100)
-    for trainable in (True, False, True):
-        model.get_layer("hidden").trainable = trainable
-        model.compile(model.optimizer, LOSS)
-        model.train_on_batch(X, Y)
-    inverse = model.optimizer.curvature.state()["hidden/input_factor/inverse"]
-    assert np.abs(inverse[0] - np.eye(7)).max() > 0.1
-
-
-def test_an_activation_within_an_own_layer_stays_there(monkeypatch):
-    class Negative(keras.layers.Layer):
-        activation = None
-
-        def build(self, shape):
-            self.activation = keras.activations.relu
-            self.w = self.add_weight(shape=(shape[-1], 3), name="w")
-
-        def call(self, inputs):
-            return -self.activation(keras.ops.matmul(inputs, self.w))
-
-    class Block(tfkfac.KroneckerBlock):
-        def __init__(self, layer):
-            super().__init__(layer, layer.w, None, d_in=6, d_out=3)
-
-        def input_rows(self, inputs):
-            return inputs[tf.newaxis]
-
-        def output_rows(self, outputs):
-            return outputs[tf.newaxis]
-
-    blocks = dict(tfkfac.registry._BLOCKS)
-    monkeypatch.setattr(tfkfac.registry, "_BLOCKS", blocks)
-    tfkfac.register(Negative, Block)
-    model = keras.Sequential([keras.Input((6,)), Negative()])
-    model = compiled(model, {"run_eagerly": True})
-    with tf.GradientTape():
-        recorded = model(X, training=True)
-    np.testing.assert_array_equal(recorded, model(X))
-
-
 def test_a_call_set_on_a_layer_is_put_back():
     model = compiled(dense_model())
     layer = model.get_layer("hidden")
@@ -284,27 +245,23 @@ def test_a_call_set_on_a_layer_is_put_back():
     assert layer.__dict__["call"] is own
 
 
-def test_periods_between_integers_are_rounded_up():
-    model = compiled(
-        dense_model(),
-        factor_update_period=lambda t: 2.5,
-        inverse_update_period=lambda t: 2.5,
-    )
-    weights = []
-    for _ in range(7):
-        model.train_on_batch(X, Y)
-        state = model.optimizer.curvature.state()
-        weights.append(state["hidden/input_factor/weight"])
-    changed = [0] + [i for i in range(1, 7) if weights[i] != weights[i - 1]]
-    assert changed == [0, 3, 6]
+def test_what_is_heard():
+    """Calls under a tape that are not said to be no training."""
+    model = dense_model()
+    recorder = Recorder(model, registry.block_type, before=lambda: True)
 
+    def heard(**options):
+        with tf.GradientTape():
+            model(X, **options)
+        calls, _, _ = recorder.pop()
+        return [c.call.layer.name for c in calls]
 
-def test_schedules_that_cannot_be_restored_are_named_at_save():
-    class Own(keras.optimizers.schedules.LearningRateSchedule):
-        def __call__(self, step):
-            return 0.1
-
-    for name in ("damping", "learning_rate", "inverse_update_period"):
-        optimizer = tfkfac.KFAC(**{"damping": 0.1, name: Own()})
-        with pytest.raises(ValueError, match=f"{name}=.*cannot be serialized"):
-            optimizer.get_config()
+    assert heard() == heard(training=True) == ["hidden", "logits"]
+    assert heard(training=False) == []
+    model(X, training=True)
+    assert not recorder.calls
+    with unheard(model):
+        assert heard() == []
+    recorder.release()
+    assert heard() == []
+    assert all("call" not in vars(layer) for layer in model.layers)

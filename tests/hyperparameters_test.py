@@ -1,0 +1,146 @@
+"""Numbers and schedules as arguments: bounds, when work is due, files."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from classifier import X, Y, compiled
+
+import tfkfac
+from tfkfac import schedules
+from tfkfac.schedules import Hyperparameter, Period, serialize
+
+
+def test_schedules_in_a_saved_optimizer(tmp_path):
+    """They are numbers of the update in KFAC, and come back from a file."""
+    rate = schedules.EpochPolynomialDecay(0.1, 2.5, start=1, end=4, power=2)
+    settings = {
+        "learning_rate": rate,
+        "momentum": schedules.CoupledMomentum(0.9, rate),
+        "damping": schedules.WarmupDamping(0.1, 1e-3, 20),
+        "norm_damping": schedules.WarmupDamping(1.6, 16e-3, 20),
+    }
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(tfkfac.KFAC(**settings, model=model), "mse")
+    model.save(tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    tfkfac.attach(model)
+    for t in range(5):
+        damping = model.optimizer.at_update("damping")
+        norm_damping = model.optimizer.at_update("norm_damping")
+        eta = 0.1 * min(1, (4 - t / 2.5) / 3) ** 2
+        expected = 1e-3 * (1 + 99 * (1 - 0.2) ** t)
+        assert float(model.optimizer.learning_rate) == pytest.approx(eta)
+        assert float(model.optimizer.momentum) == pytest.approx(9 * eta)
+        assert float(damping) == pytest.approx(expected)
+        # The damping of normalization layers stays 16 times as large.
+        assert float(norm_damping) == pytest.approx(16 * expected)
+        model.train_on_batch(np.ones([4, 2]), np.ones([4, 1]))
+
+
+def test_period_schedules():
+    """A schedule's period counts from the last time that the work was done."""
+    ran = []
+
+    class Noted(tfkfac.Categorical):
+        def sample(self, outputs, uniforms):
+            tf.py_function(lambda: ran.append(len(ran)), [], [])
+            steps.append(int(optimizer.iterations))
+            return super().sample(outputs, uniforms)
+
+    steps = []
+    model, optimizer = compiled(
+        likelihood=Noted(),
+        factor_update_period=lambda t: tf.where(t < 4, 2, 3),
+        inverse_update_period=lambda t: tf.where(t < 4, 2, 3),
+        compile_settings={"run_eagerly": True},
+    )
+    for _ in range(12):
+        model.train_on_batch(X, Y)
+    assert steps == [0, 2, 5, 8, 11]
+
+
+def variable(**options):
+    return keras.optimizers.SGD().add_variable(**options)
+
+
+def test_periods_between_integers_are_rounded_up():
+    period = Period("p", lambda t: 2.5, add_variable=variable)
+    done = []
+    for t in range(7):
+        if period.due(tf.constant(t, tf.int64)):
+            period.done(t)
+            done.append(t)
+    assert done == [0, 3, 6] and period.number is None
+
+
+def test_periods_of_a_number_are_its_multiples():
+    period = Period("p", 3, add_variable=variable)
+    due = [t for t in range(8) if period.due(tf.constant(t, tf.int64))]
+    assert due == [0, 3, 6] and period.number == period.config() == 3
+    period.done(1)  # It goes by the count alone.
+    assert not period.due(tf.constant(4, tf.int64))
+
+
+@pytest.mark.parametrize("value", [0, -2, 1.5, True, "ten", float("inf")])
+def test_what_is_no_period(value):
+    with pytest.raises(ValueError, match="KFAC.p=.*positive integer"):
+        Period("p", value, add_variable=variable)
+
+
+def number(value, minimum=0.0, exclusive=False):
+    return Hyperparameter(
+        "mu", value, minimum=minimum, exclusive=exclusive, add_variable=variable
+    )
+
+
+def test_numbers_keep_float64():
+    """By Keras' own initializer 0.1 would go by way of float32."""
+    keras.config.set_floatx("float64")
+    for value in (0.1, lambda t: 0.1):
+        found = number(value).at(tf.constant(0), tf.float64)
+        assert found.dtype == tf.float64 and float(found) == 0.1
+
+
+def test_bounds_of_numbers():
+    """The least one is allowed, unless it is excluded; also when assigned."""
+    at_least, greater = number(0.0), number(1.0, exclusive=True)
+    for value in (-1e-3, float("nan")):
+        with pytest.raises(ValueError, match="mu=.*at least 0.0"):
+            at_least.assign(value)
+    with pytest.raises(ValueError, match="mu=0.*greater than 0.0"):
+        greater.assign(0)
+    assert at_least.config() == 0.0 and greater.config() == 1.0
+    greater.assign(0.5)
+    assert greater.config() == 0.5
+    for value in (True, "big", None):
+        with pytest.raises(ValueError, match="a number or a schedule"):
+            number(value)
+
+
+def test_schedules_are_evaluated_and_not_assigned():
+    schedule = number(lambda t: tf.cast(t, tf.float32) / 4)
+    found = schedule.at(tf.constant(3), tf.float64)
+    assert found.dtype == tf.float64 and float(found) == 0.75
+    with pytest.raises(TypeError, match="was given a schedule"):
+        schedule.assign(0.2)
+    with pytest.raises(ValueError, match="mu=.*cannot be serialized"):
+        schedule.config()
+
+
+def test_what_a_file_can_hold():
+    for value in (None, True, 3, 0.5, "owner"):
+        assert serialize("x", value) is value
+    decay = keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.01)
+    again = keras.saving.deserialize_keras_object(serialize("x", decay))
+    assert again.get_config() == decay.get_config()
+
+    @keras.saving.register_keras_serializable(package="hyperparameters_test")
+    class Bare:
+        """It is known, and has no configuration."""
+
+        def get_config(self):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match="needs get_config"):
+        serialize("x", Bare())
