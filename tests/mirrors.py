@@ -5,6 +5,7 @@ import numpy as np
 import reference_embeddings
 import reference_layers
 import reference_norms
+import reference_scales
 
 NORMS = (
     keras.layers.BatchNormalization,
@@ -48,6 +49,16 @@ def mirror(layer, shape, norm_curvature="diagonal", tied="pooled"):
         return [reference_embeddings.Embedding(_array(layer.embeddings))]
     if isinstance(layer, NORMS):
         return [_normalization(layer, len(shape), norm_curvature)]
+    if isinstance(layer, keras.layers.PReLU):
+        axes = set(range(1, len(shape))) - set(layer.shared_axes or ())
+        return [reference_scales.PReLU(_array(layer.alpha), None, axes)]
+    if isinstance(layer, keras.layers.RMSNormalization):
+        axes = [axis % len(shape) for axis in layer.axis]
+        return [
+            reference_scales.RMSNormalization(
+                _array(layer.scale), axes, layer.epsilon
+            )
+        ]
     stages = []
     if not isinstance(layer, keras.layers.Activation):
         stages = _linear(layer, len(shape))

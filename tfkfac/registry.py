@@ -26,6 +26,8 @@ _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.BatchNormalization: blocks.BatchNormalizationBlock,
     keras.layers.LayerNormalization: blocks.LayerNormalizationBlock,
     keras.layers.GroupNormalization: blocks.GroupNormalizationBlock,
+    keras.layers.RMSNormalization: blocks.RMSNormalizationBlock,
+    keras.layers.PReLU: blocks.PReLUBlock,
 }
 
 

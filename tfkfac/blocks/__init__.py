@@ -15,6 +15,10 @@ from tfkfac.blocks.normalization import (
     BatchNormalizationBlock,
     GroupNormalizationBlock,
     LayerNormalizationBlock,
+)
+from tfkfac.blocks.scale import (
+    PReLUBlock,
+    RMSNormalizationBlock,
     ScaleShiftBlock,
 )
 
@@ -31,6 +35,8 @@ __all__ = [
     "KroneckerBlock",
     "LayerNormalizationBlock",
     "Moment",
+    "PReLUBlock",
+    "RMSNormalizationBlock",
     "ScaleShiftBlock",
     "SeparableDepthwiseBlock",
     "SeparablePointwiseBlock",
