@@ -28,7 +28,12 @@ POOLING = reference_layers.Function(
 
 
 def mirror(layer, shape, norm_curvature="diagonal", tied="pooled"):
-    """The stages that stand for a Keras layer with inputs of `shape`."""
+    """The stages that stand for a Keras layer with inputs of `shape`.
+
+    A layer of a test has a method that returns them.
+    """
+    if hasattr(layer, "mirror"):
+        return layer.mirror(shape)
     if isinstance(layer, keras.layers.Flatten):
         return [reference_layers.FLATTEN]
     if isinstance(layer, keras.layers.Masking):

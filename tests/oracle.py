@@ -203,6 +203,7 @@ class Case:
         """Notes the stages with weights by the path of their state."""
         stages = [s for s in stages if isinstance(s, reference_layers.Layer)]
         parts = ["/depthwise", "/pointwise"] if len(stages) == 2 else [""]
+        parts = getattr(layer, "parts", parts)  # Of a layer of a test.
         for stage, part in zip(stages, parts, strict=True):
             self.blocks[layer.name + part] = stage
 

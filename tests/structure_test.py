@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfkfac
-from tfkfac import registry, state
+from tfkfac import state, structure
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -177,7 +177,7 @@ def saved(request, tmp_path_factory):
         "variables": [values(model.variables), values(optimizer.variables)],
     }
     paths["plain tree"] = plain(paths["tree"])
-    names = list(registry.named_layers(model))
+    names = list(structure.named_layers(model))
     train(model, range(STOP, STEPS))
     return build, settings, paths, names, everything(model)
 
@@ -187,7 +187,7 @@ def test_goes_on_in_a_model_of_other_names(saved, way):
     build, settings, paths, names, expected = saved
     build()  # Takes the first names.
     model = make(build, settings)
-    assert set(names).isdisjoint(registry.named_layers(model))
+    assert set(names).isdisjoint(structure.named_layers(model))
     train(model, [5])  # What it has of its own is to go.
     optimizer = model.optimizer
     kept = [v.value for v in optimizer.variables]
@@ -224,7 +224,7 @@ def test_goes_on_after_load_model(build, tmp_path):
     restored = keras.models.load_model(tmp_path / "x.keras")
     restored.run_eagerly = True
     tfkfac.attach(restored)
-    places = [registry.places(m).values() for m in (model, restored)]
+    places = [structure.places(m).values() for m in (model, restored)]
     assert set(places[0]) == set(places[1])
     assert not restored.optimizer.curvature.waiting()
     for m in (model, restored):
@@ -233,7 +233,7 @@ def test_goes_on_after_load_model(build, tmp_path):
 
 
 def test_places_of_layers():
-    places = registry.places(subclassed())
+    places = structure.places(subclassed())
     assert places.pop("sequential/input_layer").startswith("/_few/sequential/")
     assert places == {
         "dense": "/z",
@@ -256,7 +256,7 @@ def test_places_of_layers():
 
 def test_place_of_a_layer_that_two_models_hold():
     """The first that a walk comes to, whatever the names."""
-    first, second = (registry.places(shared()) for _ in range(2))
+    first, second = (structure.places(shared()) for _ in range(2))
     assert list(first.values()) == list(second.values())
     assert first["sequential/dense"] == "/layers/sequential/layers/dense"
     assert second["sequential_1/dense_4"] == "/layers/sequential/layers/dense_1"

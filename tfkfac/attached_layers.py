@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from tfkfac import registry
+from tfkfac import registry, structure
 from tfkfac.distributed import assignment
 from tfkfac.distributed.communicator import Communicator
 from tfkfac.distributed.distributor import Distributor
@@ -68,7 +68,7 @@ def make(
     if optimizer.max_factor_size is not None:
         for block in registration.blocks:
             block.limit_factors(optimizer.max_factor_size)
-    optimizer.curvature.locate(registry.places(model))
+    optimizer.curvature.locate(structure.places(model))
     estimator = Estimator(
         registration.blocks,
         _distributor(optimizer, registration, communicator, name),

@@ -81,9 +81,11 @@ class AttachedModel:
         return self._layers
 
     def _wants(self, layer):
-        kind = registry.block_type(layer)
-        if kind is None or self._layers is not None:
-            known = self._layers is not None and self._layers.has_block(layer)
+        kind = None if layer is self.model else registry.recording(layer)
+        if kind is None:
+            return None
+        if self._layers is not None:
+            known = self._layers.has_block(layer) or registry.is_unseen(layer)
             return kind if known else None
         # Layers are built one by one: they are registered at the update.
         usable = layer.trainable and kind.unsupported(layer) is None
@@ -122,7 +124,11 @@ class AttachedModel:
         """
         self._watch_loss_scale(getattr(self.model, "optimizer", None))
         unusable = self.recorder.unusable
-        wanted = [id(v) for v in self.model.trainable_variables], len(unusable)
+        wanted = (
+            [id(v) for v in self.model.trainable_variables],
+            len(unusable),
+            registry.what_own_layers_do(self.model),
+        )
         if self._layers is not None and wanted == self._made_for:
             return self._layers
         with tf.init_scope():

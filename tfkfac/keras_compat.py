@@ -71,6 +71,11 @@ def own_trainable_variables(
     return list(layer._trainable_variables)
 
 
+def tensorflow_variable(variable: keras.Variable) -> tf.Variable:
+    """Returns the variable itself, where `value` may be a cast of it."""
+    return variable._value
+
+
 def has_listed_layers(layer: keras.layers.Layer) -> bool:
     """Whether `layers` is a list in a fixed order, as of a functional model."""
     return layer._obj_type() in ("Sequential", "Functional")

@@ -16,30 +16,41 @@ from tfkfac.blocks.normalization import (
     GroupNormalizationBlock,
     LayerNormalizationBlock,
 )
+from tfkfac.blocks.own import ElementwiseBlock, ProductBlock
+from tfkfac.blocks.own_layers import Declaration, OwnLayer, own_weights
 from tfkfac.blocks.scale import (
     PReLUBlock,
     RMSNormalizationBlock,
     ScaleShiftBlock,
 )
 
+# What records the calls of a layer.
+Recording = type[CurvatureBlock] | OwnLayer
+
 __all__ = [
     "BatchNormalizationBlock",
     "ConvolutionBlock",
     "CurvatureBlock",
+    "Declaration",
     "DenseBlock",
     "DepthwiseConvolutionBlock",
     "EinsumDenseBlock",
+    "ElementwiseBlock",
     "EmbeddingBlock",
     "FactoredBlock",
     "GroupNormalizationBlock",
     "KroneckerBlock",
     "LayerNormalizationBlock",
     "Moment",
+    "OwnLayer",
     "PReLUBlock",
+    "ProductBlock",
+    "Recording",
     "RMSNormalizationBlock",
     "ScaleShiftBlock",
     "SeparableDepthwiseBlock",
     "SeparablePointwiseBlock",
     "TiedEmbeddingBlock",
     "LayerCall",
+    "own_weights",
 ]

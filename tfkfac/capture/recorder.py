@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfkfac import keras_compat
-from tfkfac.blocks import CurvatureBlock, LayerCall
+from tfkfac.blocks import LayerCall, Recording
 from tfkfac.capture import losses, marker, masks
 from tfkfac.capture.records import (
     Arrival,
@@ -33,8 +34,8 @@ class Recorder:
 
     Args:
         model: The model.
-        wants: Returns the type of block that records the calls of a layer,
-            None for layers that are not recorded.
+        wants: Returns what records the calls of a layer, None for layers that
+            are not recorded.
         before: Called before the model or a part of it is called; returns
             whether the call is to be recorded.
     """
@@ -42,7 +43,7 @@ class Recorder:
     def __init__(
         self,
         model: keras.Model,
-        wants: Callable[[keras.layers.Layer], type[CurvatureBlock] | None],
+        wants: Callable[[keras.layers.Layer], Recording | None],
         before: Callable[[], bool],
     ):
         self.model, self.wants, self._before = model, wants, before
@@ -102,9 +103,8 @@ class Recorder:
             training = keras_compat.training_of_context(layer)
         if training is False:
             return False
-        with (
-            keras_compat.full_width()
-        ):  # In a call variables look half as wide.
+        # In a call variables look half as wide.
+        with keras_compat.full_width():
             return self._before()
 
     @contextlib.contextmanager
@@ -320,10 +320,10 @@ def _heard(layer, original):
 def _run(layer, original, hearing, *args, **options):
     """Runs a call of a layer, recorded by those that want it."""
     types = {r: r.wants(layer) for r in hearing}
-    wanting = [r for r in hearing if types[r] is not None]
-    if not wanting:
+    if not (wanting := [r for r in hearing if types[r] is not None]):
         return masks.handing_down(layer, original)(*args, **options)
-    inputs, *more = args or (options.pop("inputs"),)
+    first, *_ = inspect.signature(original).parameters
+    inputs, *more = args or (options.pop(first),)
     for recorder in list(wanting):
         reason = recorder.reason_against(inputs)
         if reason is not None:

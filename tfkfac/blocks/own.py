@@ -1,0 +1,155 @@
+"""Blocks of weights that a layer of one's own reads in an operation."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfkfac.blocks.base import LayerCall
+from tfkfac.blocks.kronecker import KroneckerBlock
+from tfkfac.blocks.scale import ScaleShiftBlock
+from tfkfac.products.contraction import View
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a layer does with one weight, the same in all calls.
+
+    Attributes:
+        kind: "product", "scale" or "shift".
+        weight: The name of the weight.
+        view: The weight as it enters the operation.
+        order: Of a product, the axes of the kernel: of groups, contracted,
+            remaining.
+        sizes: Of a product, (groups, d_in, d_out).
+        shift: The name of the weight that is added to the result, or None.
+    """
+
+    kind: str
+    weight: str
+    view: View
+    order: tuple[int, ...] = ()
+    sizes: tuple[int, int, int] = (1, 1, 1)
+    shift: str | None = None
+
+    def is_as(self, other: "Part | None") -> bool:
+        """Whether another part has the same matrix of each weight."""
+        if other is None or self == other:
+            return self == other
+        known = self.kind, self.weight, self.sizes, self.shift
+        if known != (other.kind, other.weight, other.sizes, other.shift):
+            return False
+        if self.kind != "product":
+            return self.view.shape == other.view.shape
+        return np.array_equal(self._places(), other._places())
+
+    def _places(self):
+        """Returns the elements of the weight, in the order of the matrix."""
+        return self.view.places().transpose(self.order).ravel()
+
+
+class ProductBlock(KroneckerBlock):
+    """A product of what comes of the inputs and a kernel: F = A (x) G.
+
+    The kernel is as it enters the product: reshaped or transposed, on the left
+    or on the right, or in an einsum. Rows are the axes that the other operand
+    shares with the result; axes that kernel, operand and result share number
+    groups.
+
+    Args:
+        layer: The layer.
+        part: The product.
+        weights: The layer's weights by name.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        part: Part,
+        weights: Mapping[str, keras.Variable],
+    ):
+        bias = None if part.shift is None else weights[part.shift]
+        groups, d_in, d_out = part.sizes
+        super().__init__(
+            layer,
+            weights[part.weight],
+            bias,
+            groups=groups,
+            d_in=d_in,
+            d_out=d_out,
+        )
+        self._part, self.parts = part, (part.weight,)
+
+    def kernel_matrix(self, kernel):
+        view = tf.transpose(self._part.view.of(kernel), self._part.order)
+        return tf.reshape(view, self._part.sizes)
+
+    def kernel_from_matrix(self, matrix):
+        order, shape = self._part.order, self._part.view.shape
+        view = tf.reshape(matrix, [shape[i] for i in order])
+        view = tf.transpose(view, [order.index(i) for i in range(len(order))])
+        return self._part.view.back(view)
+
+    def _moments_of(self, use, product_dtype, dtype):
+        """With the tensors as rows, which depend on the call."""
+        of, mask = use.saved.contraction, _mask(use)
+        groups, d_in, d_out = self._part.sizes
+        use = dataclasses.replace(
+            use,
+            inputs=of.input_rows(use.inputs, groups, d_in),
+            gradient=of.output_rows(use.gradient, groups, d_out),
+            mask=None if mask is None else of.mask_rows(mask, use.inputs),
+        )
+        return super()._moments_of(use, product_dtype, dtype)
+
+    def input_rows(self, inputs):
+        return inputs
+
+    def output_rows(self, outputs):
+        return outputs
+
+    def mask_rows(self, inputs, mask):
+        return mask
+
+
+class ElementwiseBlock(ScaleShiftBlock):
+    """s = gamma x + beta in a layer of one's own, either of the two or both.
+
+    Args:
+        layer: The layer.
+        part: The scale or the shift.
+        weights: The layer's weights by name.
+        curvature: How much of F is kept.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        part: Part,
+        weights: Mapping[str, keras.Variable],
+        *,
+        curvature: str,
+    ):
+        scale = weights[part.weight] if part.kind == "scale" else None
+        name = part.shift if part.kind == "scale" else part.weight
+        shift = None if name is None else weights[name]
+        super().__init__(layer, curvature=curvature, weights=(scale, shift))
+        self._shape, self.parts = part.view.shape, (part.weight,)
+
+    def channel_axes(self, rank):
+        first = rank - len(self._shape)
+        return [first + i for i, n in enumerate(self._shape) if n != 1]
+
+    def normalized(self, use):
+        return use.inputs
+
+    def moments(self, uses, product_dtype, dtype):
+        uses = [dataclasses.replace(use, mask=_mask(use)) for use in uses]
+        return super().moments(uses, product_dtype, dtype)
+
+
+def _mask(use: LayerCall) -> tf.Tensor | None:
+    """Returns the mask of the layer's inputs as one of the operand."""
+    return None if use.mask is None else use.saved.mask(use.mask)

@@ -1,0 +1,130 @@
+"""What a weight goes through, and the operations that it enters."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfkfac.products.contraction import Contraction, View
+
+# What leaves the elements of a tensor, and their order, as they are.
+SAME = "Identity", "Reshape", "ExpandDims", "Squeeze"
+SUMS = "Add", "AddV2", "BiasAdd"
+
+
+@dataclasses.dataclass(eq=False)
+class Use:
+    """An operation of a weight with something that depends on the inputs.
+
+    Attributes:
+        kind: "product", "scale" or "shift".
+        operation: Its type, for messages.
+        weight: The name of the weight.
+        view: The weight as it enters.
+        other: The other operand.
+        entries: Of its first axis, of one example; None where that is not
+            known.
+        is_flat: Whether it is the inputs of the layer, as [rows, channels].
+        contraction: That of a product.
+        is_marked: Whether the result was replaced by a marked one.
+        shift: The name of a weight that is added to the result.
+        consumers: What else takes the result, for messages.
+    """
+
+    kind: str
+    operation: str
+    weight: str
+    view: View
+    other: tf.Tensor
+    entries: int | None = None
+    is_flat: bool = False
+    contraction: Contraction | None = None
+    is_marked: bool = False
+    shift: str | None = None
+    consumers: list[str] = dataclasses.field(default_factory=list)
+
+    def mask(self, mask: tf.Tensor) -> tf.Tensor | None:
+        """Returns the mask of the inputs as one of the operand's first axes;
+        None where it is none."""
+        x, per_example = self.other, mask.shape[1:].num_elements()
+        is_one = self.is_flat or per_example == self.entries
+        if x.shape.rank == 2 and mask.shape.rank > 1 and is_one:
+            return tf.reshape(mask, [-1])
+        first = x.shape[: mask.shape.rank]
+        fits = self.entries == 1 or per_example is None
+        return mask if fits and first.is_compatible_with(mask.shape) else None
+
+
+def passed_on(view, kind, place, inputs, outputs) -> View | None:
+    """Returns the view after what leaves the elements as they are."""
+    result = outputs[0] if outputs else None
+    if kind in SUMS and len(inputs) == 2:
+        constant = inputs[1 - place]
+        return (
+            view
+            if tf.get_static_value(constant) is not None
+            and (constant.shape.rank == 0)
+            else None
+        )
+    if place != 0 or result is None:
+        return None
+    if kind == "Identity" or (kind == "Cast" and result.dtype.is_floating):
+        return view
+    if kind in SAME:
+        shape = result.shape
+        return view.reshaped(tuple(shape)) if shape.is_fully_defined() else None
+    if kind == "Transpose":
+        order = tf.get_static_value(inputs[1])
+        return (
+            None
+            if order is None
+            else view.transposed(tuple(int(i) for i in order))
+        )
+    return None
+
+
+def is_last(attributes):
+    """Whether a bias is added along the last axis."""
+    return attributes.get("data_format") in (None, "NHWC")
+
+
+def can_join(use, view, result) -> bool:
+    """Whether a shift has one element for each output of a product or scale.
+
+    Of a product the last axes of the result are those that remain of the
+    kernel, in its order.
+    """
+    tail = _stripped(view.shape)
+    if not view.is_flat:
+        return False
+    if use.kind == "scale":
+        same = result.shape[1:].as_list() == use.other.shape[1:].as_list()
+        return same and tail == _stripped(use.view.shape)
+    if use.kind != "product":
+        return False
+    found = use.contraction
+    _, _, d_out = found.sizes(use.view.shape)
+    last = result.shape.as_list()[result.shape.rank - len(tail) :]
+    return (
+        not found.groups
+        and found.outputs.endswith(found.remaining)
+        and tuple(last) == tail
+        and tf.TensorShape(tail).num_elements() == d_out
+    )
+
+
+def _stripped(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns a shape without the ones that it begins with."""
+    shape = tuple(shape)
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def listed(kinds: Sequence[str]) -> str:
+    """Returns "Mul (twice)", or "MatMul and Square"."""
+    count = collections.Counter(kinds)
+    return " and ".join(
+        kind if n == 1 else f"{kind} ({n} times)" for kind, n in count.items()
+    )
