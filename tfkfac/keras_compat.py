@@ -1,6 +1,7 @@
 """What this package takes of Keras that is not public, in one place."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -69,6 +70,23 @@ def own_trainable_variables(
 ) -> list[keras.Variable]:
     """Returns those of a layer itself, frozen or not."""
     return list(layer._trainable_variables)
+
+
+def own_attributes(
+    layer: keras.layers.Layer,
+) -> list[tuple[str, Any]]:
+    """Returns the attributes that Keras does not give every layer, those that
+    begin with an underscore last, in the order of their names."""
+    own = set(vars(layer)) - _bookkeeping()
+    names = sorted(own, key=lambda name: (name.startswith("_"), name))
+    # The others are what TensorFlow tracks.
+    return [(n, vars(layer)[n]) for n in names if not n.startswith("_self_")]
+
+
+@functools.cache
+def _bookkeeping() -> frozenset[str]:
+    """Returns the attributes that Keras gives every layer."""
+    return frozenset(vars(keras.layers.Layer(name="any")))
 
 
 def tensorflow_variable(variable: keras.Variable) -> tf.Variable:

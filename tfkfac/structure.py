@@ -1,7 +1,6 @@
 """The layers of a model by path, and their places in its structure."""
 
 import collections
-import functools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -72,20 +71,9 @@ def _attributes(
     """Yields the attributes that may hold layers, in a fixed order."""
     if keras_compat.has_listed_layers(layer):
         yield "layers", layer.layers
-    own = set(vars(layer)) - _bookkeeping()
-    for name in sorted(own, key=lambda name: (name.startswith("_"), name)):
-        if not name.startswith("_self_"):  # What TensorFlow tracks.
-            yield name, vars(layer)[name]
-    yield (
-        "_layers",
-        keras_compat.held_layers(layer),
-    )  # Such as are held by a set.
-
-
-@functools.cache
-def _bookkeeping() -> frozenset[str]:
-    """Returns the attributes that Keras gives every layer."""
-    return frozenset(vars(keras.layers.Layer(name="any")))
+    yield from keras_compat.own_attributes(layer)
+    # Such as are held by a set.
+    yield "_layers", keras_compat.held_layers(layer)
 
 
 def _labelled(values: Iterable) -> Iterator[tuple[str, object]]:

@@ -223,7 +223,7 @@ def own_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
         if id(v) not in others
     }
     found = {}
-    for attribute, value in vars(layer).items():
+    for attribute, value in keras_compat.own_attributes(layer):
         for name, v in _named(attribute, value):
             if id(v) in left:
                 found[name] = left.pop(id(v))
