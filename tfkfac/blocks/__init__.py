@@ -17,7 +17,12 @@ from tfkfac.blocks.normalization import (
     LayerNormalizationBlock,
 )
 from tfkfac.blocks.own import ElementwiseBlock, ProductBlock
-from tfkfac.blocks.own_layers import Declaration, OwnLayer, own_weights
+from tfkfac.blocks.own_layers import (
+    UNSEEN,
+    Declaration,
+    OwnLayer,
+    own_weights,
+)
 from tfkfac.blocks.scale import (
     PReLUBlock,
     RMSNormalizationBlock,
@@ -52,5 +57,6 @@ __all__ = [
     "SeparablePointwiseBlock",
     "TiedEmbeddingBlock",
     "LayerCall",
+    "UNSEEN",
     "own_weights",
 ]

@@ -15,6 +15,9 @@ from tfkfac.products.uses import Use
 from tfkfac.products.watch import Watch
 
 
+UNSEEN = "what its call does is seen in the first training step"
+
+
 @dataclasses.dataclass(frozen=True)
 class Declaration:
     """What was declared of a type of layers.
@@ -116,7 +119,7 @@ class OwnLayer:
     def reason(self, weight: str) -> str:
         """Returns why a weight has no block."""
         if self.parts is None:
-            return "what its call does is seen in the first training step"
+            return UNSEEN
         return self.reasons.get(
             weight, "the weight or one that goes with it is frozen"
         )
