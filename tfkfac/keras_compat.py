@@ -89,6 +89,11 @@ def _bookkeeping() -> frozenset[str]:
     return frozenset(vars(keras.layers.Layer(name="any")))
 
 
+def stored_kernel(layer: keras.layers.Layer) -> keras.Variable:
+    """Returns the kernel of a layer without what LoRA adds to it."""
+    return layer._kernel
+
+
 def tensorflow_variable(variable: keras.Variable) -> tf.Variable:
     """Returns the variable itself, where `value` may be a cast of it."""
     return variable._value

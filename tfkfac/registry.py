@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from tfkfac import blocks, keras_compat, structure
+from tfkfac.blocks import low_rank
 
 _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.Dense: blocks.DenseBlock,
@@ -137,11 +138,12 @@ def recording(
 ) -> blocks.Recording | None:
     """Returns what records the calls of a layer; None where nothing does.
 
-    The block of its type; else, for a layer with weights of its own, what
-    finds out how its calls use them.
+    The block of its type; else, or with LoRA, what finds out how its calls use
+    the weights of its own, if it has any.
     """
     known = block_type(layer)
-    if known is not None or not blocks.own_weights(layer):
+    found = known is not None and low_rank.call_of(layer) is None
+    if found or not blocks.own_weights(layer):
         return known
     return blocks.OwnLayer.of(layer, _of_type(layer, _DECLARED))
 

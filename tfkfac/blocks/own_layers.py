@@ -8,12 +8,12 @@ import keras
 import tensorflow as tf
 
 from tfkfac import keras_compat, tensorflow_compat
+from tfkfac.blocks import low_rank
 from tfkfac.blocks.base import CurvatureBlock, LayerCall
 from tfkfac.blocks.own import ElementwiseBlock, Part, ProductBlock
 from tfkfac.products.contraction import View
 from tfkfac.products.uses import Use
 from tfkfac.products.watch import Watch
-
 
 UNSEEN = "what its call does is seen in the first training step"
 
@@ -150,6 +150,7 @@ class OwnLayer:
         graph = None if eager else tf.compat.v1.get_default_graph()
         arguments = inputs, args, options
         watch = Watch(own_weights(layer), arguments, graph, mark)
+        call = low_rank.call_of(layer) or call
         with tensorflow_compat.heard_by(watch):
             outputs = call(inputs, *args, **options)
         self._learn(watch.found(outputs))
