@@ -1,5 +1,7 @@
 """Layers of one's own, declared or not, against K-FAC in float64."""
 
+import threading
+
 import hand
 import keras
 import numpy as np
@@ -8,7 +10,8 @@ import reference_layers
 import reference_scales
 import tensorflow as tf
 from keras import layers, ops
-from oracle import cross_entropy, element_error, single
+from oracle import ONE_UPDATE, cross_entropy, element_error, single
+from tensorflow.python.ops import gen_math_ops
 
 import tfkfac
 from tfkfac import registry
@@ -252,3 +255,414 @@ def summary(optimizer):
     lines = []
     optimizer.summary(print_fn=lines.append)
     return "\n".join(lines)
+
+
+class Function(layers.Layer):
+    """A layer whose call is a function of its weights, by shape."""
+
+    def __init__(self, shapes, function, **options):
+        super().__init__(**options)
+        self.shapes, self.function = shapes, function
+
+    def build(self, shape):
+        for name, of in self.shapes.items():
+            setattr(self, name, self.add_weight(shape=of, name=name))
+
+    def call(self, x):
+        return self.function(self, x)
+
+
+def trained(layer, shape=(4,), eager=False, steps=1, **settings):
+    """Trains a model of the layer and a Dense layer; returns its optimizer."""
+    model = keras.Sequential(
+        [keras.Input(shape), layer, layers.Flatten(), layers.Dense(3)]
+    )
+    settings = {"learning_rate": 0.01, **settings}
+    optimizer = tfkfac.KFAC(model=model, **settings)
+    model.compile(optimizer, cross_entropy(), run_eagerly=eager)
+    x = np.random.default_rng(0).normal(size=(8, *shape))
+    for _ in range(steps):
+        model.train_on_batch(x, Y)
+    return optimizer
+
+
+def in_a_loop(layer, x):
+    return tf.while_loop(
+        lambda i, y: i < 2, lambda i, y: (i + 1, y @ layer.w), [0, x]
+    )[1]
+
+
+def in_a_function(layer, x):
+    return tf.function(lambda y: y @ layer.w)(x)
+
+
+def with_a_penalty(layer, x):
+    layer.add_loss(tf.nn.l2_loss(layer.w))
+    return x @ layer.w
+
+
+SQUARE = {"w": (4, 4)}
+# Shapes of the weights, what the call does, and what is said of w.
+REFUSED = {
+    "another operation": (SQUARE, lambda o, x: x @ ops.exp(o.w), "in Exp"),
+    "twice": (SQUARE, lambda o, x: (x @ o.w) @ o.w, "in MatMul (2 times)"),
+    "penalty": (SQUARE, with_a_penalty, "L2Loss and MatMul"),
+    "a slice": (SQUARE, lambda o, x: x @ o.w[:, :2], "in StridedSlice"),
+    "a lookup": (
+        SQUARE,
+        lambda o, x: x + tf.gather(o.w, tf.zeros([8], tf.int32)),
+        "in GatherV2",
+    ),
+    "a raw operation": (
+        SQUARE,
+        lambda o, x: tf.raw_ops.MatMul(a=x, b=o.w),
+        "in a raw MatMul",
+    ),
+    "two weights": (
+        {"w": (4, 2), "v": (2, 3)},
+        lambda o, x: x @ (o.w @ o.v),
+        "in MatMul",
+    ),
+    "no inputs": (
+        SQUARE,
+        lambda o, x: x + tf.reduce_sum(o.w @ tf.ones([4, 4])),
+        "in MatMul",
+    ),
+    "a diagonal": (
+        SQUARE,
+        lambda o, x: tf.einsum("bi,ii->bi", x, o.w),
+        "in Einsum",
+    ),
+    "no gradient": (
+        SQUARE,
+        lambda o, x: x + x @ tf.stop_gradient(o.w),
+        "in StopGradient",
+    ),
+    "unused": (SQUARE, lambda o, x: x, "was not seen to use it"),
+    "a scale of what is not examples": (
+        {"w": (8,)},
+        lambda o, x: tf.transpose(tf.transpose(x) * o.w),
+        "in Mul",
+    ),
+    "a loop": (SQUARE, in_a_loop, "While"),
+    "a function": (SQUARE, in_a_function, "PartitionedCall"),
+    "a branch": (
+        SQUARE,
+        lambda o, x: tf.cond(x[0, 0] > 9, lambda: x, lambda: x @ o.w),
+        "If",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_not_understood_is_left_out(kind):
+    """The weight has no block, and the report says what was seen."""
+    shapes, function, seen = REFUSED[kind]
+    optimizer = trained(Function(shapes, function, name="own"))
+    assert not any(k.startswith("own/w/") for k in optimizer.curvature.state())
+    (line,) = [x for x in summary(optimizer).split("\n") if "own/w:" in x]
+    assert "no curvature block for Function: " in line and seen in line
+
+
+@pytest.mark.parametrize(
+    "kind", ["another operation", "twice", "penalty", "no inputs", "a loop"]
+)
+def test_what_is_not_understood_eagerly(kind):
+    shapes, function, _ = REFUSED[kind]
+    optimizer = trained(Function(shapes, function, name="own"), eager=True)
+    assert not any(k.startswith("own/w/") for k in optimizer.curvature.state())
+
+
+# By hand: heads, groups, several weights.
+
+HEADS = {"k": (4, 2, 3), "a": (2, 3), "out": (2, 3, 5), "bias": (5,)}
+
+
+def heads(layer, x):
+    """Projections by heads, a score of each head, their joint projection."""
+    h = ops.einsum("bti,ihd->bthd", x, layer.k)
+    score = tf.einsum("bthd,hd->bth", h, layer.a)
+    h = h * tf.tanh(score)[..., tf.newaxis]
+    return ops.einsum("bthd,hde->bte", h, layer.out) + layer.bias
+
+
+def heads_by_hand(h, x, prefix="own/"):
+    k = tf.reshape(h.product(prefix + "k", x), [-1, 3, 2, 3])
+    score = h.product(prefix + "a", k)
+    k = k * tf.tanh(score)
+    return h.product(prefix + "out", tf.reshape(k, [-1, 3, 6]))
+
+
+@eagerly
+def test_heads_and_groups(float64, eager):
+    """Kernels with three axes, and one that has a group for each head."""
+    rng = np.random.default_rng(0)
+    own, last = Function(HEADS, heads, name="own"), layers.Dense(3)
+    model = keras.Sequential([keras.Input((3, 4)), own, last])
+    settings = {"learning_rate": 0.1, "momentum": 0.9, "damping": 0.1}
+    optimizer = tfkfac.KFAC(
+        model=model,
+        fisher="empirical",
+        kl_clip=None,
+        inverse_update_period=1,
+        **settings,
+    )
+    model.compile(optimizer, cross_entropy(), run_eagerly=eager)
+    k, a, out, bias = (v.numpy() for v in own.trainable_variables)
+    by_hand = hand.Hand(
+        {
+            "own/k": k.reshape(4, 6),
+            "own/a": a.reshape(2, 3, 1),
+            "own/out": hand.stacked(out.reshape(6, 5), bias),
+            "last": hand.stacked(last.kernel, last.bias),
+        },
+        {"own/k", "own/a", "own/out", "last"},
+        **settings,
+    )
+    for _ in range(3):
+        x, y = rng.normal(size=(4, 3, 4)), rng.integers(0, 3, size=(4, 3))
+
+        def forward(h, x=x, y=y):
+            s = h.product("last", heads_by_hand(h, tf.constant(x)))
+            return hand.cross_entropy(tf.reshape(s, [12, 3]), y.ravel())
+
+        by_hand.update(forward, 12)
+        model.train_on_batch(x, y)
+    k, a, out, bias = (v.numpy() for v in own.trainable_variables)
+    W = by_hand.W
+    assert element_error(k.reshape(4, 6), W["own/k"]) < 1e-9
+    assert element_error(a.reshape(2, 3, 1), W["own/a"]) < 1e-9
+    stacked = hand.stacked(out.reshape(6, 5), bias)
+    assert element_error(stacked, W["own/out"]) < 1e-9
+    state = optimizer.curvature.state()
+    for i, name in enumerate(["input_factor", "output_factor"]):
+        M = state[f"own/a/{name}/moment"] / state[f"own/a/{name}/weight"]
+        expected = [f.M[i] / f.c for f in by_hand.factors["own/a"]]
+        assert element_error(M, np.array(expected)) < 1e-9
+
+
+def test_a_bias_whose_product_goes_elsewhere(float64):
+    """It has no block, for g of the product is not that of the sum."""
+
+    def call(layer, x):
+        s = x @ layer.w
+        return tf.concat([s + layer.b, s], -1)
+
+    shapes = {"w": (4, 5), "b": (5,)}
+    text = summary(trained(Function(shapes, call, name="own")))
+    assert "own/b: plain gradient" in text and "used elsewhere, too" in text
+    assert "own/w  " in text
+
+
+def test_another_use_in_another_call():
+    """A block goes where a later call does something else."""
+
+    def call(layer, x):
+        return x @ (ops.square(layer.w) if layer.squares else layer.w)
+
+    own = Function({"w": (4, 5)}, call, name="own")
+    own.squares = False
+    optimizer = trained(own, eager=True)
+    assert "own/w/input_factor/moment" in optimizer.curvature.state()
+    own.squares = True
+    model = optimizer.require_attached().model
+    model.train_on_batch(X, Y)
+    assert "own/w/input_factor/moment" not in optimizer.curvature.state()
+    assert "in Square" in summary(optimizer)
+
+
+def test_weights_of_several_layers_are_left_out():
+    first = Function({"w": (4, 4)}, lambda o, x: x @ o.w, name="first")
+    second = Function({}, lambda o, x: x @ o.w, name="second")
+    first.build((None, 4))
+    second.w = first.w
+    last = layers.Dense(4)
+    model = keras.Sequential([keras.Input((4,)), first, second, last])
+    optimizer = tfkfac.KFAC(0.1, model=model)
+    model.compile(optimizer, "mse")
+    model.train_on_batch(X, X)
+    assert not any("/w/" in k for k in optimizer.curvature.state())
+    assert "first/w: plain gradient" in summary(optimizer)
+
+
+# Declarations.
+
+
+def declared(layer):
+    tfkfac.register_linear(Own, kernel="w", bias="b")
+    tfkfac.register_scale(Scaled, scale="gamma", shift="beta")
+    model = keras.Sequential([keras.Input((3, 4)), layer])
+    return tfkfac.KFAC(0.1, model=model)
+
+
+def test_declared_layers_have_blocks_before_a_call():
+    assert "own/w  ProductBlock  5, 5" in summary(declared(Own(name="own")))
+    text = summary(declared(Scaled(name="own")))
+    assert "own/gamma  ElementwiseBlock  8 diagonal" in text
+    text = summary(declared(Own("no bias", name="own")))
+    assert "own/w  ProductBlock  4, 5" in text
+
+
+def test_declared_layers_train_as_those_that_are_found(float64):
+    results = []
+    for declares in (False, True):
+        if declares:
+            tfkfac.register_linear(Own, kernel="w", bias="b")
+        case = case_of(Own())
+        assert max(case.run()) < 1e-9
+        results.append(case.net.layers[1].W[0])
+    np.testing.assert_array_equal(*results)
+
+
+def test_declarations_that_do_not_fit():
+    with pytest.raises(TypeError, match="register_linear: .* of layers"):
+        tfkfac.register_linear("Own")
+    tfkfac.register_linear(Function, kernel="w")
+    kernel = {"w": (4, 5), "b": (5,)}
+    for shapes, message in (
+        ({"v": (4, 4)}, r"'w' is a trainable weight .* are \['v'\]"),
+        ({"w": (4,)}, r"takes kernels \[d_in, d_out\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trained(Function(shapes, lambda o, x: x))
+    with pytest.raises(ValueError, match="does something else with 'w'.* Exp"):
+        trained(Function(kernel, lambda o, x: x @ tf.exp(o.w)))
+    tfkfac.register_linear(Function, kernel="w", bias="b")
+    with pytest.raises(ValueError, match="'w' and 'b', and the call of Func"):
+        trained(Function(kernel, lambda o, x: (x @ o.w) * 2 + o.b))
+
+
+def test_a_block_of_a_type_takes_the_place_of_a_declaration():
+    tfkfac.register_linear(Own, kernel="w")
+    tfkfac.register(Own, tfkfac.blocks.DenseBlock)
+    assert registry.recording(Own()) is tfkfac.blocks.DenseBlock
+
+
+# Sampled targets, float32, masks, mixed precision, saved state.
+
+
+@pytest.mark.parametrize("own", [Own, Scaled])
+def test_sampled_targets(float64, own):
+    samples = np.array([2, 0, 1, 2])
+    case = case_of(own(), samples=samples, likelihood=tfkfac.Categorical)
+    assert max(case.run()) < 1e-9
+
+
+@pytest.mark.parametrize("own", [Own, Scaled])
+def test_several_updates(float64, own):
+    case = case_of(own(), batch=12, run_eagerly=False)
+    case.batch = 4
+    case.options = ONE_UPDATE | {"momentum": 0.9, "inverter": "eigen"}
+    assert max(case.run()) < 1e-9
+
+
+@pytest.mark.parametrize("own", [Own, Scaled])
+def test_float32(own):
+    case = case_of(own(), batch=8)
+    case.x = case.x.astype("float32")
+    case.options = ONE_UPDATE | {"damping": 1.0}
+    assert max(case.run()) < 1e-5
+    assert case.condition() <= 100
+
+
+@pytest.mark.filterwarnings("ignore:.*does not support mask.*")
+@eagerly
+@pytest.mark.parametrize("own", ["matmul", "dot", "einsum", "scaled"])
+def test_masked_rows(float64, own, eager):
+    """Also where rows and positions were made one axis for the product."""
+    own = Scaled() if own == "scaled" else Own(own)
+    own.supports_masking = True
+    case = case_of(own, run_eagerly=eager)
+    case.x[0, 1:] = case.x[2, 2] = 0
+    case.layers.insert(0, layers.Masking())
+    assert max(case.run()) < 1e-9
+
+
+def test_a_layer_that_is_called_twice(float64):
+    case = case_of(Own(units=4))
+    case.layers.insert(2, case.layers[1])
+    assert max(case.run()) < 1e-9
+
+
+def test_by_time_steps(float64):
+    """Each step is a use, as of the same layer on the whole sequence."""
+    found = []
+    for wrap in (lambda x: x, layers.TimeDistributed):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(0)
+        own = Own(name="own")
+        optimizer = trained(wrap(own), (3, 4), fisher="empirical")
+        state = optimizer.curvature.state()
+        found.append([v for k, v in state.items() if "own/w/" in k])
+    assert len(found[0]) == 7
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("own", [Own, Scaled])
+def test_mixed_precision(own):
+    keras.config.set_dtype_policy("mixed_float16")
+    optimizer = trained(own(name="own"), (3, 4), steps=2)
+    state = optimizer.curvature.state()
+    assert all(np.isfinite(v).all() for v in state.values())
+    assert any(k.startswith("own/") and v.any() for k, v in state.items())
+
+
+def test_saved_state_goes_on(tmp_path):
+    """Bit for bit, in a new model whose layers have not been called yet."""
+
+    def begin():
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [keras.Input((3, 4)), Own(), Scaled(), layers.Dense(3)]
+        )
+        model.compile(
+            tfkfac.KFAC(0.1, model=model, inverse_update_period=3),
+            cross_entropy(),
+        )
+        return model
+
+    x = np.random.default_rng(0).normal(size=(6, 4, 3, 4)).astype("float32")
+    y = np.arange(72).reshape(6, 4, 3) % 3
+    model, path = begin(), tmp_path / "saved.weights.h5"
+    for i in range(6):
+        if i == 4:
+            model.save_weights(path)
+        model.train_on_batch(x[i], y[i])
+    restored = begin()
+    restored.load_weights(path)
+    for i in (4, 5):
+        restored.train_on_batch(x[i], y[i])
+    states = [m.optimizer.curvature.state() for m in (model, restored)]
+    assert states[0].keys() == states[1].keys()
+    for name in states[0]:
+        np.testing.assert_array_equal(states[0][name], states[1][name], name)
+    for a, b in zip(model.get_weights(), restored.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_plans_know_what_is_found():
+    model = keras.Sequential([keras.Input((3, 4)), Own(name="own")])
+    (layer,) = tfkfac.plan(model, batch_size=8, ranks=1).layers
+    assert (layer.path, layer.block) == ("own/w", "ProductBlock")
+
+
+def test_other_threads_are_not_heard():
+    """Nor do TensorFlow's functions stay replaced after a call."""
+    before = gen_math_ops.mat_mul
+    others = []
+
+    def call(layer, x):
+        def multiply():
+            others.append(tf.matmul(tf.ones([2, 4]), layer.w))
+
+        thread = threading.Thread(target=multiply)
+        thread.start()
+        thread.join()
+        return x @ layer.w
+
+    own = Function({"w": (4, 5)}, call, name="own")
+    text = summary(trained(own, eager=True))
+    assert others and "own/w  ProductBlock  4, 5" in text
+    assert gen_math_ops.mat_mul is before
