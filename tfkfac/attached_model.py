@@ -81,11 +81,14 @@ class AttachedModel:
         return self._layers
 
     def _wants(self, layer):
-        kind = None if layer is self.model else registry.recording(layer)
+        if layer is self.model or layer.name in self.optimizer.skip:
+            return None
+        kind = registry.recording(layer)
         if kind is None:
             return None
         if self._layers is not None:
-            known = self._layers.has_block(layer) or registry.is_unseen(layer)
+            has_block = self._layers.has_block(layer)
+            known = has_block or registry.may_have_parts(layer)
             return kind if known else None
         # Layers are built one by one: they are registered at the update.
         usable = layer.trainable and kind.unsupported(layer) is None

@@ -142,16 +142,19 @@ def recording(
     the weights of its own, if it has any.
     """
     known = block_type(layer)
-    found = known is not None and low_rank.call_of(layer) is None
-    if found or not blocks.own_weights(layer):
+    if known is not None and low_rank.call_of(layer) is None:
+        return known
+    if not keras_compat.own_trainable_variables(layer) or (
+        not blocks.own_weights(layer)
+    ):
         return known
     return blocks.OwnLayer.of(layer, _of_type(layer, _DECLARED))
 
 
-def is_unseen(layer: keras.layers.Layer) -> bool:
-    """Whether what the layer's call does is to be found out."""
+def may_have_parts(layer: keras.layers.Layer) -> bool:
+    """Whether parts were found in a layer's call, or are to be."""
     records = recording(layer)
-    return isinstance(records, blocks.OwnLayer) and records.parts is None
+    return isinstance(records, blocks.OwnLayer) and records.parts != {}
 
 
 def what_own_layers_do(model: keras.Model) -> list:

@@ -92,6 +92,13 @@ class ProductBlock(KroneckerBlock):
         view = tf.transpose(view, [order.index(i) for i in range(len(order))])
         return self._part.view.back(view)
 
+    def precondition(self, gradients, damping):
+        """In the type of the kernel: with LoRA the bias may have another."""
+        kernel, *_ = gradients
+        V = [tf.cast(g, kernel.dtype) for g in gradients]
+        U = super().precondition(V, damping)
+        return [tf.cast(u, g.dtype) for u, g in zip(U, gradients)]
+
     def _moments_of(self, use, product_dtype, dtype):
         """With the tensors as rows, which depend on the call."""
         of, mask = use.saved.contraction, _mask(use)

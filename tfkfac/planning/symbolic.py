@@ -149,7 +149,7 @@ class _Trace:
 
     def _wants(self, layer):
         """Returns what records the calls of a layer."""
-        known = layer in self._layers or registry.is_unseen(layer)
+        known = layer in self._layers or registry.may_have_parts(layer)
         own = layer is not self._model and known
         return registry.recording(layer) if own else None
 
