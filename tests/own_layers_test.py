@@ -666,3 +666,63 @@ def test_other_threads_are_not_heard():
     text = summary(trained(own, eager=True))
     assert others and "own/w  ProductBlock  4, 5" in text
     assert gen_math_ops.mat_mul is before
+
+
+class OwnConvolution(layers.Layer):
+    """A convolution of tanh(x), in a way of `ops.conv`."""
+
+    parts = ("/k",)
+
+    def __init__(self, kernel, strides=1, padding="valid", **options):
+        super().__init__(name=options.get("name"))
+        self.shape, self.strides, self.padding = kernel, strides, padding
+        self.dilation = options.get("dilation", 1)
+
+    def build(self, shape):
+        self.k = self.add_weight(shape=self.shape)
+        self.b = self.add_weight(shape=self.shape[-1:])
+
+    def call(self, x):
+        s = ops.conv(
+            ops.tanh(x),
+            self.k,
+            self.strides,
+            self.padding,
+            dilation_rate=self.dilation,
+        )
+        return s + self.b
+
+    def compute_output_shape(self, shape):
+        *window, _, c_out = self.shape
+        stock = getattr(layers, f"Conv{len(window)}D")
+        options = {"dilation_rate": self.dilation, "padding": self.padding}
+        like = stock(c_out, window, self.strides, **options)
+        return like.compute_output_shape(shape)
+
+    def mirror(self, shape):
+        k, b = (np.asarray(v, np.float64) for v in (self.k, self.b))
+        of = self.strides, self.padding, self.dilation
+        convolution = reference_layers.Convolution(k, b, *of)
+        return [reference_layers.TANH, convolution]
+
+
+@pytest.mark.parametrize(
+    "shape, convolution",
+    [
+        ((5, 4, 3), {"kernel": (3, 2, 3, 4), "padding": "same"}),
+        ((6, 5, 3), {"kernel": (2, 2, 3, 4), "strides": 2}),
+        ((6, 3), {"kernel": (3, 3, 4)}),
+        ((3, 3, 2, 2), {"kernel": (2, 2, 1, 2, 3)}),
+    ],
+)
+@eagerly
+def test_convolutions_that_are_found(float64, shape, convolution, eager):
+    case = case_of(OwnConvolution(**convolution), shape, run_eagerly=eager)
+    assert max(case.run()) < 1e-9
+
+
+def test_a_convolution_of_parts_of_images_is_left_out():
+    """TensorFlow takes a dilated one apart, with rows that are cropped."""
+    own = OwnConvolution((3, 3, 4), dilation=2, name="own")
+    text = summary(trained(own, (6, 3)))
+    assert "its call uses it in Conv2D" in text

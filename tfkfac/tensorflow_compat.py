@@ -29,7 +29,7 @@ _REPLACEABLE = {
         "mat_mul",
         "mul",
     ),
-    gen_nn_ops: ("bias_add",),
+    gen_nn_ops: ("bias_add", "conv2d", "conv3d"),
 }
 
 
@@ -150,6 +150,8 @@ def _value(attribute):
     if hasattr(attribute, "WhichOneof"):
         kind = attribute.WhichOneof("value")
         attribute = None if kind is None else getattr(attribute, kind)
+        if kind == "list":
+            attribute = list(attribute.i)  # Of strides and dilations.
     is_text = isinstance(attribute, bytes)
     return attribute.decode() if is_text else attribute
 

@@ -16,7 +16,11 @@ from tfkfac.blocks.normalization import (
     GroupNormalizationBlock,
     LayerNormalizationBlock,
 )
-from tfkfac.blocks.own import ElementwiseBlock, ProductBlock
+from tfkfac.blocks.own import (
+    ElementwiseBlock,
+    OwnConvolutionBlock,
+    ProductBlock,
+)
 from tfkfac.blocks.own_layers import (
     UNSEEN,
     Declaration,
@@ -47,6 +51,7 @@ __all__ = [
     "KroneckerBlock",
     "LayerNormalizationBlock",
     "Moment",
+    "OwnConvolutionBlock",
     "OwnLayer",
     "PReLUBlock",
     "ProductBlock",

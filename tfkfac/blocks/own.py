@@ -8,8 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfkfac.blocks.base import LayerCall
+from tfkfac.blocks.convolution import ConvolutionBlock
 from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.blocks.scale import ScaleShiftBlock
+from tfkfac.convolution.patches import Window
 from tfkfac.products.contraction import View
 
 
@@ -18,13 +20,14 @@ class Part:
     """What a layer does with one weight, the same in all calls.
 
     Attributes:
-        kind: "product", "scale" or "shift".
+        kind: "product", "convolution", "scale" or "shift".
         weight: The name of the weight.
         view: The weight as it enters the operation.
         order: Of a product, the axes of the kernel: of groups, contracted,
             remaining.
-        sizes: Of a product, (groups, d_in, d_out).
+        sizes: Of a product or convolution, (groups, d_in, d_out).
         shift: The name of the weight that is added to the result, or None.
+        window: Of a convolution.
     """
 
     kind: str
@@ -33,13 +36,14 @@ class Part:
     order: tuple[int, ...] = ()
     sizes: tuple[int, int, int] = (1, 1, 1)
     shift: str | None = None
+    window: Window | None = None
 
     def is_as(self, other: "Part | None") -> bool:
         """Whether another part has the same matrix of each weight."""
         if other is None or self == other:
             return self == other
-        known = self.kind, self.weight, self.sizes, self.shift
-        if known != (other.kind, other.weight, other.sizes, other.shift):
+        same = dataclasses.replace(other, view=self.view, order=self.order)
+        if self != same:
             return False
         if self.kind != "product":
             return self.view.shape == other.view.shape
@@ -121,14 +125,13 @@ class ProductBlock(KroneckerBlock):
         return mask
 
 
-class ElementwiseBlock(ScaleShiftBlock):
-    """s = gamma x + beta in a layer of one's own, either of the two or both.
+class OwnConvolutionBlock(ConvolutionBlock):
+    """A convolution in a layer of one's own; channels come last.
 
     Args:
         layer: The layer.
-        part: The scale or the shift.
+        part: The convolution.
         weights: The layer's weights by name.
-        curvature: How much of F is kept.
     """
 
     def __init__(
@@ -136,13 +139,51 @@ class ElementwiseBlock(ScaleShiftBlock):
         layer: keras.layers.Layer,
         part: Part,
         weights: Mapping[str, keras.Variable],
-        *,
-        curvature: str,
+    ):
+        bias = None if part.shift is None else weights[part.shift]
+        groups, d_in, d_out = part.sizes
+        KroneckerBlock.__init__(
+            self,
+            layer,
+            weights[part.weight],
+            bias,
+            groups=groups,
+            d_in=d_in,
+            d_out=d_out,
+        )
+        self._part, self.parts = part, (part.weight,)
+
+    def _channels_last(self, x):
+        return x
+
+    def _window(self):
+        return self._part.window
+
+    def _symbolic_spaces(self):
+        return []  # The layer's inputs need not be those of the convolution.
+
+
+class ElementwiseBlock(ScaleShiftBlock):
+    """s = gamma x + beta in a layer of one's own, either of the two or both.
+
+    Of F the diagonal is kept: a shift may be of all positions.
+
+    Args:
+        layer: The layer.
+        part: The scale or the shift.
+        weights: The layer's weights by name.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        part: Part,
+        weights: Mapping[str, keras.Variable],
     ):
         scale = weights[part.weight] if part.kind == "scale" else None
         name = part.shift if part.kind == "scale" else part.weight
         shift = None if name is None else weights[name]
-        super().__init__(layer, curvature=curvature, weights=(scale, shift))
+        super().__init__(layer, curvature="diagonal", weights=(scale, shift))
         self._shape, self.parts = part.view.shape, (part.weight,)
 
     def channel_axes(self, rank):

@@ -10,11 +10,22 @@ import tensorflow as tf
 from tfkfac import keras_compat, tensorflow_compat
 from tfkfac.blocks import low_rank
 from tfkfac.blocks.base import CurvatureBlock, LayerCall
-from tfkfac.blocks.own import ElementwiseBlock, Part, ProductBlock
+from tfkfac.blocks.own import (
+    ElementwiseBlock,
+    OwnConvolutionBlock,
+    Part,
+    ProductBlock,
+)
 from tfkfac.products.contraction import View
 from tfkfac.products.uses import Use
 from tfkfac.products.watch import Watch
 
+_BLOCKS: dict[str, Callable[..., CurvatureBlock]] = {
+    "product": ProductBlock,
+    "convolution": OwnConvolutionBlock,
+    "scale": ElementwiseBlock,
+    "shift": ElementwiseBlock,
+}
 UNSEEN = "what its call does is seen in the first training step"
 
 
@@ -185,31 +196,21 @@ class OwnLayer:
         if self.parts is None and self.declared is not None:
             part = self.declared.part(layer)
             parts = {part.weight: part}
-        made: list[CurvatureBlock] = []
-        for part in parts.values():
-            if part.kind == "product":
-                made.append(ProductBlock(layer, part, weights))
-            else:
-                curvature = options["norm_curvature"]
-                made.append(
-                    ElementwiseBlock(layer, part, weights, curvature=curvature)
-                )
-        return made
+        return [_BLOCKS[p.kind](layer, p, weights) for p in parts.values()]
 
 
 def _part(use: Use, uses: Mapping[str, Use | str]) -> Part:
     shift = use.shift
     if shift is not None and uses[shift] is not use:
         shift = None  # What it is added to is used elsewhere.
-    if use.contraction is None:
-        return Part(use.kind, use.weight, use.view, shift=shift)
     return Part(
         use.kind,
         use.weight,
         use.view,
-        use.contraction.order(),
-        use.contraction.sizes(use.view.shape),
+        use.order,
+        use.sizes,
         shift,
+        use.window,
     )
 
 

@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-_REORDERING = "Gather", "Scatter", "Segment", "Unique", "Where", "Reverse"
+_REORDERING = (
+    "BatchTo",
+    "Gather",
+    "Reverse",
+    "Scatter",
+    "Segment",
+    "SpaceTo",
+    "Unique",
+    "Where",
+)
 
 
 def entries(

@@ -2,10 +2,12 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
+from tfkfac.convolution.patches import Window
 from tfkfac.products.contraction import Contraction, View
 
 # What leaves the elements of a tensor, and their order, as they are.
@@ -18,7 +20,7 @@ class Use:
     """An operation of a weight with something that depends on the inputs.
 
     Attributes:
-        kind: "product", "scale" or "shift".
+        kind: "product", "convolution", "scale" or "shift".
         operation: Its type, for messages.
         weight: The name of the weight.
         view: The weight as it enters.
@@ -27,6 +29,7 @@ class Use:
             known.
         is_flat: Whether it is the inputs of the layer, as [rows, channels].
         contraction: That of a product.
+        window: That of a convolution.
         is_marked: Whether the result was replaced by a marked one.
         shift: The name of a weight that is added to the result.
         consumers: What else takes the result, for messages.
@@ -40,9 +43,26 @@ class Use:
     entries: int | None = None
     is_flat: bool = False
     contraction: Contraction | None = None
+    window: Window | None = None
     is_marked: bool = False
     shift: str | None = None
     consumers: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Returns, of a product, the axes of the kernel in the order of V."""
+        return () if self.contraction is None else self.contraction.order()
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Returns (groups, d_in, d_out) of a product or convolution."""
+        if self.contraction is not None:
+            return self.contraction.sizes(self.view.shape)
+        if self.window is None:
+            return 1, 1, 1
+        *space, c_in, c_out = self.view.shape
+        groups = self.other.shape[-1] // c_in
+        return groups, math.prod(space) * c_in, c_out // groups
 
     def mask(self, mask: tf.Tensor) -> tf.Tensor | None:
         """Returns the mask of the inputs as one of the operand's first axes;
@@ -84,6 +104,25 @@ def passed_on(view, kind, place, inputs, outputs) -> View | None:
     return None
 
 
+def window(attributes: Mapping, view: View, x: tf.Tensor) -> Window | None:
+    """Returns what a convolution of x sees; None where it has no block.
+
+    Channels have to come last, in x and in the kernel, as a `ConvolutionBlock`
+    takes them.
+    """
+    last = attributes.get("data_format") in (None, "NHWC", "NDHWC")
+    padding = attributes["padding"].lower()
+    known = padding in ("same", "valid") and x.shape[-1] is not None
+    if not (last and known and view.is_flat):
+        return None
+    return Window(
+        view.shape[:-2],
+        tuple(attributes["strides"][1:-1]),
+        tuple(attributes["dilations"][1:-1]),
+        padding,
+    )
+
+
 def is_last(attributes):
     """Whether a bias is added along the last axis."""
     return attributes.get("data_format") in (None, "NHWC")
@@ -101,17 +140,16 @@ def can_join(use, view, result) -> bool:
     if use.kind == "scale":
         same = result.shape[1:].as_list() == use.other.shape[1:].as_list()
         return same and tail == _stripped(use.view.shape)
-    if use.kind != "product":
+    if use.kind == "shift":
         return False
-    found = use.contraction
-    _, _, d_out = found.sizes(use.view.shape)
+    d_out = use.view.shape[-1]
+    if use.contraction is not None:
+        found = use.contraction
+        _, _, d_out = found.sizes(use.view.shape)
+        if found.groups or not found.outputs.endswith(found.remaining):
+            return False
     last = result.shape.as_list()[result.shape.rank - len(tail) :]
-    return (
-        not found.groups
-        and found.outputs.endswith(found.remaining)
-        and tuple(last) == tail
-        and tf.TensorShape(tail).num_elements() == d_out
-    )
+    return tuple(last) == tail and math.prod(tail) == d_out
 
 
 def _stripped(shape: Sequence[int]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from tfkfac import tensorflow_compat
 from tfkfac.products import examples, uses
 from tfkfac.products.contraction import View, contraction
 
+_CONVOLUTIONS = "Conv2D", "Conv3D"
 _PRODUCTS = "MatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"
 
 
@@ -161,6 +162,11 @@ class Watch:
             ):
                 return False
             use.contraction = found
+        elif kind in _CONVOLUTIONS and place == 1:
+            use.kind = "convolution"
+            use.window = uses.window(attributes, view, other)
+            if use.window is None or entries is None:
+                return False
         elif kind in uses.SUMS and uses.is_last(attributes):
             known = self._results.get(id(other))
             if (
@@ -176,13 +182,14 @@ class Watch:
             use.kind = "scale"
         else:
             return False
-        if use.kind != "product" and not self._is_elementwise(use, result):
+        is_elementwise = use.kind in ("scale", "shift")
+        if is_elementwise and not self._has_examples(use, result):
             return False
         self._pending[id(result)] = use
         self._seen[weight].append(use)
         return True
 
-    def _is_elementwise(self, use, result):
+    def _has_examples(self, use, result):
         """Whether the first axis of x and of the result is of examples."""
         x, view = use.other, use.view
         rank, first = result.shape.rank, self._first
