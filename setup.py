@@ -17,6 +17,7 @@ EXTRAS = {
     "text": ["sentencepiece>=0.2.1,<0.3"],
     "plot": ["matplotlib>=3.10,<4"],
     "tensorboard": ["tensorboard>=2.20,<3"],
+    "benchmark": ["mlxtend>=0.24,<1", "statsmodels>=0.14,<1"],
     "studies": ["scipy>=1.15,<2", "threadpoolctl>=3.5,<4"],
     "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4"],
 }

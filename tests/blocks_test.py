@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from oracle import ONE_UPDATE, Case, cross_entropy, single
+
+import tfkfac
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
@@ -133,3 +136,15 @@ def test_shared_at_two_ranks(float64):
     case.layers = [layer, layers.Flatten(), layers.Dense(4), layer]
     case.layers.append(layers.Dense(3))
     assert max(case.run()) < 1e-9
+
+
+def test_a_block_without_rows_says_what_it_lacks():
+    class Own(tfkfac.KroneckerBlock):
+        def output_rows(self, outputs):
+            return outputs[tf.newaxis]
+
+    layer = layers.Dense(2)
+    layer.build((None, 3))
+    block = Own(layer, layer.kernel, None, d_in=3, d_out=2)
+    with pytest.raises(NotImplementedError, match="Own needs `input_rows`"):
+        block.input_rows(tf.ones([1, 3]))

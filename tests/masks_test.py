@@ -284,6 +284,30 @@ def test_convolution_below_time_distributed(run_eagerly, sequential):
     check(model, [IMAGES, KEEP], "examples", by_hand, run_eagerly)
 
 
+# Output 2 p + k sees position p through tap k.
+UPSAMPLED = np.zeros([B, T, 9, 3])
+for k in range(3):
+    UPSAMPLED[:, :, k : k + 7 : 2, k] = IMAGES[..., 0]
+
+
+@modes
+def test_transposed_convolution_below_time_distributed(run_eagerly):
+    """Its positions, more than those of its inputs, are those of a step."""
+    transposed = layers.Conv1DTranspose(2, 3, strides=2, name="transposed")
+    inputs = [keras.Input((T, 4, 1)), keras.Input((T,), dtype="bool")]
+    x = inputs[0]
+    for layer in (transposed, layers.Activation("tanh")):
+        x = layers.TimeDistributed(layer)(x, mask=inputs[1])
+    model = make(inputs, ending(x, "examples"))
+
+    def by_hand(hand):
+        h = tf.tanh(hand.linear(transposed, UPSAMPLED, KEEP))
+        return ending_by_hand(hand, model, h, "examples")
+
+    x = [IMAGES[..., :1], KEEP]
+    check(model, x, "examples", by_hand, run_eagerly)
+
+
 @pytest.mark.parametrize("distributed", [False, True])
 @pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
 def test_dense_behind_bidirectional(kind, distributed):

@@ -6,11 +6,17 @@ import reference_embeddings
 import reference_layers
 import reference_norms
 import reference_scales
+import reference_transposed
 
 NORMS = (
     keras.layers.BatchNormalization,
     keras.layers.LayerNormalization,
     keras.layers.GroupNormalization,
+)
+TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
 )
 FUNCTIONS = {
     keras.activations.relu: reference_layers.RELU,
@@ -90,6 +96,13 @@ def _linear(layer, rank):
     if isinstance(layer, keras.layers.Dense):
         return [reference_layers.Layer([_array(layer.kernel)], bias)]
     window = layer.strides, layer.padding, layer.dilation_rate
+    if isinstance(layer, TRANSPOSED):
+        kernel, more = _array(layer.kernel), layer.output_padding
+        return [
+            reference_transposed.TransposedConvolution(
+                kernel, bias, *window, more
+            )
+        ]
     convolution = reference_layers.Convolution
     if isinstance(
         layer, keras.layers.SeparableConv1D | keras.layers.SeparableConv2D

@@ -116,6 +116,19 @@ def test_sequential_and_channels_first():
     assert methods(model) == {"first": "convolution"}
 
 
+def test_methods_of_the_phases_of_a_transposed_convolution():
+    """Of a 3 x 3 kernel with strides 2 one phase has a single tap."""
+    inputs = keras.Input((16, 16, 16))
+    x = layers.Conv2DTranspose(16, 3, strides=2, name="phases")(inputs)
+    x = layers.Conv2DTranspose(8, 2, strides=2, name="single")(x)
+    outputs = layers.Conv2DTranspose(8, 3, name="whole")(x)
+    assert methods(keras.Model(inputs, outputs)) == {
+        "phases": "convolution and patches",
+        "single": "patches",
+        "whole": "convolution",
+    }
+
+
 def test_a_gpu_takes_no_frequencies(monkeypatch):
     monkeypatch.setattr(method, "has_gpu", lambda: True)
     assert methods(planes())["wider"] == "convolution"

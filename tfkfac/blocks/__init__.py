@@ -32,6 +32,7 @@ from tfkfac.blocks.scale import (
     RMSNormalizationBlock,
     ScaleShiftBlock,
 )
+from tfkfac.blocks.transposed_convolution import TransposedConvolutionBlock
 
 # What records the calls of a layer.
 Recording = type[CurvatureBlock] | OwnLayer
@@ -61,6 +62,7 @@ __all__ = [
     "SeparableDepthwiseBlock",
     "SeparablePointwiseBlock",
     "TiedEmbeddingBlock",
+    "TransposedConvolutionBlock",
     "LayerCall",
     "UNSEEN",
     "own_weights",

@@ -109,6 +109,19 @@ class CurvatureBlock(abc.ABC):
         return None
 
     @classmethod
+    def unsupported_call(
+        cls, layer: keras.layers.Layer, inputs: tf.Tensor
+    ) -> str | None:
+        """Returns why a call of `layer` cannot be recorded; None if it can.
+
+        Args:
+            layer: A built layer that is supported.
+            inputs: The first argument of the call.
+        """
+        del layer, inputs
+        return None
+
+    @classmethod
     def for_layer(
         cls, layer: keras.layers.Layer, options: dict
     ) -> "list[CurvatureBlock]":

@@ -38,9 +38,15 @@ class KroneckerBlock(FactoredBlock):
             DenseFactor("output_factor", groups, d_out, rows_are_terms=False),
         ]
 
-    @abc.abstractmethod
     def input_rows(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Returns the rows `a` without the 1, [groups, rows, d_in]."""
+        """Returns the rows `a` without the 1, [groups, rows, d_in].
+
+        A subclass has this, or `input_moment` and `mask_rows`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} needs `input_rows`, or `input_moment` and "
+            "`mask_rows`."
+        )
 
     @abc.abstractmethod
     def output_rows(self, outputs: tf.Tensor) -> tf.Tensor:

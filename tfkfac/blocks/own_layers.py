@@ -140,6 +140,13 @@ class OwnLayer:
         del layer
         return None
 
+    def unsupported_call(
+        self, layer: keras.layers.Layer, inputs: Any
+    ) -> str | None:
+        """As `CurvatureBlock.unsupported_call`."""
+        del layer, inputs
+        return None
+
     def record(
         self,
         layer: keras.layers.Layer,

@@ -120,7 +120,7 @@ class Recorder:
             outer.state = [
                 (v, tf.identity(v.value)) for v in layer.non_trainable_variables
             ]
-        self._forget_other_graphs(outer.graph)
+        self.calls = self._within(outer.graph)
         if outer.graph is None:
             self._record_outputs()
         self._outer = outer
@@ -132,9 +132,6 @@ class Recorder:
             raise
         finally:
             self._outer = None
-
-    def _forget_other_graphs(self, graph):
-        self.calls = self._within(graph)
 
     def _within(self, graph) -> list[Recorded]:
         return [
@@ -319,32 +316,35 @@ def _heard(layer, original):
 
 def _run(layer, original, hearing, *args, **options):
     """Runs a call of a layer, recorded by those that want it."""
-    types = {r: r.wants(layer) for r in hearing}
-    if not (wanting := [r for r in hearing if types[r] is not None]):
+    types = {r: t for r in hearing if (t := r.wants(layer)) is not None}
+    if not types:
         return masks.handing_down(layer, original)(*args, **options)
-    first, *_ = inspect.signature(original).parameters
+    first = next(iter(inspect.signature(original).parameters), None)
+    if not args and first not in options:  # Such as learned constants.
+        return original(**options)
     inputs, *more = args or (options.pop(first),)
-    for recorder in list(wanting):
+    for recorder, records in list(types.items()):
         reason = recorder.reason_against(inputs)
+        reason = reason or records.unsupported_call(layer, inputs)
         if reason is not None:
             recorder.unusable[id(layer)] = reason
-            wanting.remove(recorder)
-    if not wanting:
+            del types[recorder]
+    if not types:
         return original(inputs, *more, **options)
 
     def keep(call: LayerCall) -> tf.Tensor:
         call.mask = first_known(
             masks.given_to(layer), call.mask, masks.of_examples()
         )
-        references = [weakref.ref(r) for r in wanting]
+        references = [weakref.ref(r) for r in types]
         source = call.pre_activation
         recorded = Recorded(call, {}, source, references)
-        for recorder in wanting:
+        for recorder in types:
             recorder.add(recorded)
         through = [] if call.shortcut is None else [call.inputs]
         call.pre_activation = marker.mark(source, through, recorded)
         return call.pre_activation
 
-    return types[wanting[0]].record(
+    return next(iter(types.values())).record(
         layer, original, keep, inputs, tuple(more), options
     )

@@ -16,13 +16,15 @@ class Window:
         strides: Between output positions.
         dilation: Between the elements of the kernel.
         padding: "valid", "same" or (one spatial axis) "causal", with zeros as
-            Keras pads.
+            Keras pads; or, where the strides are 1, the numbers of zeros
+            before and after the inputs of each axis. Negative numbers leave
+            inputs out.
     """
 
     size: tuple[int, ...]
     strides: tuple[int, ...]
     dilation: tuple[int, ...]
-    padding: str
+    padding: str | tuple[tuple[int, int], ...]
 
     def extent(self, axis: int) -> int:
         """Returns how many inputs the kernel spans."""
@@ -30,11 +32,15 @@ class Window:
 
     def outputs(self, axis: int, n):
         """Returns the number of output positions for `n` inputs."""
-        seen = n if self.padding != "valid" else n - self.extent(axis) + 1
+        seen = n
+        if self.padding not in ("same", "causal"):
+            seen += sum(self.pads(axis, n)) - self.extent(axis) + 1
         return (seen + self.strides[axis] - 1) // self.strides[axis]
 
     def pads(self, axis: int, n) -> tuple:
         """Returns the zeros before and after `n` inputs."""
+        if not isinstance(self.padding, str):
+            return self.padding[axis]
         if self.padding == "valid":
             return 0, 0
         if self.padding == "causal":
@@ -56,9 +62,7 @@ def extract(x: tf.Tensor, window: Window) -> tf.Tensor:
         [batch * output positions, prod(size), channels], the offsets in kernel
         order.
     """
-    sizes = [x.shape[i + 1] or tf.shape(x)[i + 1] for i in _axes(window)]
-    pads = [window.pads(i, n) for i, n in enumerate(sizes)]
-    x = tf.pad(x, [(0, 0), *pads, (0, 0)])
+    x = _padded(x, window)
     shape = tf.shape(x)
     views = []
     for offset in itertools.product(*map(range, window.size)):
@@ -70,6 +74,19 @@ def extract(x: tf.Tensor, window: Window) -> tf.Tensor:
         views.append(x[tuple(index)])
     patches = tf.stack(views, axis=-2)
     return tf.reshape(patches, [-1, math.prod(window.size), x.shape[-1]])
+
+
+def _padded(x, window):
+    """Returns x with the zeros around its space that the window has."""
+    if not isinstance(window.padding, str):
+        pads = window.padding
+        cut = [slice(max(-a, 0), min(b, 0) or None) for a, b in pads]
+        x = x[(slice(None), *cut)]
+        pads = [(max(a, 0), max(b, 0)) for a, b in pads]
+    else:
+        sizes = [x.shape[i + 1] or tf.shape(x)[i + 1] for i in _axes(window)]
+        pads = [window.pads(i, n) for i, n in enumerate(sizes)]
+    return tf.pad(x, [(0, 0), *pads, (0, 0)])
 
 
 def group_rows(patches: tf.Tensor, groups: int) -> tf.Tensor:
