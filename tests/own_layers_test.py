@@ -726,3 +726,50 @@ def test_a_convolution_of_parts_of_images_is_left_out():
     own = OwnConvolution((3, 3, 4), dilation=2, name="own")
     text = summary(trained(own, (6, 3)))
     assert "its call uses it in Conv2D" in text
+
+
+class Outer(layers.Layer):
+    """A product of the second of two inputs, around an own layer."""
+
+    def build(self, *shapes):
+        self.inner = Own(name="inner")
+        self.inner.build((None, 4))
+        self.w = self.add_weight(shape=(4, 5), name="w")
+        self.learned = Constant(name="learned")
+
+    def call(self, first, second=None, scale=1.0):
+        own = ops.matmul(second * scale, self.w)
+        return own + self.inner(x=first) + self.learned(like=own)
+
+    def compute_output_shape(self, *shapes, **more):
+        return (None, 5)
+
+
+class Constant(layers.Layer):
+    def build(self, shape=None):
+        self.c = self.add_weight(shape=(5,), name="c")
+
+    def call(self, first=None, like=None):
+        return like @ self.c[:, None]
+
+
+@pytest.mark.parametrize("settings", [{}, {"jit_compile": True}])
+def test_own_layers_in_own_layers(settings):
+    """With several inputs, by name, and without the first."""
+    inputs = keras.Input((4,)), keras.Input((4,))
+    outputs = Outer(name="outer")(inputs[0], second=inputs[1], scale=2.0)
+    model = keras.Model(inputs, layers.Dense(3)(outputs))
+    accumulates = {} if settings else {"gradient_accumulation_steps": 2}
+    optimizer = tfkfac.KFAC(0.1, model=model, **accumulates)
+    model.compile(optimizer, cross_entropy(), **settings)
+    for _ in range(2):
+        model.train_on_batch([X, X[::-1]], Y)
+    text = summary(optimizer)
+    assert "outer/w  " in text and "outer/inner/w  " in text
+    assert "learned/c: plain gradient (called without its first input)" in text
+    state = optimizer.curvature.state()
+    A = state["outer/w/input_factor/moment"]
+    A = A[0] / state["outer/w/input_factor/weight"]
+    expected = 4 * X.T @ X / 8
+    found = A if not accumulates else np.triu(A) + np.triu(A, 1).T
+    assert element_error(found, expected) < 1e-5

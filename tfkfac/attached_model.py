@@ -49,6 +49,7 @@ class AttachedModel:
         self.shared = SharedCurvature(optimizer, self.communicator)
         self._layers: AttachedLayers | None = None
         self._made_for: tuple | None = None
+        self._in_loops: set[int] = set()  # Ids of layers.
         self._name = f"tfkfac.{next(_numbers)}"
         self._watched: weakref.WeakSet = weakref.WeakSet()
         if self.communicator.size > 1:
@@ -87,8 +88,10 @@ class AttachedModel:
         if kind is None:
             return None
         if self._layers is not None:
-            has_block = self._layers.has_block(layer)
-            known = has_block or registry.may_have_parts(layer)
+            known = self._layers.has_block(layer) or (
+                id(layer) not in self._in_loops
+                and registry.may_have_parts(layer)
+            )
             return kind if known else None
         # Layers are built one by one: they are registered at the update.
         usable = layer.trainable and kind.unsupported(layer) is None
@@ -147,6 +150,7 @@ class AttachedModel:
             self.shared.forget_what_others_own()
             self.shared.agree_on_refresh(self._layers)
         self._made_for = wanted
+        self._in_loops = registry.in_loops(self.model)
         report.log(
             self.model, self._layers.registration, self.optimizer.curvature
         )

@@ -160,6 +160,16 @@ def may_have_parts(layer: keras.layers.Layer) -> bool:
     return isinstance(records, blocks.OwnLayer) and records.parts != {}
 
 
+def in_loops(model: keras.Model) -> set[int]:
+    """Returns the ids of the layers that recurrent layers call."""
+    return {
+        id(inner)
+        for layer in keras_compat.layers_of(model)
+        if isinstance(layer, keras.layers.RNN)
+        for inner in keras_compat.layers_of(layer, include_self=False)
+    }
+
+
 def what_own_layers_do(model: keras.Model) -> list:
     """Returns what changes when something else is found of a layer."""
     found = [recording(x) for x in keras_compat.layers_of(model, False)]

@@ -269,8 +269,8 @@ def recorders_of(layer: keras.layers.Layer) -> "list[Recorder]":
 @contextlib.contextmanager
 def unheard(model: keras.Model) -> Iterator[None]:
     """Within it, calls of a model and its layers are not recorded."""
-    layers = keras_compat.layers_of(model)
-    hearing = {r for x in layers for r in recorders_of(x) if not r.deaf}
+    heard = map(recorders_of, keras_compat.layers_of(model))
+    hearing = {r for recorders in heard for r in recorders if not r.deaf}
     for recorder in hearing:
         recorder.deaf = True
     try:
@@ -296,8 +296,7 @@ def _heard(layer, original):
 
     @functools.wraps(original)
     def call(*args, **options):
-        hearing = [r for r in recorders if r.hears(layer, options)]
-        if not hearing:
+        if not (hearing := [r for r in recorders if r.hears(layer, options)]):
             return original(*args, **options)
         with contextlib.ExitStack() as stack:
             inside = [
@@ -320,7 +319,9 @@ def _run(layer, original, hearing, *args, **options):
     if not types:
         return masks.handing_down(layer, original)(*args, **options)
     first = next(iter(inspect.signature(original).parameters), None)
-    if not args and first not in options:  # Such as learned constants.
+    if not args and first not in options:
+        for recorder in types:
+            recorder.unusable[id(layer)] = "called without its first input"
         return original(**options)
     inputs, *more = args or (options.pop(first),)
     for recorder, records in list(types.items()):
@@ -336,9 +337,8 @@ def _run(layer, original, hearing, *args, **options):
         call.mask = first_known(
             masks.given_to(layer), call.mask, masks.of_examples()
         )
-        references = [weakref.ref(r) for r in types]
-        source = call.pre_activation
-        recorded = Recorded(call, {}, source, references)
+        source, refs = call.pre_activation, [weakref.ref(r) for r in types]
+        recorded = Recorded(call, {}, source, refs)
         for recorder in types:
             recorder.add(recorded)
         through = [] if call.shortcut is None else [call.inputs]

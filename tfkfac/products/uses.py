@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from tfkfac.convolution.patches import Window
+from tfkfac.products import examples
 from tfkfac.products.contraction import Contraction, View
 
 # What leaves the elements of a tensor, and their order, as they are.
@@ -27,7 +28,8 @@ class Use:
         other: The other operand.
         entries: Of its first axis, of one example; None where that is not
             known.
-        is_flat: Whether it is the inputs of the layer, as [rows, channels].
+        positions: Where in it the positions of the layer's inputs are, as of
+            `examples.positions`.
         contraction: That of a product.
         window: That of a convolution.
         is_marked: Whether the result was replaced by a marked one.
@@ -41,7 +43,7 @@ class Use:
     view: View
     other: tf.Tensor
     entries: int | None = None
-    is_flat: bool = False
+    positions: str | None = None
     contraction: Contraction | None = None
     window: Window | None = None
     is_marked: bool = False
@@ -67,13 +69,11 @@ class Use:
     def mask(self, mask: tf.Tensor) -> tf.Tensor | None:
         """Returns the mask of the inputs as one of the operand's first axes;
         None where it is none."""
-        x, per_example = self.other, mask.shape[1:].num_elements()
-        is_one = self.is_flat or per_example == self.entries
-        if x.shape.rank == 2 and mask.shape.rank > 1 and is_one:
+        if mask.shape.rank == 1:
+            return mask if self.entries == 1 else None
+        if self.positions == examples.ROWS:
             return tf.reshape(mask, [-1])
-        first = x.shape[: mask.shape.rank]
-        fits = self.entries == 1 or per_example is None
-        return mask if fits and first.is_compatible_with(mask.shape) else None
+        return mask if self.positions == examples.AXES else None
 
 
 def passed_on(view, kind, place, inputs, outputs) -> View | None:

@@ -52,8 +52,10 @@ class Watch:
         # that are of one example.
         self._data: dict[int, int | None] = {id(t): 1 for t in tensors}
         self._first = tensors[0] if tensors else None
-        # Tensors with the rows of the inputs, [rows, channels].
-        self._flat: set[int] = set()
+        # Where the positions of the inputs are, for their mask.
+        self._positions: dict[int, str | None] = {
+            id(self._first): examples.AXES
+        }
         self._alive: list[Any] = [tensors]  # So that an id is of one tensor.
         self._heard: set[str] = set()
         # By weight, the operations that it enters, not understood or so.
@@ -76,13 +78,7 @@ class Watch:
         if name is not None:
             self._heard.add(name)
         if any(id(t) in self._data for t in inputs):
-            known = [self._data.get(id(t), 0) for t in inputs]
-            for t in outputs:
-                self._data[id(t)] = examples.entries(
-                    kind, attributes, inputs, known, t
-                )
-        if kind in ("Reshape", "Transpose"):
-            self._follow_rows(kind, inputs, outputs)
+            self._follow_data(kind, attributes, inputs, outputs)
         places = [i for i, t in enumerate(inputs) if id(t) in self._views]
         for place in places:
             weight, view = self._views[id(inputs[place])]
@@ -108,6 +104,7 @@ class Watch:
         use.is_marked = True
         self._alive.append(marked)
         self._data[id(marked)] = self._data.get(id(result))
+        self._positions[id(marked)] = self._positions.get(id(result))
         self._results[id(marked)] = use
         return marked
 
@@ -125,18 +122,17 @@ class Watch:
             if outer is not tensor and id(outer) in self._views:
                 self._seen[self._views[id(outer)][0]].append("a function")
 
-    def _follow_rows(self, kind, inputs, outputs):
-        """Notes the inputs as [rows, channels], as `tf.tensordot` has them."""
-        x, y = inputs[0], outputs[0]
-        if x is not self._first and id(x) not in self._flat:
-            return
-        if kind == "Transpose":
-            order = tf.get_static_value(inputs[1])
-            if order is None or list(order) != list(range(len(order))):
-                return
-        elif y.shape.rank != 2 or y.shape[-1] != x.shape[-1]:
-            return
-        self._flat.add(id(y))
+    def _follow_data(self, kind, attributes, inputs, outputs):
+        """Notes where examples and positions are in the outputs."""
+        known = [self._data.get(id(t), 0) for t in inputs]
+        places = [self._positions.get(id(t)) for t in inputs]
+        for t in outputs:
+            self._data[id(t)] = examples.entries(
+                kind, attributes, inputs, known, t
+            )
+            self._positions[id(t)] = examples.positions(
+                kind, attributes, inputs, places, t, self._first
+            )
 
     def _understand(
         self, weight, view, kind, place, inputs, attributes, outputs
@@ -151,8 +147,9 @@ class Watch:
         other, result = inputs[1 - place], outputs[0]
         if id(other) not in self._data:
             return False
-        entries, is_flat = self._data[id(other)], id(other) in self._flat
-        use = uses.Use("", kind, weight, view, other, entries, is_flat)
+        entries = self._data[id(other)]
+        use = uses.Use("", kind, weight, view, other, entries)
+        use.positions = self._positions.get(id(other))
         if kind in _PRODUCTS:
             use.kind = "product"
             ranks = [t.shape.rank for t in inputs]
@@ -258,9 +255,8 @@ class Watch:
             for op in [] if inner is None else inner.consumers():
                 if op.name not in known:
                     self._seen[name].append(op.type)
-        for tensor in keras.tree.flatten(self._alive):
-            if not tf.is_tensor(tensor):
-                continue
+        tensors = filter(tf.is_tensor, keras.tree.flatten(self._alive))
+        for tensor in {id(t): t for t in tensors}.values():
             view = self._views.get(id(tensor))
             use = self._results.get(id(tensor))
             if view is None and use is None:
