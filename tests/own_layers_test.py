@@ -72,7 +72,7 @@ class Own(layers.Layer):
 
 
 class Scaled(layers.Layer):
-    """gamma x + beta, after a shift of all channels at each position."""
+    """(1 + gamma) x + beta, after a shift of each position."""
 
     parts = ("/shift", "/gamma")
 
@@ -82,7 +82,7 @@ class Scaled(layers.Layer):
         self.beta = self.add_weight(shape=(shape[-1],), name="beta")
 
     def call(self, x):
-        return (x + self.shift) * self.gamma + self.beta
+        return (x + self.shift) * (1 + self.gamma) + self.beta
 
     def compute_output_shape(self, shape):
         return shape
@@ -95,7 +95,7 @@ class Scaled(layers.Layer):
         last = {len(shape) - 1}
         return [
             reference_scales.Scale(None, shift, {1}),
-            reference_scales.Scale(gamma, beta, last),
+            reference_scales.OnePlusScale(gamma, beta, last),
         ]
 
 

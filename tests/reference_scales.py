@@ -77,6 +77,16 @@ class PReLU(Scale):
         return g_f * (x < 0) + g * (x > 0)
 
 
+class OnePlusScale(Scale):
+    """s = (1 + gamma) x + beta."""
+
+    def h(self, x):
+        return x
+
+    def back(self, x, g_f, g):
+        return g_f + g
+
+
 class RMSNormalization(Scale):
     """s = gamma x / sqrt(mean(x^2) + epsilon), the mean along the axes."""
 

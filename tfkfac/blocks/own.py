@@ -13,6 +13,7 @@ from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.blocks.scale import ScaleShiftBlock
 from tfkfac.convolution.patches import Window
 from tfkfac.products.contraction import View
+from tfkfac.products.uses import stripped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Part:
         if self != same:
             return False
         if self.kind != "product":
-            return self.view.shape == other.view.shape
+            return stripped(self.view.shape) == stripped(other.view.shape)
         return np.array_equal(self._places(), other._places())
 
     def _places(self):

@@ -80,13 +80,9 @@ def passed_on(view, kind, place, inputs, outputs) -> View | None:
     """Returns the view after what leaves the elements as they are."""
     result = outputs[0] if outputs else None
     if kind in SUMS and len(inputs) == 2:
-        constant = inputs[1 - place]
-        return (
-            view
-            if tf.get_static_value(constant) is not None
-            and (constant.shape.rank == 0)
-            else None
-        )
+        other = inputs[1 - place]  # As the 1 of 1 + gamma.
+        is_number = tf.get_static_value(other) is not None
+        return view if is_number and other.shape.rank == 0 else None
     if place != 0 or result is None:
         return None
     if kind == "Identity" or (kind == "Cast" and result.dtype.is_floating):
@@ -96,11 +92,8 @@ def passed_on(view, kind, place, inputs, outputs) -> View | None:
         return view.reshaped(tuple(shape)) if shape.is_fully_defined() else None
     if kind == "Transpose":
         order = tf.get_static_value(inputs[1])
-        return (
-            None
-            if order is None
-            else view.transposed(tuple(int(i) for i in order))
-        )
+        if order is not None:
+            return view.transposed(tuple(int(i) for i in order))
     return None
 
 
@@ -134,12 +127,12 @@ def can_join(use, view, result) -> bool:
     Of a product the last axes of the result are those that remain of the
     kernel, in its order.
     """
-    tail = _stripped(view.shape)
+    tail = stripped(view.shape)
     if not view.is_flat:
         return False
     if use.kind == "scale":
         same = result.shape[1:].as_list() == use.other.shape[1:].as_list()
-        return same and tail == _stripped(use.view.shape)
+        return same and tail == stripped(use.view.shape)
     if use.kind == "shift":
         return False
     d_out = use.view.shape[-1]
@@ -152,7 +145,7 @@ def can_join(use, view, result) -> bool:
     return tuple(last) == tail and math.prod(tail) == d_out
 
 
-def _stripped(shape: Sequence[int]) -> tuple[int, ...]:
+def stripped(shape: Sequence[int]) -> tuple[int, ...]:
     """Returns a shape without the ones that it begins with."""
     shape = tuple(shape)
     while shape and shape[0] == 1:
@@ -161,7 +154,7 @@ def _stripped(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def listed(kinds: Sequence[str]) -> str:
-    """Returns "Mul (twice)", or "MatMul and Square"."""
+    """Returns "Mul (2 times)", or "MatMul and Square"."""
     count = collections.Counter(kinds)
     return " and ".join(
         kind if n == 1 else f"{kind} ({n} times)" for kind, n in count.items()
