@@ -425,6 +425,48 @@ def check_restored_on_rank_0_alone(folder):
     np.testing.assert_array_equal(weights(model), weights(restored))
 
 
+def check_moments_of_the_fallback(folder):
+    """Adam's are those of the joint batch, and loaded on rank 0 alone."""
+    path = pathlib.Path(folder) / "fallback.weights.h5"
+    every = RANKS.gather_objects((X, Y))
+    joint = [np.concatenate(values) for values in zip(*every)]
+
+    def make(**options):
+        model = dense()
+        model.layers[1].trainable = False  # Without local statistics.
+        for i, v in enumerate(model.trainable_variables):
+            v.assign(np.random.default_rng(i).normal(size=v.shape))
+        optimizer = kfac(model, skip=["logits"], global_clipnorm=0.1, **options)
+        model.compile(optimizer, LOSS)
+        return model
+
+    with alone():
+        expected = make()
+    for strategy in ("owner", "replicated"):
+        model = make(strategy=strategy)
+        for _ in range(3):
+            model.train_on_batch(X, Y)
+        if strategy == "owner":
+            for _ in range(3):
+                expected.train_on_batch(*joint)
+        assert equal_on_all_ranks(weights(model))
+        np.testing.assert_allclose(
+            weights(model), weights(expected), rtol=1e-4, atol=1e-6
+        )
+        model.optimizer.gather_curvature()
+        if RANK == 0:
+            model.save_weights(path)
+        RANKS.gather_objects(None)
+        resumed = make(strategy=strategy)
+        if RANK == 0:
+            resumed.load_weights(path)
+        for m in (model, resumed):
+            for _ in range(2):
+                m.train_on_batch(X, Y)
+        assert not resumed.optimizer.curvature.waiting()
+        np.testing.assert_array_equal(weights(model), weights(resumed))
+
+
 def check_state_of_one_rank_is_refused(folder):
     """Each has its own curvature: trees and copies would be without it."""
     a, b = dense(), dense()

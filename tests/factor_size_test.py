@@ -1,9 +1,13 @@
 """`max_factor_size`, against K-FAC in float64 NumPy."""
 
+import keras
 import numpy as np
 import pytest
 from keras import layers
 from oracle import ONE_UPDATE, single
+
+import tfkfac
+from tfkfac import factor_sizes
 
 inverters = pytest.mark.parametrize("inverter", ["cholesky", "eigen"])
 
@@ -85,3 +89,33 @@ def test_unitwise_blocks_of_normalization():
         model.train_on_batch(case.x, case.y)
         found.append(np.concatenate([norm.gamma, norm.beta]))
     np.testing.assert_array_equal(*found)
+
+
+def test_long_sides_are_diagonal_by_default_and_reported(caplog):
+    """Once, with what that saves and the argument that changes it."""
+    model = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(6000, use_bias=False, name="wide")]
+    )
+    optimizer = tfkfac.KFAC(model=model)
+    optimizer.summary(print_fn=lambda text: None)
+    messages = [record.getMessage() for record in caplog.records]
+    (said,) = [text for text in messages if "6,000" in text]
+    assert "wide/output_factor (6,000)" in said
+    mebibytes = round(2 * 4 * (6000**2 - 6000) / 2**20)
+    assert f"{mebibytes} MiB of state" in said
+    assert f"{2 * 6000**3 / 1e9:,.1f} GFLOP for each inversion" in said
+    assert f"{2 * 6000**2 * 2 / 1e9:.1f} GFLOP for each update" in said
+    assert "KFAC(max_factor_size=None)" in said
+    assert optimizer.curvature.nbytes() < 2**20
+    lines = []
+    optimizer.summary(lines.append)
+    assert "6000 diagonal" in lines[0] and said.partition(": ")[2] in lines[0]
+
+
+def test_no_bound_and_a_bound_that_holds_say_nothing():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(6, name="o")])
+    for size in (None, 6, factor_sizes.DEFAULT):
+        lines = []
+        tfkfac.KFAC(model=model, max_factor_size=size).summary(lines.append)
+        assert "max_factor_size" not in lines[0]
+        assert "diagonal" not in lines[0]

@@ -81,6 +81,10 @@ def test_bad_value(flag, message):
             "--damping_target=1.0: must be less than --damping=0.003",
         ),
         (["--strategy=all"], "--strategy=all: must be owner"),
+        (
+            ["--fallback=gradient", "--fallback_learning_rate=0.1"],
+            "--fallback_learning_rate=0.1: only with --fallback=adam",
+        ),
         (["--schedule=steps", "--decay_at=40,x"], "--decay_at=x: must be"),
         (["--schedule=steps", "--decay_at="], "--decay_at: is empty"),
         (["--strategy=²"], "--strategy=²: must be owner"),

@@ -5,6 +5,7 @@ import numpy as np
 import reference_embeddings
 import reference_layers
 import reference_norms
+import reference_recurrent
 import reference_scales
 import reference_transposed
 
@@ -58,6 +59,8 @@ def mirror(layer, shape, norm_curvature="diagonal", tied="pooled"):
         ]
     if isinstance(layer, keras.layers.Embedding):
         return [reference_embeddings.Embedding(_array(layer.embeddings))]
+    if isinstance(layer, keras.layers.RNN):
+        return [_recurrent(layer)]
     if isinstance(layer, NORMS):
         return [_normalization(layer, len(shape), norm_curvature)]
     if isinstance(layer, keras.layers.PReLU):
@@ -118,6 +121,25 @@ def _linear(layer, rank):
         kernel, groups = _as_groups(layer.kernel)
         return [convolution(kernel, bias, *window, groups)]
     return [convolution(_array(layer.kernel), bias, *window, layer.groups)]
+
+
+def _recurrent(layer):
+    cell = layer.cell
+    kind = {
+        keras.layers.SimpleRNNCell: reference_recurrent.Simple,
+        keras.layers.LSTMCell: reference_recurrent.LSTM,
+        keras.layers.GRUCell: reference_recurrent.GRU,
+    }[type(cell)]
+    if not getattr(cell, "reset_after", True):
+        kind = reference_recurrent.GRUResetBefore
+    return reference_recurrent.Recurrent(
+        kind,
+        _array(cell.kernel),
+        _array(cell.recurrent_kernel),
+        _array(cell.bias),
+        layer.return_sequences,
+        layer.go_backwards,
+    )
 
 
 def _as_groups(kernel):

@@ -182,7 +182,9 @@ def test_unknown_layers_take_the_plain_gradient_and_are_reported(caplog):
     model = keras.Sequential(
         [keras.Input((4,)), Scale(name="scale"), keras.layers.Dense(3)]
     )
-    model, optimizer = compiled(model, momentum=0.0, kl_clip=None)
+    model, optimizer = compiled(
+        model, momentum=0.0, kl_clip=None, fallback="gradient"
+    )
     lines = []
     optimizer.summary(print_fn=lines.append)
     text = "\n".join(lines)
@@ -201,7 +203,7 @@ def test_unknown_layers_take_the_plain_gradient_and_are_reported(caplog):
 
 
 def test_skipped_layers_take_the_plain_gradient():
-    model, optimizer = compiled(skip=["logits"])
+    model, optimizer = compiled(skip=["logits"], fallback="gradient")
     names = list(optimizer.curvature.state())
     assert any(x.startswith("hidden/") for x in names)
     assert not any(x.startswith("logits/") for x in names)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import reference
 import reference_layers
+import reference_recurrent
 from mirrors import mirror
 
 import tfkfac
@@ -200,17 +201,21 @@ class Case:
         self.net, self.K = reference_layers.Net(stages), shape[-1]
 
     def _name_blocks(self, layer, stages):
-        """Notes the stages with weights by the path of their state."""
+        """Notes the stages with weights, and which W, by the path of state."""
         stages = [s for s in stages if isinstance(s, reference_layers.Layer)]
+        if isinstance(stages[0], reference_recurrent.Recurrent):
+            for i, part in enumerate(stages[0].parts):
+                self.blocks[f"{layer.name}/{part}"] = stages[0], slice(i, i + 1)
+            return
         parts = ["/depthwise", "/pointwise"] if len(stages) == 2 else [""]
         parts = getattr(layer, "parts", parts)  # Of a layer of a test.
         for stage, part in zip(stages, parts, strict=True):
-            self.blocks[layer.name + part] = stage
+            self.blocks[layer.name + part] = stage, slice(None)
 
     def _curvature_errors(self, state):
         """The errors of the factors and, at the last refresh, the inverses."""
         errors = {}
-        for path, stage in self.blocks.items():
+        for path, (stage, which) in self.blocks.items():
             sides = ["input_factor", "output_factor"]
             for i, side in enumerate(["factor"] if stage.is_norm else sides):
                 name = f"{path}/{side}"
@@ -219,7 +224,7 @@ class Case:
                     *matrices(factor, stage.is_norm),
                     *refreshed(state, name, stage.is_norm),
                 ]
-                groups = self.kfac.factors[stage]
+                groups = self.kfac.factors[stage][which]
                 expected = [f.M[i] / f.c for f in groups]
                 if self.kfac.inverter == "eigen":
                     expected += [f.pair[i] for f in groups]

@@ -63,7 +63,10 @@ TOKENS = tf.TensorSpec([None, 6], "int32")
     "build, settings",
     [
         (dense, {}),
-        (dense, {"inverter": "eigen", "skip": ["first"]}),
+        (
+            dense,
+            {"inverter": "eigen", "skip": ["first"], "fallback": "gradient"},
+        ),
         (convolutional, {}),
         (convolutional, {"norm_curvature": "unitwise"}),
         (convolutional, {"norm_curvature": "full", "inverter": "eigen"}),
@@ -297,7 +300,7 @@ def test_periods_for_a_budget():
 
 
 def test_the_model_stays_as_it_is():
-    """Of a subclass, attached to an optimizer, with layers in a loop."""
+    """Of a subclass, attached to an optimizer, with a layer with a loop."""
 
     class Model(keras.Model):
         def __init__(self):
@@ -322,16 +325,30 @@ def test_the_model_stays_as_it_is():
     assert model.out.__dict__["call"] is call
     assert np.isfinite(model.train_on_batch(x, y)) and np.isfinite(first)
     assert int(model.optimizer.iterations) == 2
-    fallback = [x for x in alone.layers if x.block == "plain gradient"]
-    assert sum(x.parameters for x in fallback) == 4 * 3 * (4 + 3 + 1)
-    assert any("while" in name for name in alone.uncounted)
+    _, recurrent, _ = alone.layers
+    assert recurrent.parameters == 4 * 3 * (4 + 3 + 1)
+    # Its loops count: five steps of both products and their gradients.
+    assert recurrent.gradient_flops == 5 * 3 * 2 * 32 * 12 * (4 + 3)
+    assert alone.uncounted == []
     text = str(alone)
-    assert "Not counted: " in text and "EmbeddingBlock" in text
+    assert "Not counted: " not in text and "EmbeddingBlock" in text
     # U for V alone takes more.
     assert alone.suggested is None and "No periods meet" in text
 
 
-def test_what_takes_the_plain_gradient():
+def test_moments_of_adam_count():
+    """Two, beside the weights of their averages and a rate."""
+    model = dense()
+    first, without = (
+        tfkfac.plan(model, skip=["first"], fallback=fallback)
+        for fallback in ("adam", "gradient")
+    )
+    curvature = tfkfac.KFAC(model=model, skip=["first"]).curvature
+    found = first.momentum_bytes - without.momentum_bytes
+    assert found == curvature.nbytes("first/")
+
+
+def test_what_has_no_block():
     """A rematerialized layer: its products count, and it has no state."""
 
     class Remat(keras.Model):
@@ -349,7 +366,7 @@ def test_what_takes_the_plain_gradient():
     planned = tfkfac.plan(model, batch_size=3)
     second, kernel, bias = planned.layers
     assert second.path == "second" and kernel.parameters == 28
-    assert kernel.block == bias.block == "plain gradient"
+    assert kernel.block == bias.block == "Adam"
     assert kernel.factor_bytes == kernel.inverse_bytes == 0
     rest = planned.step("gradient").flops - second.gradient_flops
     # Forward twice, and the kernel's gradient.

@@ -93,6 +93,22 @@ class NormFactors(Factors):
         return damping, 0.0
 
 
+class Adam:
+    """Algorithm 1 of Kingma and Ba 2015, for one array."""
+
+    def __init__(self):
+        self.k, self.m, self.v = 0, 0.0, 0.0
+
+    def step(self, g, rate):
+        """What is added to the array for its gradient."""
+        self.k += 1
+        self.m = 0.9 * self.m + 0.1 * g
+        self.v = 0.999 * self.v + 0.001 * g**2
+        m = self.m / (1 - 0.9**self.k)
+        v = self.v / (1 - 0.999**self.k)
+        return -rate * m / (np.sqrt(v) + 1e-7)
+
+
 class KFAC:
     """DESIGN's steps 2 to 8 for one Net; numbers may be functions of t."""
 
@@ -114,8 +130,13 @@ class KFAC:
         decay_bias=True,
         global_clipnorm=None,
         ridge=0.0,
+        fallback="adam",
+        fallback_learning_rate=None,
     ):
-        """`ridge` stands for a regularizer, ridge |kernel|^2."""
+        """`ridge` stands for a regularizer, ridge |kernel|^2.
+
+        `fallback` is for the biases that no factor covers.
+        """
         self.net = net
         self.learning_rate, self.damping = learning_rate, damping
         self.momentum, self.factor_decay = momentum, factor_decay
@@ -131,6 +152,13 @@ class KFAC:
             for x in net.layers
         }
         self.m = {x: [0.0] * len(x.weights()) for x in net.layers}
+        self.adam = {
+            (x, j): Adam()
+            for x in net.layers
+            for j in range(len(x.W), len(x.weights()))
+            if fallback == "adam"
+        }
+        self.adam_rate, self.largest_rate = fallback_learning_rate, 0.0
 
     def step(self, x, loss_gradient, statistic_gradient, N, keep=None):
         """One update; the gradients map outputs to dL/ds and to g.
@@ -206,7 +234,12 @@ class KFAC:
         """nu = min(1, sqrt(kl_clip / (eta^2 sum <U, V>)))."""
         if self.kl_clip is None:
             return 1.0
-        total = sum((u * v).sum() for x in U for u, v in zip(U[x], V[x]))
+        total = sum(
+            (u * V[x][j]).sum()
+            for x in U
+            for j, u in enumerate(U[x])
+            if (x, j) not in self.adam
+        )
         eta = self._now(self.learning_rate)
         ratio = self._now(self.kl_clip) / (eta**2 * total)
         return min(1.0, np.sqrt(ratio)) if total > 0 else 1.0
@@ -214,8 +247,15 @@ class KFAC:
     def _move(self, layer, U, nu):
         """m <- mu m - eta nu U, W <- (1 - eta wd) W + m."""
         eta, mu = self._now(self.learning_rate), self._now(self.momentum)
+        self.largest_rate = max(self.largest_rate, eta)
+        rate = self._now(self.adam_rate)
+        if rate is None:
+            rate = 3e-3 * eta / self.largest_rate
         for j, (W, u) in enumerate(zip(layer.weights(), U)):
-            self.m[layer][j] = mu * self.m[layer][j] - eta * nu * u
+            if (layer, j) in self.adam:
+                self.m[layer][j] = self.adam[layer, j].step(u, rate)
+            else:
+                self.m[layer][j] = mu * self.m[layer][j] - eta * nu * u
             shrink = np.full(W.shape, 1 - eta * (self.weight_decay or 0))
             if not self.decay_bias and j >= len(layer.W):
                 shrink[...] = 1.0

@@ -227,6 +227,7 @@ def test_kl_clip_counts_the_fallback(float64):
     )
     case.layers[2:2] = [head, layers.Flatten()]
     case.options |= {"kl_clip": 1e-3, "weight_decay": 0.1}
+    case.options |= {"fallback": "gradient"}
     errors = case.run()
     assert case.kfac.nu < 0.9
     assert max(errors) < 1e-9

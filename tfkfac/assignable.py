@@ -55,6 +55,34 @@ class Assignable(keras.optimizers.Optimizer):
             )
         self.hyperparameters["kl_clip"].assign(value)
 
+    @property
+    def failed_inversions(self) -> dict[str, int]:
+        """How many inversions failed, by the path of the block."""
+        blocks = self.require_attached().layers.registration.blocks
+        failures = {b.path: getattr(b, "failures", None) for b in blocks}
+        return {k: int(v[1]) for k, v in failures.items() if v is not None}
+
+    @property
+    def skipped_steps(self) -> tf.Tensor:
+        """The number of updates skipped for gradients that were not finite."""
+        return self.skip_counter.value
+
+    @property
+    def fallback_learning_rate(self):
+        """Adam's rate at the next update; None if it follows eta."""
+        if "fallback_learning_rate" not in self.hyperparameters:
+            return None
+        return self.at_update("fallback_learning_rate")
+
+    @fallback_learning_rate.setter
+    def fallback_learning_rate(self, value):
+        if "fallback_learning_rate" not in self.hyperparameters:
+            raise TypeError(
+                "KFAC was made with fallback_learning_rate=None, so that it "
+                "cannot be assigned: give a number at first."
+            )
+        self.hyperparameters["fallback_learning_rate"].assign(value)
+
     def at_update(self, name: str, dtype: tf.DType | None = None):
         """Returns the value of a hyperparameter at the next update."""
         dtype = dtype or tf.as_dtype(keras.backend.floatx())

@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from tfkfac import registry, structure
+from tfkfac import factor_sizes, fallback, registry, settings, structure
 from tfkfac.distributed import assignment
 from tfkfac.distributed.communicator import Communicator
 from tfkfac.distributed.distributor import Distributor
@@ -26,11 +26,15 @@ class AttachedLayers:
     Attributes:
         registration: The blocks, and the variables that have none.
         estimator: The curvature of the blocks.
+        fallback: What becomes of the variables without a block.
+        limited: Factors of which only the diagonal is kept for their size.
         inverse_schedule: Which blocks are inverted in an update.
     """
 
     registration: registry.Registration
     estimator: Estimator
+    fallback: fallback.Fallback
+    limited: list[factor_sizes.LimitedFactor]
     inverse_schedule: InverseSchedule
 
     @property
@@ -65,10 +69,11 @@ def make(
     registration = registry.register_model(
         model, optimizer.skip, unusable, optimizer.block_options
     )
-    if optimizer.max_factor_size is not None:
-        for block in registration.blocks:
-            block.limit_factors(optimizer.max_factor_size)
-    optimizer.curvature.locate(structure.places(model))
+    limited = factor_sizes.limit(registration.blocks, optimizer.max_factor_size)
+    places = structure.places(model)
+    places[registry.OF_MODEL] = "/" + registry.OF_MODEL
+    optimizer.curvature.locate(places)
+    other = fallback.make(optimizer, registration, optimizer.curvature)
     estimator = Estimator(
         registration.blocks,
         _distributor(optimizer, registration, communicator, name),
@@ -77,9 +82,14 @@ def make(
         optimizer.factor_dtype,
         accumulates=bool(optimizer.gradient_accumulation_steps),
         keep_inverted=optimizer.refresh == "drift",
+        other_names=other.names,
     )
     return AttachedLayers(
-        registration, estimator, _inverse_schedule(optimizer, estimator)
+        registration,
+        estimator,
+        other,
+        limited,
+        _inverse_schedule(optimizer, estimator),
     )
 
 
@@ -99,7 +109,7 @@ def _distributor(optimizer, registration, communicator, name) -> Distributor:
     owners = assignment.assign(items, communicator.size)
     return Distributor(
         communicator,
-        optimizer.group_size(communicator.size),
+        settings.group_size(optimizer.strategy, communicator.size),
         blocks,
         owners[: len(blocks)],
         {id(v): o for vs, o in zip(groups, owners) for v in vs},

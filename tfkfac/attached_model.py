@@ -10,6 +10,7 @@ from absl import logging
 
 from tfkfac import (
     attached_layers,
+    factor_sizes,
     keras_compat,
     registry,
     report,
@@ -152,10 +153,20 @@ class AttachedModel:
         self._made_for = wanted
         self._in_loops = registry.in_loops(self.model)
         report.log(
-            self.model, self._layers.registration, self.optimizer.curvature
+            self.model,
+            self._layers.registration,
+            self.optimizer.curvature,
+            self._layers.fallback.name,
+            self.remark,
         )
         self.require_fitting_state()
         return self._layers
+
+    @property
+    def remark(self) -> str:
+        """What is to be said of factors that are too long to be whole."""
+        size = self.optimizer.max_factor_size
+        return factor_sizes.sentence(self.layers.limited, size)
 
     def _watch_loss_scale(self, outer) -> None:
         """Undoes the forward pass of a step that the loss scale skips."""

@@ -26,6 +26,7 @@ class Estimator:
         accumulates: Whether statistics are summed over micro-steps.
         keep_inverted: Whether each factor is kept as it was when it was last
             inverted.
+        other_names: Of what else is kept in `curvature`.
 
     Attributes:
         blocks: The blocks.
@@ -46,6 +47,7 @@ class Estimator:
         factor_dtype: str,
         accumulates: bool = False,
         keep_inverted: bool = False,
+        other_names: Sequence[str] = (),
     ):
         self.blocks = list(blocks)
         self.distributor = distributor
@@ -82,7 +84,7 @@ class Estimator:
                 self._inverses[block] = block.build_inverses(
                     inverter, add_state, dtype
                 )
-        curvature.keep(names)
+        curvature.keep([*names, *other_names])
         if curvature.fresh:
             self.refresh_needed.assign(True)
             curvature.fresh = False
@@ -213,12 +215,13 @@ class Estimator:
                 variable.assign(factor.value())
 
     def _invert(self, blocks, dtype, dampings):
+        members = [member for block in blocks for member in block.members]
         problems = [
-            block.problem(tf.cast(dampings[block.damping], dtype))
-            for block in blocks
+            member.problem(tf.cast(dampings[member.damping], dtype))
+            for member in members
         ]
         values = self._inverter.invert_all(problems)
-        flat = [value for of_block in values for value in of_block]
+        flat = [value for of_member in values for value in of_member]
 
         def invert_again():
             wide = [
@@ -230,16 +233,16 @@ class Estimator:
                 for diagonal, matrices, damping in problems
             ]
             again = self._inverter.invert_all(wide)
-            return [tf.cast(v, dtype) for of_block in again for v in of_block]
+            return [tf.cast(v, dtype) for of_member in again for v in of_member]
 
         good = linalg.all_finite(flat)
         again = iter(tf.cond(good, lambda: flat, apart(invert_again)))
         gave_up = [
-            block.take(of_block, [next(again) for _ in of_block])
-            for block, of_block in zip(blocks, values)
+            member.take(of_member, [next(again) for _ in of_member])
+            for member, of_member in zip(members, values)
         ]
         if self.may_print:
-            _warn([block.path for block in blocks], tf.stack(gave_up))
+            _warn([member.path for member in members], tf.stack(gave_up))
 
     def precondition(
         self,

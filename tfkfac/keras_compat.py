@@ -1,7 +1,6 @@
 """What this package takes of Keras that is not public, in one place."""
 
 import contextlib
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -70,23 +69,6 @@ def own_trainable_variables(
 ) -> list[keras.Variable]:
     """Returns those of a layer itself, frozen or not."""
     return list(layer._trainable_variables)
-
-
-def own_attributes(
-    layer: keras.layers.Layer,
-) -> list[tuple[str, Any]]:
-    """Returns the attributes that Keras does not give every layer, those that
-    begin with an underscore last, in the order of their names."""
-    own = set(vars(layer)) - _bookkeeping()
-    names = sorted(own, key=lambda name: (name.startswith("_"), name))
-    # The others are what TensorFlow tracks.
-    return [(n, vars(layer)[n]) for n in names if not n.startswith("_self_")]
-
-
-@functools.cache
-def _bookkeeping() -> frozenset[str]:
-    """Returns the attributes that Keras gives every layer."""
-    return frozenset(vars(keras.layers.Layer(name="any")))
 
 
 def stored_kernel(layer: keras.layers.Layer) -> keras.Variable:
@@ -191,6 +173,24 @@ def group_normalized(layer: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
         groups = layer._reshape_into_groups(x)
         xhat = layer._apply_normalization(groups, x.shape)
     return tf.reshape(xhat, tf.shape(x))
+
+
+def draw_dropout(
+    layer: keras.layers.RNN, sequences: tf.Tensor, states: list
+) -> None:
+    """Draws what the next call of a recurrent layer drops."""
+    layer._maybe_config_dropout_masks(layer.cell, sequences[:, 0, :], states)
+
+
+def drawn_dropout(cell: keras.layers.Layer) -> list[list[tf.Tensor]]:
+    """Returns what a cell multiplies its inputs by, and its states: nothing,
+    one tensor, or one for each gate."""
+    names = "_dropout_mask", "_recurrent_dropout_mask"
+    drawn = [getattr(cell, name, None) for name in names]
+    return [
+        list(x) if isinstance(x, list) else [] if x is None else [x]
+        for x in drawn
+    ]
 
 
 # Compiled losses.

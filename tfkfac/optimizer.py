@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import inverters, report, settings
+from tfkfac import factor_sizes, inverters, report, settings
 from tfkfac.accumulation import MicroStep
 from tfkfac.assignable import Assignable
 from tfkfac.attached_model import AttachedModel
@@ -30,7 +30,8 @@ class KFAC(OptimizerState, Assignable):
 
     The optimizer must know the model: give it as `model`, or call
     `tfkfac.attach(model)` after `compile` or `load_model`. Variables that no
-    curvature block claims take U = V; `summary()` says which.
+    curvature block claims are updated as `fallback` says; `summary()` names
+    them.
 
     The defaults of `learning_rate`, `damping`, `kl_clip` and `momentum` are the
     best of 72 settings over five small problems (`tools/defaults.py`).
@@ -81,8 +82,9 @@ class KFAC(OptimizerState, Assignable):
             in a dictionary by the output's name; None takes that of the
             compiled loss, which cross-entropies, KL divergence, Huber's loss,
             and squared, absolute, logarithmic and log-cosh errors have.
-        skip: Names or paths of layers to leave to the plain gradient.
-        max_factor_size: Factors with longer sides keep their diagonal alone.
+        skip: Names or paths of layers to leave to `fallback`.
+        max_factor_size: Factors with longer sides keep their diagonal alone;
+            None for no bound.
         max_skipped_steps: How many updates in a row may be skipped for a
             gradient that is not finite, before an error.
         seed: Of the sampled targets.
@@ -91,6 +93,11 @@ class KFAC(OptimizerState, Assignable):
             an entry of the unreduced loss where Keras calls a loss whose axes
             are the first of its output's, else an example; "examples"; or
             "positions" of the model's outputs, as tokens.
+        fallback: The update of variables without a curvature block: "adam",
+            outside the KL clip and `momentum` (decay is eta wd, as elsewhere);
+            or "gradient", U = V.
+        fallback_learning_rate: That of Adam, number or schedule; None takes
+            0.003 eta / max eta, with the largest eta so far.
         **kwargs: As of `keras.optimizers.Optimizer`: `weight_decay`,
             `clipnorm`, `use_ema`, `name`, ...
 
@@ -120,11 +127,13 @@ class KFAC(OptimizerState, Assignable):
         strategy: str | int = "owner",
         likelihood=None,
         skip: Sequence[str] = (),
-        max_factor_size: int | None = None,
+        max_factor_size: int | None = factor_sizes.DEFAULT,
         max_skipped_steps: int = 10,
         seed: int = 0,
         model: keras.Model | None = None,
         loss_terms: str = "auto",
+        fallback: str = "adam",
+        fallback_learning_rate: float | Callable | None = None,
         name: str = "kfac",
         **kwargs,
     ):
@@ -137,6 +146,7 @@ class KFAC(OptimizerState, Assignable):
             "tied": tied,
             "factor_dtype": factor_dtype,
             "communication_dtype": communication_dtype,
+            "fallback": fallback,
         }
         settings.check(
             self._choices,
@@ -147,8 +157,9 @@ class KFAC(OptimizerState, Assignable):
             drift_tolerance=drift_tolerance,
         )
         settings.check_refresh(refresh, inverse_update_period)
+        settings.check_fallback(fallback, fallback_learning_rate)
         self.fisher, self.factor_dtype = fisher, factor_dtype
-        self.loss_terms = loss_terms
+        self.loss_terms, self.fallback = loss_terms, fallback
         self.strategy, self.refresh = strategy, refresh
         self.drift_tolerance = drift_tolerance
         self.communication_dtype = communication_dtype
@@ -169,6 +180,7 @@ class KFAC(OptimizerState, Assignable):
             factor_decay=factor_decay,
             kl_clip=kl_clip,
             norm_damping=norm_damping,
+            fallback_learning_rate=fallback_learning_rate,
         )
         self.periods = {
             key: Period(key, value, add_variable=self.add_variable)
@@ -197,18 +209,6 @@ class KFAC(OptimizerState, Assignable):
         return self.add_variable(
             shape=(), initializer="zeros", dtype="int64", name=name
         )
-
-    @property
-    def failed_inversions(self) -> dict[str, int]:
-        """How many inversions failed, by the path of the block."""
-        blocks = self.require_attached().layers.registration.blocks
-        failures = {b.path: getattr(b, "failures", None) for b in blocks}
-        return {k: int(v[1]) for k, v in failures.items() if v is not None}
-
-    @property
-    def skipped_steps(self) -> tf.Tensor:
-        """The number of updates skipped for gradients that were not finite."""
-        return self.skip_counter.value
 
     # The model.
 
@@ -248,14 +248,18 @@ class KFAC(OptimizerState, Assignable):
         return self._attached
 
     def summary(self, print_fn: Callable[[str], None] = print) -> None:
-        """Prints which block each layer has, and what takes U = V."""
+        """Prints which block each layer has, and what has none."""
         attached = self.require_attached()
         if attached.is_built:
             attached.register()
-        registration = attached.layers.registration
-        dtype = tf.as_dtype(self.factor_dtype)
+        layers = attached.layers
         table = report.table(
-            attached.model, registration, self.curvature, dtype
+            attached.model,
+            layers.registration,
+            self.curvature,
+            tf.as_dtype(self.factor_dtype),
+            layers.fallback.name,
+            attached.remark,
         )
         print_fn(table)
 
@@ -296,7 +300,7 @@ class KFAC(OptimizerState, Assignable):
                 f"KFAC.apply was given {len(grads)} gradients for "
                 f"{len(variables)} variables."
             )
-        self._check_strategy()
+        settings.check_replicas()
         self.require_attached().require_own(variables)
         known = self._trainable_variables_indices
         if self.built and any(self._var_key(v) not in known for v in variables):
@@ -328,18 +332,6 @@ class KFAC(OptimizerState, Assignable):
                 self._untrack_variable(variable)
             self._trainable_variables_indices = {}
             self.built = False
-
-    def group_size(self, ranks: int) -> int:
-        """Returns how many of `ranks` ranks hold the inverses of a block."""
-        return settings.group_size(self.strategy, ranks)
-
-    def _check_strategy(self):
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        if replicas > 1:
-            raise RuntimeError(
-                f"KFAC does not run under tf.distribute with {replicas} "
-                "replicas: the factors would be those of one replica."
-            )
 
     def _backend_apply_gradients(self, grads, trainable_variables):
         kind = MicroStep if self.gradient_accumulation_steps else Step

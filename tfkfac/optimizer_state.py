@@ -100,7 +100,8 @@ class OptimizerState(keras.optimizers.Optimizer):
             serialize("learning_rate", self._learning_rate)
         config = super().get_config()
         config.update(self._choices)
-        config["kl_clip"] = None  # If there is one, it follows.
+        # If there is one, it follows.
+        config["kl_clip"] = config["fallback_learning_rate"] = None
         config.update({k: p.config() for k, p in self.hyperparameters.items()})
         config.update({k: p.config() for k, p in self.periods.items()})
         config.update(

@@ -30,8 +30,14 @@ _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.GroupNormalization: blocks.GroupNormalizationBlock,
     keras.layers.RMSNormalization: blocks.RMSNormalizationBlock,
     keras.layers.PReLU: blocks.PReLUBlock,
+    keras.layers.RNN: blocks.RecurrentBlock,
+    keras.layers.SimpleRNN: blocks.RecurrentBlock,
+    keras.layers.GRU: blocks.RecurrentBlock,
+    keras.layers.LSTM: blocks.RecurrentBlock,
 }
 _DECLARED: dict[type, blocks.Declaration] = {}
+
+OF_MODEL = "(model)"  # In paths, what a model holds itself.
 
 
 def register(
@@ -162,12 +168,7 @@ def may_have_parts(layer: keras.layers.Layer) -> bool:
 
 def in_loops(model: keras.Model) -> set[int]:
     """Returns the ids of the layers that recurrent layers call."""
-    return {
-        id(inner)
-        for layer in keras_compat.layers_of(model)
-        if isinstance(layer, keras.layers.RNN)
-        for inner in keras_compat.layers_of(layer, include_self=False)
-    }
+    return set(_loops(keras_compat.layers_of(model)))
 
 
 def what_own_layers_do(model: keras.Model) -> list:
@@ -188,11 +189,13 @@ class Registration:
         blocks: The blocks, in the order of the model's layers.
         fallback: The trainable variables that no block claims.
         reasons: For each of them, why.
+        paths: For each of them, the path of its layer, and its number there.
     """
 
     blocks: list[blocks.CurvatureBlock]
     fallback: list[keras.Variable]
     reasons: list[str]
+    paths: list[str]
 
 
 def register_model(
@@ -233,18 +236,28 @@ def register_model(
     found: list[blocks.CurvatureBlock] = []
     made: list[blocks.CurvatureBlock]
     shared = _held_by_several(layers.values())
+    skipped = {id(x) for p, x in layers.items() if p in skip or x.name in skip}
+    unusable |= dict.fromkeys(skipped, "named in skip")
+    loops = _loops(layers.values())
     for path, layer in layers.items():
+        if id(layer) in loops:
+            continue
+        with_cells = [layer]
+        if isinstance(layer, keras.layers.RNN):  # Its block is theirs, too.
+            with_cells = keras_compat.layers_of(layer)
         own = [
             v
-            for v in keras_compat.own_trainable_variables(layer)
+            for x in with_cells
+            for v in keras_compat.own_trainable_variables(x)
             if id(v) in free
         ]
         if not own:
             continue
-        if layer.name in skip or path in skip:
-            made, reason = [], "named in skip"
-        elif id(layer) in unusable:
-            made, reason = [], unusable[id(layer)]
+        against = [unusable[id(x)] for x in with_cells if id(x) in unusable]
+        if any(len(loops.get(id(x), ())) > 1 for x in with_cells):
+            against.append("it shares a cell with another recurrent layer")
+        if against:
+            made, reason = [], against[0]
         else:
             made, reason = _make_blocks(layer, path, free - shared, options)
         reasons.update((id(v), reason) for v in own)
@@ -257,7 +270,20 @@ def register_model(
         reasons.get(id(v), "held by the model, not by a layer") or seen[id(v)]
         for v in fallback
     ]
-    return Registration(found, fallback, why)
+    paths = _variable_paths({**layers, OF_MODEL: model})
+    return Registration(found, fallback, why, [paths[id(v)] for v in fallback])
+
+
+def _variable_paths(
+    layers: dict[str, keras.layers.Layer],
+) -> dict[int, str]:
+    """Returns a path of each variable by its id: its first layer, a number."""
+    paths: dict[int, str] = {}
+    for path, layer in layers.items():
+        own = keras_compat.own_trainable_variables(layer)
+        for i, v in enumerate(own):
+            paths.setdefault(id(v), f"{path}/variable_{i}")
+    return paths
 
 
 def _held_by_several(layers) -> set[int]:
@@ -286,9 +312,17 @@ def _out_of_reach(layers) -> dict[int, str]:
         if keras_compat.is_rematerialized(layer):
             for inner in keras_compat.layers_of(layer):
                 found[id(inner)] = "called inside a rematerialized scope"
-        if isinstance(layer, keras.layers.RNN):
+    return found
+
+
+def _loops(layers) -> dict[int, list[keras.layers.RNN]]:
+    """Returns, by the id of a layer, the recurrent layers that call it in
+    their loops; of nested ones the outer one."""
+    found: dict[int, list[keras.layers.RNN]] = {}
+    for layer in layers:  # What holds a layer comes before it.
+        if isinstance(layer, keras.layers.RNN) and id(layer) not in found:
             for inner in keras_compat.layers_of(layer, include_self=False):
-                found[id(inner)] = "called in the loop of a recurrent layer"
+                found.setdefault(id(inner), []).append(layer)
     return found
 
 

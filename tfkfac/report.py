@@ -26,6 +26,8 @@ def table(
     registration: Registration,
     curvature: Curvature,
     product_dtype: tf.DType = tf.float32,
+    fallback: str = "Adam",
+    remark: str = "",
 ) -> str:
     """Returns the report as text.
 
@@ -34,6 +36,8 @@ def table(
         registration: Its blocks, and what has none.
         curvature: The state of the blocks.
         product_dtype: The type in which the products of the statistics run.
+        fallback: The update of what has no block.
+        remark: What else is to be said.
     """
     head = "layer", "block", "factors", "method", "parameters"
     rows: list[tuple[str, ...]] = [(*head, "curvature state")]
@@ -57,7 +61,8 @@ def table(
     ]
     lines.insert(1, "  ".join("-" * w for w in widths))
     for variable, reason in zip(registration.fallback, registration.reasons):
-        lines.append(f"{variable.path}: plain gradient ({reason})")
+        lines.append(f"{variable.path}: {fallback} ({reason})")
+    lines += [remark] if remark else []
     lines.append(summary_line(model, registration, curvature))
     return "\n".join(lines)
 
@@ -68,17 +73,29 @@ def summary_line(
     """Returns the report in one sentence."""
     total = _size(model.trainable_variables)
     covered = total - _size(registration.fallback)
-    return (
+    moments = sum(curvature.nbytes(f"{p}/") for p in registration.paths)
+    line = (
         f"K-FAC covers {covered:,} of {total:,} trainable parameters "
         f"({100 * covered / total:.1f} %) in {len(registration.blocks)} "
-        f"blocks; curvature state: {_mebibytes(curvature.nbytes())}"
+        f"blocks; curvature state: {_mebibytes(curvature.nbytes() - moments)}"
     )
+    if moments:
+        line += f", moments of the fallback: {_mebibytes(moments)}"
+    return line
 
 
 def log(
-    model: keras.Model, registration: Registration, curvature: Curvature
+    model: keras.Model,
+    registration: Registration,
+    curvature: Curvature,
+    fallback: str,
+    remark: str,
 ) -> None:
-    """Logs the sentence, and a warning for what takes the plain gradient."""
+    """Logs the sentence, and warnings for what has no block, and the remark.
+
+    Args:
+        model, registration, curvature, fallback, remark: As of `table`.
+    """
     logging.info(
         "%s: %s", model.name, summary_line(model, registration, curvature)
     )
@@ -89,7 +106,10 @@ def log(
     ]
     if named:
         logging.warning(
-            "%s: no curvature for %s: they take the plain gradient.",
+            "%s: no curvature for %s; their update: %s.",
             model.name,
             ", ".join(named),
+            fallback,
         )
+    if remark:
+        logging.warning("%s: %s", model.name, remark)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from tfkfac.capture.distributions import Likelihood
 from tfkfac.schedules import Hyperparameter, is_number, positive_integer
 
@@ -14,6 +16,7 @@ CHOICES = {
     "tied": ("pooled", "balanced"),
     "communication_dtype": ("float32", "float16"),  # Horovod has no bfloat16.
     "refresh": ("periodic", "staggered", "drift"),
+    "fallback": ("adam", "gradient"),
 }
 
 
@@ -73,6 +76,25 @@ def check_refresh(refresh: str, period: Any) -> None:
         )
 
 
+def check_fallback(fallback: str, learning_rate: Any) -> None:
+    """Raises ValueError for a rate that nothing would take."""
+    if fallback != "adam" and learning_rate is not None:
+        raise ValueError(
+            f"KFAC(fallback_learning_rate={learning_rate!r}): it is that of "
+            "fallback='adam'; the plain gradient takes learning_rate."
+        )
+
+
+def check_replicas() -> None:
+    """Raises RuntimeError under a `tf.distribute` strategy with replicas."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas > 1:
+        raise RuntimeError(
+            f"KFAC does not run under tf.distribute with {replicas} "
+            "replicas: the factors would be those of one replica."
+        )
+
+
 def group_size(strategy: str | int, ranks: int) -> int:
     """Returns how many ranks hold the inverses of a block.
 
@@ -99,6 +121,7 @@ def hyperparameters(
     factor_decay,
     kl_clip,
     norm_damping,
+    fallback_learning_rate,
 ) -> dict[str, Hyperparameter]:
     """Returns those that are given, by name; raises ValueError as `check`."""
     if is_number(factor_decay) and factor_decay >= 1:
@@ -109,8 +132,10 @@ def hyperparameters(
         "damping": damping,
         "kl_clip": kl_clip,
         "norm_damping": norm_damping,
+        "fallback_learning_rate": fallback_learning_rate,
     }
     not_negative = {"momentum": momentum, "factor_decay": factor_decay}
+    may_be_none = ("kl_clip", "norm_damping", "fallback_learning_rate")
     return {
         name: Hyperparameter(
             name,
@@ -120,5 +145,5 @@ def hyperparameters(
             add_variable=add_variable,
         )
         for name, value in {**positive, **not_negative}.items()
-        if value is not None or name not in ("kl_clip", "norm_damping")
+        if value is not None or name not in may_be_none
     }

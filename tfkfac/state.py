@@ -47,6 +47,7 @@ class Curvature(tf.train.experimental.PythonState):
         self.loaded: Mapping[str, np.ndarray] | None = None
         self._owner = owner
         self._variables: dict[str, keras.Variable] = {}
+        self._optional: set[str] = set()
         # The place of each layer by its path, in the model and in the file;
         # and both ways for what is in either, the model first.
         self._places: dict[str, str] = {}
@@ -87,8 +88,16 @@ class Curvature(tf.train.experimental.PythonState):
             **_inverse(self._places),
         }
 
-    def add(self, name: str, initial: tf.Tensor) -> tf.Variable:
+    def add(
+        self, name: str, initial: tf.Tensor, required: bool = True
+    ) -> tf.Variable:
         """Returns the variable of that name, made if it is not there.
+
+        Args:
+            name: The name.
+            initial: Its first value.
+            required: Whether something is to be made anew where a file lacks
+                it. What is not required is 0 then.
 
         Raises:
             ValueError: A loaded value of that name has another shape.
@@ -99,8 +108,10 @@ class Curvature(tf.train.experimental.PythonState):
         if variable is None or tuple(variable.shape) != shape:
             variable = self._variable(name, initial)
             self._variables[name] = variable
-            if known is None:
+            if known is None and required:
                 self.fresh = True
+        if not required:
+            self._optional.add(name)
         if known is not None:
             value = np.asarray(self._waiting.pop(known))
             if value.shape != shape:
@@ -187,10 +198,12 @@ class Curvature(tf.train.experimental.PythonState):
 
     def _take_waiting(self):
         for name, variable in self._variables.items():
-            if self._waits_as(name) is None:
-                self.fresh = True
-            else:
+            if self._waits_as(name) is not None:
                 self.add(name, variable.value)
+            elif name in self._optional:
+                variable.assign(tf.zeros_like(variable.value))
+            else:
+                self.fresh = True
 
     def offer(self, values: Mapping[str, np.ndarray]) -> None:
         """Lets values wait by name for variables that are not there."""

@@ -58,7 +58,9 @@ class Step:
             V: By the id of the variable, over all ranks and micro-steps.
             update_factors: Takes the statistics into the factors.
         """
-        weights = WeightUpdate(self.optimizer, self.variables, self.t)
+        weights = WeightUpdate(
+            self.optimizer, self.variables, self.t, self.layers.fallback
+        )
         V = weights.clip(V)
         self._update_factors_if_due(update_factors)
         self.layers.inverse_schedule.run(self.t, self._dampings())

@@ -1,8 +1,10 @@
 """The layers of a model by path, and their places in its structure."""
 
 import collections
+import functools
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 
@@ -71,9 +73,26 @@ def _attributes(
     """Yields the attributes that may hold layers, in a fixed order."""
     if keras_compat.has_listed_layers(layer):
         yield "layers", layer.layers
-    yield from keras_compat.own_attributes(layer)
+    yield from own_attributes(layer)
     # Such as are held by a set.
     yield "_layers", keras_compat.held_layers(layer)
+
+
+def own_attributes(
+    layer: keras.layers.Layer,
+) -> list[tuple[str, Any]]:
+    """Returns the attributes that Keras does not give every layer, those that
+    begin with an underscore last, in the order of their names."""
+    own = set(vars(layer)) - _bookkeeping()
+    names = sorted(own, key=lambda name: (name.startswith("_"), name))
+    # The others are what TensorFlow tracks.
+    return [(n, vars(layer)[n]) for n in names if not n.startswith("_self_")]
+
+
+@functools.cache
+def _bookkeeping() -> frozenset[str]:
+    """Returns the attributes that Keras gives every layer."""
+    return frozenset(vars(keras.layers.Layer(name="any")))
 
 
 def _labelled(values: Iterable) -> Iterator[tuple[str, object]]:

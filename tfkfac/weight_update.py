@@ -2,6 +2,9 @@
 
 nu = min(1, sqrt(kl_clip / (eta^2 sum <U, V>)))
 m <- mu m - eta nu U,    W <- (1 - eta wd) W + m
+
+What the fallback claims takes its step in the place of m, and no part in the
+sum: its rate is its own, the decay eta wd that of all weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from tfkfac import keras_compat
+from tfkfac.fallback import Fallback
 
 
 class WeightUpdate:
@@ -18,11 +22,19 @@ class WeightUpdate:
         optimizer: The `KFAC`, for its settings and its momenta.
         variables: The variables that are updated.
         update: t.
+        fallback: What becomes of variables without a block.
     """
 
-    def __init__(self, optimizer, variables: Sequence, update: tf.Tensor):
+    def __init__(
+        self,
+        optimizer,
+        variables: Sequence,
+        update: tf.Tensor,
+        fallback: Fallback,
+    ):
         self._optimizer, self._variables = optimizer, variables
-        self._update = update
+        self._update, self._fallback = update, fallback
+        self._claimed = {id(v) for v in variables if fallback.claims(v)}
 
     def clip(self, V: Mapping[int, tf.Tensor]) -> Mapping[int, tf.Tensor]:
         """Returns V after Keras' clipping of each gradient."""
@@ -34,16 +46,21 @@ class WeightUpdate:
     def sums(
         self, U: Mapping[int, tf.Tensor], V: Mapping[int, tf.Tensor]
     ) -> tf.Tensor:
-        """Returns sum <U, V> and |V|^2 over variables, [2], for `run`."""
+        """Returns sum <U, V> and |V|^2 over variables, [2], for `run`.
+
+        The first is without what the fallback claims.
+        """
         # |V|^2 is for the clip alone.
         clipped = {} if self._optimizer.global_clipnorm is None else V
-        return tf.stack([_dot(U, V), _dot(clipped, clipped)])
+        preconditioned = {k: u for k, u in U.items() if k not in self._claimed}
+        return tf.stack([_dot(preconditioned, V), _dot(clipped, clipped)])
 
     def run(self, U: Mapping[int, tf.Tensor], sums: tf.Tensor) -> None:
         """Moves the weights.
 
         Args:
-            U: Of all variables, by their ids.
+            U: Of all variables, by their ids; V of those that the fallback
+                claims.
             sums: As `sums` gives, over all variables.
         """
         optimizer = self._optimizer
@@ -53,10 +70,16 @@ class WeightUpdate:
         step = eta * scale * self._kl_scale(scale * scale * dot, eta)
         mu = optimizer.at_update("momentum", tf.float64)
         for dtype in {u.dtype: None for u in U.values()}:
-            numbers = [tf.cast(x, dtype) for x in (step, mu, eta)]
+            eta_nu, mu_, eta_ = (tf.cast(x, dtype) for x in (step, mu, eta))
             for v in self._variables:
-                if U[id(v)].dtype == dtype:
-                    self._move(v, U[id(v)], *numbers)
+                u = U[id(v)]
+                if u.dtype != dtype:
+                    continue
+                if id(v) in self._claimed:
+                    u *= tf.cast(scale, dtype)
+                    self._move(v, self._fallback.step(v, u, eta_), eta_)
+                else:
+                    self._move(v, self._momentum(v, u, eta_nu, mu_), eta_)
         if optimizer.use_ema:
             self._average_weights()
 
@@ -78,16 +101,22 @@ class WeightUpdate:
         nu = tf.sqrt(bound / tf.where(usable, square, 1))
         return tf.where(usable, tf.minimum(nu, 1), 1)
 
-    def _move(self, variable, u, eta_nu, mu, eta):
+    def _momentum(self, variable, u, eta_nu, mu):
+        """Returns m <- mu m - eta nu U."""
         optimizer = self._optimizer
         momentum = optimizer.momenta[keras_compat.index_of(optimizer, variable)]
         m = mu * momentum - eta_nu * u
         momentum.assign(m)
-        w = tf.cast(variable.value, u.dtype)
+        return m
+
+    def _move(self, variable, step, eta):
+        """Makes W <- (1 - eta wd) W + step."""
+        optimizer = self._optimizer
+        w = tf.cast(variable.value, step.dtype)
         decay = optimizer.weight_decay
         if decay is not None and keras_compat.decays(optimizer, variable):
-            w = w * (1 - eta * tf.constant(decay, u.dtype))
-        variable.assign(tf.cast(w + m, variable.dtype))
+            w = w * (1 - eta * tf.constant(decay, step.dtype))
+        variable.assign(tf.cast(w + step, variable.dtype))
         if variable.constraint is not None:
             variable.assign(variable.constraint(variable.value))
 

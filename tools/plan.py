@@ -31,6 +31,7 @@ import json
 
 from absl import app, flags
 
+from tfkfac import factor_sizes
 from tfkfac.distributed import assignment
 
 _MODEL = flags.DEFINE_string("model", "resnet50", "Of trainers/models.")
@@ -47,7 +48,9 @@ _FACTORS = flags.DEFINE_integer("factor_update_period", 1, "As of KFAC.")
 _INVERSES = flags.DEFINE_integer("inverse_update_period", 10, "As of KFAC.")
 _FISHER = flags.DEFINE_string("fisher", "sampled", "As of KFAC.")
 _INVERTER = flags.DEFINE_string("inverter", "cholesky", "As of KFAC.")
-_MAX_SIZE = flags.DEFINE_integer("max_factor_size", None, "As of KFAC.")
+_MAX_SIZE = flags.DEFINE_integer(
+    "max_factor_size", factor_sizes.DEFAULT, "As of KFAC."
+)
 _HALF = flags.DEFINE_bool("half", False, "Send statistics in float16.")
 _BUDGET = flags.DEFINE_float(
     "budget", None, "The overhead to find periods for: 0.1 is a tenth more."

@@ -62,6 +62,7 @@ def train(name: str, text: np.ndarray, settings: dict) -> float:
     else:
         settings = dict(settings)
         if settings.pop("embedding_alone", False):
+            settings["fallback"] = "gradient"
             settings["skip"] = [
                 layer.name
                 for layer in model.layers

@@ -149,6 +149,7 @@ def plan_of(
         fisher=optimizer.fisher,
         inverter="eigen" if inverter == "eigen" else "cholesky",
         norm_curvature=settings.get("norm_curvature", "diagonal"),
+        fallback=settings.get("fallback", "adam"),
         **{name: p.number or 1 for name, p in optimizer.periods.items()},
         inputs=tf.TensorSpec([None, *input_shape(run)], dtype),
     )

@@ -32,6 +32,8 @@ _KFAC = (
     "fisher",
     "inverter",
     "strategy",
+    "fallback",
+    "fallback_learning_rate",
 )
 SETTINGS = {
     "kfac": ("learning_rate", "momentum", *_KFAC, "weight_decay"),
@@ -297,3 +299,7 @@ def define_settings(define: Definitions) -> None:
     define.enum("inverter", None, kinds, text)
     text = "K-FAC: owner, replicated, or how many ranks hold an inverse."
     define.string("strategy", None, text)
+    text = "K-FAC: the update of what no curvature block takes."
+    define.enum("fallback", None, ["adam", "gradient"], text)
+    text = "K-FAC: Adam's rate there, the first one; by default 0.003."
+    define.number("fallback_learning_rate", None, text)

@@ -103,6 +103,11 @@ def check_settings(args: flags.FlagValues, settings: dict[str, Any]) -> None:
             f"--strategy={strategy}: must be owner, replicated or a number of "
             "ranks"
         )
+    rate = settings.get("fallback_learning_rate")
+    if settings.get("fallback") == "gradient" and rate is not None:
+        raise SystemExit(
+            f"--fallback_learning_rate={rate}: only with --fallback=adam"
+        )
     interval = settings.get("update_interval", "none")
     for name in ("factor_update_period", "inverse_update_period"):
         if interval != "none" and getattr(args, name) is not None:

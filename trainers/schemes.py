@@ -78,6 +78,10 @@ def kfac(
         found["momentum"] = schedules.CoupledMomentum(
             settings["momentum"], rate
         )
+    if settings.get("fallback_learning_rate") is not None:
+        found["fallback_learning_rate"] = learning_rate(
+            args, settings["fallback_learning_rate"], steps
+        )
     interval = _INTERVALS.get(settings.get("update_interval"))
     if interval is not None:
         after = settings.get("update_interval_after", 0)

@@ -138,11 +138,11 @@ def known_blocks(model) -> list[FactoredBlock]:
         )
     layers = optimizer.require_attached().register()
     blocks = [
-        block
+        member
         for block in layers.registration.blocks
-        if isinstance(block, FactoredBlock)
-        and layers.distributor.owns(block)
-        and all(factor.known() for factor in block.factors)
+        if layers.distributor.owns(block)
+        for member in block.members
+        if all(factor.known() for factor in member.factors)
     ]
     if not blocks:
         raise ValueError(

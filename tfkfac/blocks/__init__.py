@@ -27,6 +27,7 @@ from tfkfac.blocks.own_layers import (
     OwnLayer,
     own_weights,
 )
+from tfkfac.blocks.recurrent import RecurrentBlock
 from tfkfac.blocks.scale import (
     PReLUBlock,
     RMSNormalizationBlock,
@@ -58,6 +59,7 @@ __all__ = [
     "ProductBlock",
     "Recording",
     "RMSNormalizationBlock",
+    "RecurrentBlock",
     "ScaleShiftBlock",
     "SeparableDepthwiseBlock",
     "SeparablePointwiseBlock",

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -13,6 +13,9 @@ from tfkfac import keras_compat
 from tfkfac.factors import Factor
 from tfkfac.inverters import Inverter
 from tfkfac.keras_compat import keras_mask
+
+if TYPE_CHECKING:
+    from tfkfac.blocks.factored import FactoredBlock
 
 
 @dataclasses.dataclass
@@ -230,25 +233,10 @@ class CurvatureBlock(abc.ABC):
         del divisors
         return list(means)
 
+    @property
     @abc.abstractmethod
-    def problem(
-        self, damping: tf.Tensor
-    ) -> tuple[list[bool], list[tf.Tensor], tf.Tensor]:
-        """Returns the arguments of `Inverter.invert`, the factors as they are.
-
-        Args:
-            damping: In the type of the state.
-        """
-
-    @abc.abstractmethod
-    def take(
-        self, values: Sequence[tf.Tensor], again: Sequence[tf.Tensor]
-    ) -> tf.Tensor:
-        """Takes new inverses, the first of the two that are finite.
-
-        Returns whether the block gives up with this failure: neither is finite,
-        and too often in a row.
-        """
+    def members(self) -> "Sequence[FactoredBlock]":
+        """What is inverted each by itself: the block, or parts of it."""
 
     @abc.abstractmethod
     def precondition(

@@ -21,7 +21,17 @@ class FactoredBlock(CurvatureBlock):
     is tried again in float64 and with ten times the damping. Where that fails
     too the last good inverse stays and the factors start anew, and after
     `MAX_FAILURES` in a row U = V, until an inversion succeeds.
+
+    Attributes:
+        prefix: What the names of its state begin with, where it is one of the
+            `members` of another block.
     """
+
+    prefix = ""
+
+    @property
+    def members(self):
+        return [self]
 
     @abc.abstractmethod
     def to_matrix(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -51,17 +61,32 @@ class FactoredBlock(CurvatureBlock):
         start = inverter.start(self.factors, dtype)
         self._inverses = [add_state(name, v) for name, v in start.items()]
         # How many inversions failed: in a row, and in all.
-        self.failures = add_state("failures", tf.zeros([2], tf.int64))
+        name = f"{self.prefix}failures"
+        self.failures = add_state(name, tf.zeros([2], tf.int64))
         return [*self._inverses, self.failures]
 
-    def problem(self, damping):
+    def problem(
+        self, damping: tf.Tensor
+    ) -> tuple[list[bool], list[tf.Tensor], tf.Tensor]:
+        """Returns the arguments of `Inverter.invert`, the factors as they are.
+
+        Args:
+            damping: In the type of the state.
+        """
         return (
             [factor.diagonal for factor in self.factors],
             [factor.value() for factor in self.factors],
             damping,
         )
 
-    def take(self, values, again):
+    def take(
+        self, values: Sequence[tf.Tensor], again: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
+        """Takes new inverses, the first of the two that are finite.
+
+        Returns whether the block gives up with this failure: neither is finite,
+        and too often in a row.
+        """
         weights = [factor.weight for factor in self.factors]
         *state, gave_up = _choose(
             [variable.value() for variable in self._inverses],

@@ -26,16 +26,22 @@ class KroneckerBlock(FactoredBlock):
         d_out: The number of outputs of a group.
     """
 
-    def __init__(self, layer, kernel, bias, *, groups=1, d_in, d_out):
+    def __init__(
+        self, layer, kernel, bias, *, groups=1, d_in, d_out, prefix=""
+    ):
         super().__init__(layer)
+        self.prefix = prefix
         self.kernel = kernel
         self.bias = bias if bias is not None and bias.trainable else None
         self.variables = [kernel] if self.bias is None else [kernel, bias]
         self.groups, self.d_in, self.d_out = groups, d_in, d_out
         side = d_in + (self.bias is not None)
         self.factors = [
-            DenseFactor("input_factor", groups, side, rows_are_terms=True),
-            DenseFactor("output_factor", groups, d_out, rows_are_terms=False),
+            DenseFactor(prefix + name, groups, dim, rows_are_terms=of_terms)
+            for name, dim, of_terms in (
+                ("input_factor", side, True),
+                ("output_factor", d_out, False),
+            )
         ]
 
     def input_rows(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -97,19 +103,36 @@ class KroneckerBlock(FactoredBlock):
         if mask is None:
             count = tf.cast(tf.shape(g)[1], dtype)
         else:
-            g *= tf.cast(mask, g.dtype)
             count = tf.reduce_sum(tf.cast(mask, dtype))
+        G = self.output_moment(use, g, mask, count, product_dtype, dtype)
+        A = self.input_moment(use.inputs, mask, count, product_dtype, dtype)
+        return [Moment(A, count), Moment(G, count)]
+
+    def output_moment(
+        self,
+        use: LayerCall,
+        g: tf.Tensor,
+        mask: tf.Tensor | None,
+        count: tf.Tensor,
+        product_dtype: tf.DType,
+        dtype: tf.DType,
+    ) -> tf.Tensor:
+        """Returns the sum over the rows of g g^T, or its diagonal.
+
+        Args:
+            use: A call of the layer.
+            g: Its gradients, as `output_rows` gave them.
+            mask, count, product_dtype, dtype: As of `input_moment`.
+        """
         G = linalg.second_moment(
-            g,
+            g if mask is None else g * tf.cast(mask, g.dtype),
             append_one=False,
             count=count,
             product_dtype=product_dtype,
             dtype=dtype,
             diagonal=self.factors[1].diagonal,
         )
-        G = use.times_square_of_scale(G)
-        A = self.input_moment(use.inputs, mask, count, product_dtype, dtype)
-        return [Moment(A, count), Moment(G, count)]
+        return use.times_square_of_scale(G)
 
     def input_moment(
         self,

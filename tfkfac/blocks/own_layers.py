@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import keras_compat, tensorflow_compat
+from tfkfac import keras_compat, structure, tensorflow_compat
 from tfkfac.blocks import low_rank
 from tfkfac.blocks.base import CurvatureBlock, LayerCall
 from tfkfac.blocks.own import (
@@ -235,7 +235,7 @@ def own_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
         if id(v) not in others
     }
     found = {}
-    for attribute, value in keras_compat.own_attributes(layer):
+    for attribute, value in structure.own_attributes(layer):
         for name, v in _named(attribute, value):
             if id(v) in left:
                 found[name] = left.pop(id(v))

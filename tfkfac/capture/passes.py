@@ -115,7 +115,8 @@ class _GraphPasses(Passes):
 
     def _back_from(self, gradients) -> set[tuple]:
         """Goes around scalars, such as the norm of all gradients, and around
-        what the layers saw, which may come of gradients of another pass."""
+        what the layers saw, which may come of gradients of another pass; but
+        not around the lists of tensors that loops take, scalars by shape."""
         stack = [getattr(g, "values", g) for g in gradients]
         found, seen = set(), set()
         while stack:
@@ -127,7 +128,11 @@ class _GraphPasses(Passes):
                 found.add(place)
             elif op not in seen and op not in self._forward:
                 seen.add(op)
-                stack.extend(t for t in op.inputs if t.shape.rank != 0)
+                stack.extend(
+                    t
+                    for t in op.inputs
+                    if t.shape.rank != 0 or t.dtype == tf.variant
+                )
         return found
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 
@@ -12,7 +11,7 @@ from absl import logging
 
 from tfkfac import keras_compat
 from tfkfac.blocks import LayerCall, Recording
-from tfkfac.capture import losses, marker, masks
+from tfkfac.capture import losses, marker, masks, records
 from tfkfac.capture.records import (
     Arrival,
     OuterCall,
@@ -318,15 +317,10 @@ def _run(layer, original, hearing, *args, **options):
     types = {r: t for r in hearing if (t := r.wants(layer)) is not None}
     if not types:
         return masks.handing_down(layer, original)(*args, **options)
-    first = next(iter(inspect.signature(original).parameters), None)
-    if not args and first not in options:
-        for recorder in types:
-            recorder.unusable[id(layer)] = "called without its first input"
-        return original(**options)
-    inputs, *more = args or (options.pop(first),)
-    for recorder, records in list(types.items()):
+    inputs, *more = records.positional(original, args, options)
+    for recorder, kind in list(types.items()):
         reason = recorder.reason_against(inputs)
-        reason = reason or records.unsupported_call(layer, inputs)
+        reason = reason or kind.unsupported_call(layer, inputs)
         if reason is not None:
             recorder.unusable[id(layer)] = reason
             del types[recorder]

@@ -1,6 +1,7 @@
 """What is recorded of a step: calls of layers, gradients that came to them."""
 
 import dataclasses
+import inspect
 import weakref
 from collections.abc import Callable
 from types import FrameType
@@ -158,6 +159,14 @@ def keys(variable) -> tuple[int, ...]:
 def sources(frame: FrameType) -> list:
     """Returns what a call of `GradientTape.gradient` differentiates by."""
     return tf.nest.flatten(frame.f_locals["sources"])
+
+
+def positional(call: Callable, args: tuple, options: dict) -> list:
+    """Returns the positional arguments of a call, the first of which may have
+    been given by its name: that is taken out of `options`."""
+    if args:
+        return list(args)
+    return [options.pop(next(iter(inspect.signature(call).parameters)))]
 
 
 def first_known(*values):

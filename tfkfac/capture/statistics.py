@@ -233,4 +233,4 @@ def _give_up(block, unusable) -> None:
         return
     reason = "no gradient reaches its output (a rematerialized scope?)"
     unusable[id(block.layer)] = reason
-    logging.warning("%s: %s; it takes the plain gradient.", block.path, reason)
+    logging.warning("%s: %s; it is left to the fallback.", block.path, reason)

@@ -6,7 +6,8 @@ normalizations, activations, what is copied) counts nothing.
 """
 
 import math
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -21,11 +22,16 @@ _CONTROL_FLOW = (
 )  # fmt: skip
 
 
-def count(operations: Iterable[tf.Operation]) -> tuple[int, list[str]]:
+def count(
+    operations: Iterable[tf.Operation],
+    outside: Mapping[str, tf.Tensor] = types.MappingProxyType({}),
+) -> tuple[int, list[str]]:
     """Returns (FLOPs, what is not counted), bodies of functions included.
 
     Args:
         operations: Of a graph, with static shapes.
+        outside: For the body of a function, by the name of an input, what that
+            stands for.
 
     Returns:
         The FLOPs, and the names of loops and branches and of products whose
@@ -33,12 +39,14 @@ def count(operations: Iterable[tf.Operation]) -> tuple[int, list[str]]:
     """
     total, left_out = 0, []
     for op in operations:
-        body, times = _body(op)
+        body, times = _body(op, outside)
         if body is not None:
-            inner = op.graph._get_function(body).graph.get_operations()
-            flops, names = count(inner)
+            inner = op.graph._get_function(body).graph
+            given = [_source(t, outside) for t in op.inputs]
+            names = [t.op.name for t in getattr(inner, "inputs", ())]
+            flops, more = count(inner.get_operations(), dict(zip(names, given)))
             total += times * flops
-            left_out += names
+            left_out += more
         elif op.type in _CONTROL_FLOW:
             left_out.append(op.name)
         elif op.type in _PRODUCTS:
@@ -49,17 +57,42 @@ def count(operations: Iterable[tf.Operation]) -> tuple[int, list[str]]:
     return total, left_out
 
 
-def _body(op: tf.Operation) -> tuple[str | None, int]:
+def _body(op: tf.Operation, outside) -> tuple[str | None, int]:
     """Returns the function that an operation runs, and how often, or None."""
     if op.type in _CALLS:
         return op.get_attr("f").name, 1
     if op.type in _LOOPS and len(op.inputs) > 1:
         most = op.inputs[1]  # After the counter, of a `tf.while_loop`.
-        if "maximum_iterations" in most.op.name:
-            times = tf.get_static_value(most)
+        most = _source(most, outside)
+        if "maximum_iterations" in most.op.name or most.op.type == "Max":
+            times = _static_value(most)
             if times is not None and times >= 0:
                 return op.get_attr("body").name, int(times)
     return None, 0
+
+
+def _source(tensor: tf.Tensor, outside) -> tf.Tensor:
+    """Returns what a tensor is that functions only hand on."""
+    while True:
+        if tensor.op.name in outside:
+            return outside[tensor.op.name]
+        if tensor.op.type not in _CALLS:
+            return tensor
+        inner = tensor.op.graph._get_function(tensor.op.get_attr("f").name)
+        result = inner.graph.outputs[tensor.value_index]
+        names = [t.op.name for t in inner.graph.inputs]
+        if result.op.name not in names:
+            return tensor
+        tensor = tensor.op.inputs[names.index(result.op.name)]
+
+
+def _static_value(tensor: tf.Tensor):
+    """Returns the value of a constant, or of the largest one of a constant, as
+    recurrent layers give the number of their steps; else None."""
+    if tensor.op.type != "Max":
+        return tf.get_static_value(tensor)
+    value = tf.get_static_value(tensor.op.inputs[0])
+    return None if value is None else value.max()
 
 
 def _sides(tensor: tf.Tensor) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfkfac import inverters, registry, settings
+from tfkfac import factor_sizes, inverters, registry, settings
 from tfkfac.blocks import CurvatureBlock
 from tfkfac.distributed import assignment, packing
 from tfkfac.estimator import state_dtype
@@ -20,6 +20,7 @@ from tfkfac.schedules import is_number
 # FLOPs of an inversion over n^3, and of U over n m (n + m). Eigenvalues and
 # vectors take about 9 n^3 (Golub and Van Loan, section 8.3), U four products.
 _FLOPS = {"cholesky": (2, 2), "eigen": (9, 4)}
+_FALLBACKS = {"adam": "Adam", "gradient": "plain gradient"}
 _COUNTS = ("batch_size", "ranks", "factor_update_period",
            "inverse_update_period")  # fmt: skip
 
@@ -37,9 +38,10 @@ def plan(
     inverter: str = "cholesky",
     norm_curvature: str = "diagonal",
     tied: str = "pooled",
-    max_factor_size: int | None = None,
+    max_factor_size: int | None = factor_sizes.DEFAULT,
     skip: Sequence[str] = (),
     communication_dtype: str = "float32",
+    fallback: str = "adam",
     inputs: Any = None,
 ) -> Plan:
     """Returns what `tfkfac.KFAC` would take of a model, without training it.
@@ -61,8 +63,8 @@ def plan(
         batch_size: The examples of each rank.
         ranks: How many there are.
         strategy, factor_update_period, inverse_update_period, fisher, inverter,
-            norm_curvature, tied, max_factor_size, skip, communication_dtype: As
-            of `tfkfac.KFAC`, the periods as numbers.
+            norm_curvature, tied, max_factor_size, skip, communication_dtype,
+            fallback: As of `tfkfac.KFAC`, the periods as numbers.
         budget: The overhead to find periods for: 0.1 is a tenth more than the
             gradient step. Of what preconditioning leaves of it, factors and
             inversions get half each, or one period where inversions are the
@@ -97,7 +99,8 @@ def plan(
         parameters=sum(map(_size, variables)),
         dense_bytes=dense,
         packed_bytes=packed,
-        momentum_bytes=sum(_size(v) * state_dtype(v).size for v in variables),
+        momentum_bytes=sum(_size(v) * state_dtype(v).size for v in variables)
+        + _adam_bytes(found.registration.fallback, fallback),
         layers=layers,
         ranks=of_ranks,
         steps=_steps(found.gradient, overheads, of_ranks),
@@ -137,7 +140,8 @@ def _check(model, arguments) -> None:
             raise ValueError(
                 f"plan({name}={value!r}): must be a positive integer."
             )
-    choices = ("fisher", "norm_curvature", "tied", "communication_dtype")
+    choices = ("fisher", "norm_curvature", "tied", "communication_dtype",
+               "fallback")  # fmt: skip
     settings.check(
         {name: arguments[name] for name in choices},
         strategy=arguments["strategy"],
@@ -163,14 +167,18 @@ def _check(model, arguments) -> None:
 def _register(model, arguments, unusable) -> registry.Registration:
     options = {name: arguments[name] for name in ("norm_curvature", "tied")}
     found = registry.register_model(model, arguments["skip"], unusable, options)
-    if arguments["max_factor_size"] is not None:
-        for block in found.blocks:
-            block.limit_factors(arguments["max_factor_size"])
+    factor_sizes.limit(found.blocks, arguments["max_factor_size"])
     return found
 
 
 def _size(variable) -> int:
     return math.prod(variable.shape)
+
+
+def _adam_bytes(variables, fallback: str) -> int:
+    """Returns the bytes of two moments, their weights and a rate of each."""
+    sizes = [(2 * _size(v) + 3) * state_dtype(v).size for v in variables]
+    return sum(sizes) if fallback == "adam" else 0
 
 
 def _layers(found, arguments) -> list[LayerPlan]:
@@ -197,8 +205,9 @@ def _layers(found, arguments) -> list[LayerPlan]:
             found.layers.items(), items, owners
         )
     ]
+    name = _FALLBACKS[arguments["fallback"]]
     return layers + [
-        LayerPlan(v.path, "plain gradient", "", _size(v), owner)
+        LayerPlan(v.path, name, "", _size(v), owner)
         for v, owner in zip(alone, owners[len(blocks) :])
     ]
 

@@ -12,7 +12,7 @@ class LayerPlan:
 
     Attributes:
         path: Of the block, or of the variable.
-        block: The name of its class; "plain gradient" without one.
+        block: The name of its class; "Adam" or "plain gradient" without one.
         factors: The sides of the factors, as `KFAC.summary` prints them.
         parameters: Their number.
         owner: The rank that has the factors and inverts them.
@@ -87,8 +87,8 @@ class Plan:
         parameters: The number of trainable ones.
         dense_bytes: Of the factors in float32 as square matrices.
         packed_bytes: Of their upper triangles, which is what is sent.
-        momentum_bytes: Of the momenta, on each rank.
-        layers: The blocks, then what takes the plain gradient.
+        momentum_bytes: Of the momenta, and Adam's moments, on each rank.
+        layers: The blocks, then what has none.
         ranks: The ranks.
         steps: The kinds of steps.
         sampled_flops: Of the further backward pass of sampled targets.

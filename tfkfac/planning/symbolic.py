@@ -172,7 +172,8 @@ class _Trace:
     def _backward_products(self, tape, outputs) -> list[int]:
         """Returns, for each product of each call, that of its gradients.
 
-        One for the kernel, and one for the inputs where a gradient goes on.
+        One for the kernel, and one for the inputs where a gradient goes on, as
+        it always does from step to step.
         """
         inputs = [c.inputs for c in self._calls]
         floating = [x for x in inputs if x.dtype.is_floating]
@@ -180,9 +181,10 @@ class _Trace:
         goes_on = [
             x.dtype.is_floating and next(gradients) is not None for x in inputs
         ]
+        steps = [isinstance(c.layer, keras.layers.RNN) for c in self._calls]
         return [
-            0 if call.gradient is None else 1 + more
-            for call, more in zip(self._calls, goes_on)
+            0 if call.gradient is None else 1 + (more or has_steps)
+            for call, more, has_steps in zip(self._calls, goes_on, steps)
         ]
 
     def _moments(
