@@ -213,7 +213,7 @@ REASONS = {
 def test_what_has_no_block_says_why(reason, capsys):
     model = model_of(REASONS[reason])
     model.optimizer.summary()
-    assert f"plain gradient ({reason})" in capsys.readouterr().out
+    assert f"Adam ({reason})" in capsys.readouterr().out
     before = model.get_weights()
     model.train_on_batch(X, Y)
     for a, b in zip(before, model.get_weights()):
