@@ -6,6 +6,7 @@ import reference_embeddings
 import reference_layers
 import reference_norms
 import reference_recurrent
+import reference_scales
 import reference_transposed
 
 NORMS = (
@@ -34,7 +35,12 @@ POOLING = reference_layers.Function(
 
 
 def mirror(layer, shape, norm_curvature="diagonal", tied="pooled"):
-    """The stages that stand for a Keras layer with inputs of `shape`."""
+    """The stages that stand for a Keras layer with inputs of `shape`.
+
+    A layer of a test has a method that returns them.
+    """
+    if hasattr(layer, "mirror"):
+        return layer.mirror(shape)
     if isinstance(layer, keras.layers.Flatten):
         return [reference_layers.FLATTEN]
     if isinstance(layer, keras.layers.Masking):
@@ -57,6 +63,16 @@ def mirror(layer, shape, norm_curvature="diagonal", tied="pooled"):
         return [_recurrent(layer)]
     if isinstance(layer, NORMS):
         return [_normalization(layer, len(shape), norm_curvature)]
+    if isinstance(layer, keras.layers.PReLU):
+        axes = set(range(1, len(shape))) - set(layer.shared_axes or ())
+        return [reference_scales.PReLU(_array(layer.alpha), None, axes)]
+    if isinstance(layer, keras.layers.RMSNormalization):
+        axes = [axis % len(shape) for axis in layer.axis]
+        return [
+            reference_scales.RMSNormalization(
+                _array(layer.scale), axes, layer.epsilon
+            )
+        ]
     stages = []
     if not isinstance(layer, keras.layers.Activation):
         stages = _linear(layer, len(shape))

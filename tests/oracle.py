@@ -208,6 +208,7 @@ class Case:
                 self.blocks[f"{layer.name}/{part}"] = stages[0], slice(i, i + 1)
             return
         parts = ["/depthwise", "/pointwise"] if len(stages) == 2 else [""]
+        parts = getattr(layer, "parts", parts)  # Of a layer of a test.
         for stage, part in zip(stages, parts, strict=True):
             self.blocks[layer.name + part] = stage, slice(None)
 

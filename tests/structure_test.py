@@ -30,7 +30,7 @@ from structures import (
 )
 
 import tfkfac
-from tfkfac import registry, state
+from tfkfac import state, structure
 
 CASES = {
     "sequential": (sequential, {"norm_curvature": "full"}),
@@ -73,7 +73,7 @@ def saved(request, tmp_path_factory):
         "variables": [values(model.variables), values(optimizer.variables)],
     }
     paths["plain tree"] = plain(paths["tree"])
-    names = list(registry.named_layers(model))
+    names = list(structure.named_layers(model))
     train(model, range(STOP, STEPS))
     return build, settings, paths, names, everything(model)
 
@@ -83,7 +83,7 @@ def test_goes_on_in_a_model_of_other_names(saved, way):
     build, settings, paths, names, expected = saved
     build()  # Takes the first names.
     model = make(build, settings)
-    assert set(names).isdisjoint(registry.named_layers(model))
+    assert set(names).isdisjoint(structure.named_layers(model))
     train(model, [5])  # What it has of its own is to go.
     optimizer = model.optimizer
     kept = [v.value for v in optimizer.variables]
@@ -120,7 +120,7 @@ def test_goes_on_after_load_model(build, tmp_path):
     restored = keras.models.load_model(tmp_path / "x.keras")
     restored.run_eagerly = True
     tfkfac.attach(restored)
-    places = [registry.places(m).values() for m in (model, restored)]
+    places = [structure.places(m).values() for m in (model, restored)]
     assert set(places[0]) == set(places[1])
     assert not restored.optimizer.curvature.waiting()
     for m in (model, restored):
@@ -270,3 +270,34 @@ def test_old_files_go_by_names(tmp_path):
     b = make(nested, {})
     with pytest.raises(ValueError, match="dense.*no block for"):
         b.load_weights(tmp_path / "a.weights.h5")
+
+
+def test_places_of_layers():
+    places = structure.places(subclassed())
+    assert places.pop("sequential/input_layer").startswith("/_few/sequential/")
+    assert places == {
+        "dense": "/z",
+        "multi_head_attention": "/attention",
+        "multi_head_attention/query": "/attention/_query_dense",
+        "multi_head_attention/key": "/attention/_key_dense",
+        "multi_head_attention/value": "/attention/_value_dense",
+        "multi_head_attention/softmax": "/attention/_softmax",
+        "multi_head_attention/dropout": "/attention/_dropout_layer",
+        "multi_head_attention/attention_output": "/attention/_output_dense",
+        "dense_1": "/many/dense",
+        "dense_2": "/many/container/dense",
+        "layer_normalization": "/many/container/container/layer_normalization",
+        "sequential": "/_few/sequential",
+        "sequential/flatten": "/_few/sequential/layers/flatten",
+        "sequential/dense_3": "/_few/sequential/layers/dense",
+        "dense_4": "/_layers/dense_3",
+    }
+
+
+def test_place_of_a_layer_that_two_models_hold():
+    """The first that a walk comes to, whatever the names."""
+    first, second = (structure.places(shared()) for _ in range(2))
+    assert list(first.values()) == list(second.values())
+    assert first["sequential/dense"] == "/layers/sequential/layers/dense"
+    assert second["sequential_1/dense_4"] == "/layers/sequential/layers/dense_1"
+    assert second["dense_5"] == "/layers/dense_1"

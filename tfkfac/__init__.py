@@ -32,7 +32,7 @@ from tfkfac.distributed.communicator import init
 from tfkfac.inverters import CholeskyInverter, EigenInverter, Inverter
 from tfkfac.optimizer import KFAC
 from tfkfac.planning import plan
-from tfkfac.registry import register
+from tfkfac.registry import register, register_linear, register_scale
 from tfkfac.schedules import GrowingInterval, LateInterval
 
 __version__ = "0.1.0"
@@ -61,4 +61,6 @@ __all__ = [
     "init",
     "plan",
     "register",
+    "register_linear",
+    "register_scale",
 ]

@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from tfkfac import factor_sizes, fallback, registry, settings
+from tfkfac import factor_sizes, fallback, registry, settings, structure
 from tfkfac.distributed import assignment
 from tfkfac.distributed.communicator import Communicator
 from tfkfac.distributed.distributor import Distributor
@@ -70,7 +70,7 @@ def make(
         model, optimizer.skip, unusable, optimizer.block_options
     )
     limited = factor_sizes.limit(registration.blocks, optimizer.max_factor_size)
-    places = registry.places(model)
+    places = structure.places(model)
     places[registry.OF_MODEL] = "/" + registry.OF_MODEL
     optimizer.curvature.locate(places)
     other = fallback.make(optimizer, registration, optimizer.curvature)

@@ -50,6 +50,7 @@ class AttachedModel:
         self.shared = SharedCurvature(optimizer, self.communicator)
         self._layers: AttachedLayers | None = None
         self._made_for: tuple | None = None
+        self._in_loops: set[int] = set()  # Ids of layers.
         self._name = f"tfkfac.{next(_numbers)}"
         self._watched: weakref.WeakSet = weakref.WeakSet()
         if self.communicator.size > 1:
@@ -82,9 +83,16 @@ class AttachedModel:
         return self._layers
 
     def _wants(self, layer):
-        kind = registry.block_type(layer)
-        if kind is None or self._layers is not None:
-            known = self._layers is not None and self._layers.has_block(layer)
+        if layer is self.model or layer.name in self.optimizer.skip:
+            return None
+        kind = registry.recording(layer)
+        if kind is None:
+            return None
+        if self._layers is not None:
+            known = self._layers.has_block(layer) or (
+                id(layer) not in self._in_loops
+                and registry.may_have_parts(layer)
+            )
             return kind if known else None
         # Layers are built one by one: they are registered at the update.
         usable = layer.trainable and kind.unsupported(layer) is None
@@ -123,7 +131,11 @@ class AttachedModel:
         """
         self._watch_loss_scale(getattr(self.model, "optimizer", None))
         unusable = self.recorder.unusable
-        wanted = [id(v) for v in self.model.trainable_variables], len(unusable)
+        wanted = (
+            [id(v) for v in self.model.trainable_variables],
+            len(unusable),
+            registry.what_own_layers_do(self.model),
+        )
         if self._layers is not None and wanted == self._made_for:
             return self._layers
         with tf.init_scope():
@@ -139,6 +151,7 @@ class AttachedModel:
             self.shared.forget_what_others_own()
             self.shared.agree_on_refresh(self._layers)
         self._made_for = wanted
+        self._in_loops = registry.in_loops(self.model)
         report.log(
             self.model,
             self._layers.registration,

@@ -71,6 +71,16 @@ def own_trainable_variables(
     return list(layer._trainable_variables)
 
 
+def stored_kernel(layer: keras.layers.Layer) -> keras.Variable:
+    """Returns the kernel of a layer without what LoRA adds to it."""
+    return layer._kernel
+
+
+def tensorflow_variable(variable: keras.Variable) -> tf.Variable:
+    """Returns the variable itself, where `value` may be a cast of it."""
+    return variable._value
+
+
 def has_listed_layers(layer: keras.layers.Layer) -> bool:
     """Whether `layers` is a list in a fixed order, as of a functional model."""
     return layer._obj_type() in ("Sequential", "Functional")

@@ -1,15 +1,14 @@
-"""Which block stands for which layer."""
+"""Which block stands for which layer; how a model is covered."""
 
 import collections
 import dataclasses
-import functools
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from tfkfac import blocks, keras_compat
+from tfkfac import blocks, keras_compat, structure
+from tfkfac.blocks import low_rank
 
 _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.Dense: blocks.DenseBlock,
@@ -29,11 +28,14 @@ _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.BatchNormalization: blocks.BatchNormalizationBlock,
     keras.layers.LayerNormalization: blocks.LayerNormalizationBlock,
     keras.layers.GroupNormalization: blocks.GroupNormalizationBlock,
+    keras.layers.RMSNormalization: blocks.RMSNormalizationBlock,
+    keras.layers.PReLU: blocks.PReLUBlock,
     keras.layers.RNN: blocks.RecurrentBlock,
     keras.layers.SimpleRNN: blocks.RecurrentBlock,
     keras.layers.GRU: blocks.RecurrentBlock,
     keras.layers.LSTM: blocks.RecurrentBlock,
 }
+_DECLARED: dict[type, blocks.Declaration] = {}
 
 OF_MODEL = "(model)"  # In paths, what a model holds itself.
 
@@ -50,11 +52,7 @@ def register(
     Raises:
         TypeError: An argument is not a class of that kind.
     """
-    if not (
-        isinstance(layer_type, type)
-        and issubclass(layer_type, keras.layers.Layer)
-    ):
-        raise TypeError(f"register: {layer_type!r} is not a class of layers.")
+    _require_layers("register", layer_type)
     if not (
         isinstance(block_type, type)
         and issubclass(block_type, blocks.CurvatureBlock)
@@ -63,18 +61,124 @@ def register(
             f"register: {block_type!r} is not a subclass of "
             "tfkfac.CurvatureBlock."
         )
+    _DECLARED.pop(layer_type, None)
     _BLOCKS[layer_type] = block_type
+
+
+def register_linear(
+    layer_type: type[keras.layers.Layer],
+    kernel: str = "kernel",
+    bias: str | None = None,
+) -> None:
+    """Declares that layers of a type have one product `x @ kernel (+ bias)`.
+
+    What x is, and what becomes of the product, is left to the layer's `call`,
+    which the first recorded call is checked against. Without a declaration
+    products are found in that call; with one the blocks are there before.
+
+    Args:
+        layer_type: The type of the layers, with its subclasses as of
+            `register`.
+        kernel: The attribute that holds the kernel, [d_in, d_out].
+        bias: The attribute that holds the bias, [d_out]; both it and what it
+            holds may be None.
+
+    Raises:
+        TypeError: `layer_type` is not a class of layers.
+    """
+    _declare("register_linear", layer_type, "product", kernel, bias)
+
+
+def register_scale(
+    layer_type: type[keras.layers.Layer],
+    scale: str = "gamma",
+    shift: str | None = None,
+) -> None:
+    """Declares that layers of a type have one scale `x * scale (+ shift)`.
+
+    As `register_linear`; the first axis of x is that of the examples. The
+    block is that of normalization layers, `ScaleShiftBlock`.
+
+    Args:
+        layer_type: The type of the layers.
+        scale: The attribute that holds the scale, which broadcasts to x.
+        shift: The attribute that holds the shift, of the shape of the scale;
+            both it and what it holds may be None.
+
+    Raises:
+        TypeError: `layer_type` is not a class of layers.
+    """
+    _declare("register_scale", layer_type, "scale", scale, shift)
+
+
+def _declare(function, layer_type, kind, weight, shift) -> None:
+    _require_layers(function, layer_type)
+    _BLOCKS.pop(layer_type, None)
+    _DECLARED[layer_type] = blocks.Declaration(function, kind, weight, shift)
+
+
+def _require_layers(function, layer_type) -> None:
+    if not (
+        isinstance(layer_type, type)
+        and issubclass(layer_type, keras.layers.Layer)
+    ):
+        raise TypeError(f"{function}: {layer_type!r} is not a class of layers.")
 
 
 def block_type(
     layer: keras.layers.Layer,
 ) -> type[blocks.CurvatureBlock] | None:
     """Returns the block for `layer`; None if no type of it is registered."""
+    return _of_type(layer, _BLOCKS)
+
+
+def _of_type(layer, known):
+    """Returns what is known of a layer's type, or of the parent whose `call`
+    it has."""
     kind: Any = type(layer)
     for parent in kind.__mro__:
-        if parent in _BLOCKS and kind.call is parent.call:
-            return _BLOCKS[parent]
+        if parent in known and kind.call is parent.call:
+            return known[parent]
     return None
+
+
+def recording(
+    layer: keras.layers.Layer,
+) -> blocks.Recording | None:
+    """Returns what records the calls of a layer; None where nothing does.
+
+    The block of its type; else, or with LoRA, what finds out how its calls use
+    the weights of its own, if it has any.
+    """
+    known = block_type(layer)
+    if known is not None and low_rank.call_of(layer) is None:
+        return known
+    if not keras_compat.own_trainable_variables(layer) or (
+        not blocks.own_weights(layer)
+    ):
+        return known
+    return blocks.OwnLayer.of(layer, _of_type(layer, _DECLARED))
+
+
+def may_have_parts(layer: keras.layers.Layer) -> bool:
+    """Whether parts were found in a layer's call, or are to be."""
+    records = recording(layer)
+    return isinstance(records, blocks.OwnLayer) and records.parts != {}
+
+
+def in_loops(model: keras.Model) -> set[int]:
+    """Returns the ids of the layers that recurrent layers call."""
+    return set(_loops(keras_compat.layers_of(model)))
+
+
+def what_own_layers_do(model: keras.Model) -> list:
+    """Returns what changes when something else is found of a layer."""
+    found = [recording(x) for x in keras_compat.layers_of(model, False)]
+    return [
+        (x.parts and list(x.parts))
+        for x in found
+        if isinstance(x, blocks.OwnLayer)
+    ]
 
 
 @dataclasses.dataclass
@@ -92,105 +196,6 @@ class Registration:
     fallback: list[keras.Variable]
     reasons: list[str]
     paths: list[str]
-
-
-def named_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
-    """Returns the layers of a model by path, in the order that it holds them.
-
-    A path is made of the names of the layers that hold a layer, the model left
-    out: "encoder/dense". (`layer.path` of Keras is another after
-    `load_model`.) A second layer of the same path is given "#2".
-    """
-    found: dict[str, keras.layers.Layer] = {}
-    seen: set[int] = set()
-    count: collections.Counter[str] = collections.Counter()
-
-    def walk(parent, prefix):
-        for layer in keras_compat.held_layers(parent):
-            if id(layer) in seen:
-                continue
-            seen.add(id(layer))
-            path = prefix + layer.name
-            count[path] += 1
-            if count[path] > 1:
-                path += f"#{count[path]}"
-            found[path] = layer
-            walk(layer, path + "/")
-
-    walk(model, "")
-    return found
-
-
-def places(model: keras.Model) -> dict[str, str]:
-    """Returns the place of each layer, by its path as of `named_layers`.
-
-    A place is made as Keras names layers in `.weights.h5` files, of attributes
-    and, in lists, of the class and how many of that class come before:
-    "/layers/dense_1", "/encoder/layers/dense", "/blocks/block_2/attention". It
-    holds no name of a layer, so that it is the same in a model that is built
-    again. Of several places a layer has the first: lists of sequential and
-    functional models come first, then attributes, private ones last.
-    """
-    left = {id(layer): path for path, layer in named_layers(model).items()}
-    found = {}
-
-    def visit(held, place, inside=()):
-        if isinstance(held, keras.layers.Layer):
-            if id(held) in left:
-                found[left.pop(id(held))] = place
-                for attribute, value in _attributes(held):
-                    visit(value, f"{place}/{attribute}")
-        elif isinstance(held, (list, tuple, dict)) and id(held) not in inside:
-            values = held.values() if isinstance(held, dict) else held
-            for label, value in _labelled(values):
-                visit(value, f"{place}/{label}", (*inside, id(held)))
-
-    for attribute, value in _attributes(model):
-        visit(value, f"/{attribute}")
-    return found
-
-
-def _attributes(
-    layer: keras.layers.Layer,
-) -> Iterator[tuple[str, object]]:
-    """Yields the attributes that may hold layers, in a fixed order."""
-    if keras_compat.has_listed_layers(layer):
-        yield "layers", layer.layers
-    own = set(vars(layer)) - _bookkeeping()
-    for name in sorted(own, key=lambda name: (name.startswith("_"), name)):
-        if not name.startswith("_self_"):  # What TensorFlow tracks.
-            yield name, vars(layer)[name]
-    yield (
-        "_layers",
-        keras_compat.held_layers(layer),
-    )  # Such as are held by a set.
-
-
-@functools.cache
-def _bookkeeping() -> frozenset[str]:
-    """Returns the attributes that Keras gives every layer."""
-    return frozenset(vars(keras.layers.Layer(name="any")))
-
-
-def _labelled(values: Iterable) -> Iterator[tuple[str, object]]:
-    """Yields the layers and lists among `values`, each with its label."""
-    count: collections.Counter[str] = collections.Counter()
-    for value in values:
-        if isinstance(value, keras.layers.Layer):
-            kind = _snake_case(type(value).__name__)
-        elif isinstance(value, (list, tuple, dict)):
-            kind = "container"
-        else:
-            continue
-        yield f"{kind}_{count[kind]}" if count[kind] else kind, value
-        count[kind] += 1
-
-
-def _snake_case(name: str) -> str:
-    """Returns "layer_normalization" for "LayerNormalization", as Keras does."""
-    name = re.sub(r"\W+", "", name)
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def register_model(
@@ -211,7 +216,7 @@ def register_model(
     Raises:
         ValueError: No trainable variable, or a name in `skip` is not there.
     """
-    layers = named_layers(model)
+    layers = structure.named_layers(model)
     names = {x.name for x in layers.values()} | set(layers)
     for name in skip:
         if name not in names:
@@ -230,6 +235,7 @@ def register_model(
     reasons: dict[int, str] = {}
     found: list[blocks.CurvatureBlock] = []
     made: list[blocks.CurvatureBlock]
+    shared = _held_by_several(layers.values())
     skipped = {id(x) for p, x in layers.items() if p in skip or x.name in skip}
     unusable |= dict.fromkeys(skipped, "named in skip")
     loops = _loops(layers.values())
@@ -253,14 +259,15 @@ def register_model(
         if against:
             made, reason = [], against[0]
         else:
-            made, reason = _make_blocks(layer, path, free, options)
+            made, reason = _make_blocks(layer, path, free - shared, options)
         reasons.update((id(v), reason) for v in own)
         for block in made:
             found.append(block)
             free -= {id(v) for v in block.variables}
     fallback = [v for v in trainable if id(v) in free]
+    seen = _seen_of_own_layers(layers.values())
     why = [
-        reasons.get(id(v), "held by the model, not by a layer")
+        reasons.get(id(v), "held by the model, not by a layer") or seen[id(v)]
         for v in fallback
     ]
     paths = _variable_paths({**layers, OF_MODEL: model})
@@ -277,6 +284,25 @@ def _variable_paths(
         for i, v in enumerate(own):
             paths.setdefault(id(v), f"{path}/variable_{i}")
     return paths
+
+
+def _held_by_several(layers) -> set[int]:
+    """Returns the ids of variables that are weights of several layers."""
+    count = collections.Counter(
+        id(v) for layer in layers for v in blocks.own_weights(layer).values()
+    )
+    return {key for key, n in count.items() if n > 1}
+
+
+def _seen_of_own_layers(layers) -> dict[int, str]:
+    """Returns, by the id of a variable, why `OwnLayer` has no block of it."""
+    return {
+        id(v): f"no curvature block for {type(layer).__name__}: "
+        + records.reason(name)
+        for layer in layers
+        if isinstance(records := recording(layer), blocks.OwnLayer)
+        for name, v in blocks.own_weights(layer).items()
+    }
 
 
 def _out_of_reach(layers) -> dict[int, str]:
@@ -303,19 +329,21 @@ def _loops(layers) -> dict[int, list[keras.layers.RNN]]:
 def _make_blocks(layer, path, free, options):
     """Returns (blocks, why they leave variables of the layer out)."""
     kind = type(layer).__name__
-    cls = block_type(layer)
-    if cls is None:
+    records = recording(layer)
+    if records is None:
         return [], f"no curvature block for {kind}"
-    reason = cls.unsupported(layer)
+    reason = records.unsupported(layer)
     if reason is not None:
         return [], reason
     made = [
         block
-        for block in cls.for_layer(layer, options)
+        for block in records.for_layer(layer, options)
         if all(id(v) in free for v in block.variables)
     ]
     for block in made:
         block.path = "/".join([path, *(p for p in block.parts[:1] if p)])
+    if isinstance(records, blocks.OwnLayer):
+        return made, ""  # It is another for each weight.
     if not made:
         return [], f"a variable of this {kind} is frozen or another layer's"
-    return made, f"the {cls.__name__} does not take it"
+    return made, f"the {records.__name__} does not take it"

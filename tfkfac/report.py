@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from tfkfac.blocks import UNSEEN
 from tfkfac.registry import Registration
 from tfkfac.state import Curvature
 
@@ -98,11 +99,12 @@ def log(
     logging.info(
         "%s: %s", model.name, summary_line(model, registration, curvature)
     )
-    if registration.fallback:
-        named = [
-            f"{v.path} ({reason})"
-            for v, reason in zip(registration.fallback, registration.reasons)
-        ]
+    named = [
+        f"{v.path} ({reason})"
+        for v, reason in zip(registration.fallback, registration.reasons)
+        if not reason.endswith(UNSEEN)
+    ]
+    if named:
         logging.warning(
             "%s: no curvature for %s; their update: %s.",
             model.name,

@@ -74,7 +74,7 @@ class Curvature(tf.train.experimental.PythonState):
         return f"{self._owner}/curvature/{place.lstrip('/')}"
 
     def locate(self, places: Mapping[str, str]) -> None:
-        """Takes the place of each layer by its path, as `registry.places`."""
+        """Takes the place of each layer by its path, as `structure.places`."""
         self._places = dict(places)
         self._index()
         for name, variable in self._variables.items():

@@ -15,24 +15,50 @@ from tfkfac.blocks.normalization import (
     BatchNormalizationBlock,
     GroupNormalizationBlock,
     LayerNormalizationBlock,
-    ScaleShiftBlock,
+)
+from tfkfac.blocks.own import (
+    ElementwiseBlock,
+    OwnConvolutionBlock,
+    ProductBlock,
+)
+from tfkfac.blocks.own_layers import (
+    UNSEEN,
+    Declaration,
+    OwnLayer,
+    own_weights,
 )
 from tfkfac.blocks.recurrent import RecurrentBlock
+from tfkfac.blocks.scale import (
+    PReLUBlock,
+    RMSNormalizationBlock,
+    ScaleShiftBlock,
+)
 from tfkfac.blocks.transposed_convolution import TransposedConvolutionBlock
+
+# What records the calls of a layer.
+Recording = type[CurvatureBlock] | OwnLayer
 
 __all__ = [
     "BatchNormalizationBlock",
     "ConvolutionBlock",
     "CurvatureBlock",
+    "Declaration",
     "DenseBlock",
     "DepthwiseConvolutionBlock",
     "EinsumDenseBlock",
+    "ElementwiseBlock",
     "EmbeddingBlock",
     "FactoredBlock",
     "GroupNormalizationBlock",
     "KroneckerBlock",
     "LayerNormalizationBlock",
     "Moment",
+    "OwnConvolutionBlock",
+    "OwnLayer",
+    "PReLUBlock",
+    "ProductBlock",
+    "Recording",
+    "RMSNormalizationBlock",
     "RecurrentBlock",
     "ScaleShiftBlock",
     "SeparableDepthwiseBlock",
@@ -40,4 +66,6 @@ __all__ = [
     "TiedEmbeddingBlock",
     "TransposedConvolutionBlock",
     "LayerCall",
+    "UNSEEN",
+    "own_weights",
 ]

@@ -9,10 +9,10 @@ from tfkfac.blocks.kronecker import KroneckerBlock
 
 
 def unsupported_variant(layer) -> str | None:
-    if getattr(layer, "lora_enabled", False):
-        return "LoRA is enabled, and the kernel is no variable of its own"
     if getattr(layer, "quantization_mode", None) is not None:
-        return "the layer is quantized"
+        return "the layer is quantized, and its kernel is no trainable one"
+    if getattr(layer, "lora_enabled", False):
+        return "LoRA is enabled, which is covered in Dense and EinsumDense"
     return None
 
 

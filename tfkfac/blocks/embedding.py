@@ -6,6 +6,7 @@ from tfkfac import keras_compat, linalg
 from tfkfac.blocks.base import LayerCall, Moment
 from tfkfac.blocks.dense import unsupported_variant
 from tfkfac.blocks.factored import FactoredBlock
+from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.factors import DenseFactor, DiagonalFactor
 from tfkfac.keras_compat import keras_mask
 
@@ -84,7 +85,10 @@ class EmbeddingBlock(FactoredBlock):
 
 
 class TiedEmbeddingBlock(EmbeddingBlock):
-    """`keras.layers.ReversibleEmbedding` with tied weights (Zhang A.1).
+    """`keras.layers.ReversibleEmbedding` (Zhang A.1).
+
+    Where its weights are not tied, it has two blocks: one for the lookups, and
+    one for the projection.
 
     The roles of the factors swap at the projection s = W h:
 
@@ -107,12 +111,12 @@ class TiedEmbeddingBlock(EmbeddingBlock):
 
     @classmethod
     def unsupported(cls, layer):
-        if not layer.tie_weights:
-            return "its weights are not tied"
         return unsupported_variant(layer)
 
     @classmethod
     def for_layer(cls, layer, options):
+        if not layer.tie_weights:
+            return [EmbeddingBlock(layer), ProjectionBlock(layer)]
         return [cls(layer, balanced=options["tied"] == "balanced")]
 
     @classmethod
@@ -219,3 +223,20 @@ class TiedEmbeddingBlock(EmbeddingBlock):
         G = trace(A1) * G1 + trace(A2) * G2
         tr_F = trace(A1) * trace(G1) + trace(A2) * trace(G2)
         return [A, tf.math.divide_no_nan(G, tr_F)]
+
+
+class ProjectionBlock(KroneckerBlock):
+    """The projection of a `ReversibleEmbedding` with weights of its own."""
+
+    parts = ("projection",)
+
+    def __init__(self, layer):
+        kernel = layer.reverse_embeddings
+        d_in, d_out = kernel.shape
+        super().__init__(layer, kernel, None, d_in=d_in, d_out=d_out)
+
+    def input_rows(self, inputs):
+        return tf.reshape(inputs, [1, -1, self.d_in])
+
+    def output_rows(self, outputs):
+        return tf.reshape(outputs, [1, -1, self.d_out])

@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfkfac import keras_compat
-from tfkfac.blocks import CurvatureBlock, LayerCall
+from tfkfac.blocks import LayerCall, Recording
 from tfkfac.capture import losses, marker, masks, records
 from tfkfac.capture.records import (
     Arrival,
@@ -33,8 +33,8 @@ class Recorder:
 
     Args:
         model: The model.
-        wants: Returns the type of block that records the calls of a layer,
-            None for layers that are not recorded.
+        wants: Returns what records the calls of a layer, None for layers that
+            are not recorded.
         before: Called before the model or a part of it is called; returns
             whether the call is to be recorded.
     """
@@ -42,7 +42,7 @@ class Recorder:
     def __init__(
         self,
         model: keras.Model,
-        wants: Callable[[keras.layers.Layer], type[CurvatureBlock] | None],
+        wants: Callable[[keras.layers.Layer], Recording | None],
         before: Callable[[], bool],
     ):
         self.model, self.wants, self._before = model, wants, before
@@ -102,9 +102,8 @@ class Recorder:
             training = keras_compat.training_of_context(layer)
         if training is False:
             return False
-        with (
-            keras_compat.full_width()
-        ):  # In a call variables look half as wide.
+        # In a call variables look half as wide.
+        with keras_compat.full_width():
             return self._before()
 
     @contextlib.contextmanager
@@ -120,7 +119,7 @@ class Recorder:
             outer.state = [
                 (v, tf.identity(v.value)) for v in layer.non_trainable_variables
             ]
-        self._forget_other_graphs(outer.graph)
+        self.calls = self._within(outer.graph)
         if outer.graph is None:
             self._record_outputs()
         self._outer = outer
@@ -132,9 +131,6 @@ class Recorder:
             raise
         finally:
             self._outer = None
-
-    def _forget_other_graphs(self, graph):
-        self.calls = self._within(graph)
 
     def _within(self, graph) -> list[Recorded]:
         return [
@@ -272,8 +268,8 @@ def recorders_of(layer: keras.layers.Layer) -> "list[Recorder]":
 @contextlib.contextmanager
 def unheard(model: keras.Model) -> Iterator[None]:
     """Within it, calls of a model and its layers are not recorded."""
-    layers = keras_compat.layers_of(model)
-    hearing = {r for x in layers for r in recorders_of(x) if not r.deaf}
+    heard = map(recorders_of, keras_compat.layers_of(model))
+    hearing = {r for recorders in heard for r in recorders if not r.deaf}
     for recorder in hearing:
         recorder.deaf = True
     try:
@@ -299,8 +295,7 @@ def _heard(layer, original):
 
     @functools.wraps(original)
     def call(*args, **options):
-        hearing = [r for r in recorders if r.hears(layer, options)]
-        if not hearing:
+        if not (hearing := [r for r in recorders if r.hears(layer, options)]):
             return original(*args, **options)
         with contextlib.ExitStack() as stack:
             inside = [
@@ -323,9 +318,9 @@ def _run(layer, original, hearing, *args, **options):
     if not types:
         return masks.handing_down(layer, original)(*args, **options)
     inputs, *more = records.positional(original, args, options)
-    for recorder, block_type in list(types.items()):
+    for recorder, kind in list(types.items()):
         reason = recorder.reason_against(inputs)
-        reason = reason or block_type.unsupported_call(layer, inputs)
+        reason = reason or kind.unsupported_call(layer, inputs)
         if reason is not None:
             recorder.unusable[id(layer)] = reason
             del types[recorder]
@@ -336,9 +331,8 @@ def _run(layer, original, hearing, *args, **options):
         call.mask = first_known(
             masks.given_to(layer), call.mask, masks.of_examples()
         )
-        references = [weakref.ref(r) for r in types]
-        source = call.pre_activation
-        recorded = Recorded(call, {}, source, references)
+        source, refs = call.pre_activation, [weakref.ref(r) for r in types]
+        recorded = Recorded(call, {}, source, refs)
         for recorder in types:
             recorder.add(recorded)
         through = [] if call.shortcut is None else [call.inputs]

@@ -129,7 +129,7 @@ class _Trace:
         with unheard(model):
             recorder = Recorder(
                 model,
-                lambda x: registry.block_type(x) if x in self._layers else None,
+                self._wants,
                 before=lambda: True,
             )
             try:
@@ -146,6 +146,12 @@ class _Trace:
             self._calls.append(call)
             self._forward.append(products[0])
         return [t for t in outputs if t.dtype.is_floating]
+
+    def _wants(self, layer):
+        """Returns what records the calls of a layer."""
+        known = layer in self._layers or registry.may_have_parts(layer)
+        own = layer is not self._model and known
+        return registry.recording(layer) if own else None
 
     def _note_unreached(self, gradients) -> None:
         """Notes layers that have a gradient, but not at their outputs."""
