@@ -17,16 +17,29 @@ def test_an_application_is_covered_whole():
     assert not row["diagonal"]
 
 
-def test_what_is_left_is_counted_by_its_reason():
+def test_layers_of_ones_own_are_seen_without_a_step():
     name = "graph_attention"
     row = coverage.coverage(name, coverage.build(name))
-    assert row["fallback"] == {
-        "no curvature block for GraphAttention": 2 * (100 * 100 + 2 * 100)
-    }
     total = 144 * 100 + 101 * 100 + 2 * 10_200 + 101 * 7
     assert row["parameters"] == total
-    assert row["covered"] == pytest.approx(1 - 20_400 / total)
-    assert "20,400 no curvature block" in coverage.line(row)
+    assert row["covered"] == 1 and row["blocks"] == 7
+
+
+def test_what_is_left_is_counted_by_its_reason():
+    model = keras.Sequential(
+        [
+            keras.Input((5, 4, 4, 3)),
+            keras.layers.ConvLSTM2D(2, 3),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    row = coverage.coverage("weather", model)
+    (left,) = row["fallback"].values()
+    assert left == 3 * 3 * (3 + 2) * 8 + 8
+    total = left + 9 * 3
+    assert row["covered"] == pytest.approx(1 - left / total)
+    assert f"{left} no curvature block for ConvLSTM2D" in coverage.line(row)
 
 
 def test_longer_sides_are_named():

@@ -15,8 +15,10 @@ from tfkfac import (
     registry,
     report,
     state_tree,
+    structure,
 )
 from tfkfac.attached_layers import AttachedLayers
+from tfkfac.blocks import OwnLayer
 from tfkfac.capture.recorder import Recorder, recorders_of
 from tfkfac.capture.statistics import Statistics
 from tfkfac.distributed import communicator, loss_scale
@@ -120,7 +122,7 @@ class AttachedModel:
         """Registers, and gives all ranks the state of rank 0, once."""
         layers = self.register()
         if not self.shared.is_shared:
-            self.shared.begin(self.model, layers)
+            self.shared.begin(self.model, layers, self._unseen())
 
     def register(self) -> AttachedLayers:
         """Gives each trainable variable its block, if that has changed.
@@ -148,7 +150,7 @@ class AttachedModel:
                 self.communicator,
                 self._name,
             )
-            self.shared.forget_what_others_own()
+            self.shared.forget_what_others_own(self._unseen())
             self.shared.agree_on_refresh(self._layers)
         self._made_for = wanted
         self._in_loops = registry.in_loops(self.model)
@@ -161,6 +163,15 @@ class AttachedModel:
         )
         self.require_fitting_state()
         return self._layers
+
+    def _unseen(self) -> list[str]:
+        """Returns the paths of layers whose blocks the first step finds."""
+        return [
+            path
+            for path, layer in structure.named_layers(self.model).items()
+            if isinstance(x := registry.recording(layer), OwnLayer)
+            and x.parts is None
+        ]
 
     @property
     def remark(self) -> str:
@@ -192,7 +203,7 @@ class AttachedModel:
             return
         # Layers may be frozen now: what is theirs may wait.
         left = curvature.of_no_layer()
-        self.shared.forget_what_others_own()
+        self.shared.forget_what_others_own(self._unseen())
         if left:
             raise ValueError(
                 f"The saved optimizer has curvature for {left}, which "

@@ -223,14 +223,22 @@ class Curvature(tf.train.experimental.PythonState):
         with np.load(io.BytesIO(string_value)) as values:
             self.load(dict(values))
 
-    def _is_of_a_layer(self, key):
-        layers = self._places.values() if key[:1] == "/" else self._places
-        return key.startswith(tuple(layer + "/" for layer in layers))
+    def _is_of_a_layer(self, key, but=()):
+        """Whether a value is of a layer, the layers of these paths left out."""
+        layers = {k: v for k, v in self._places.items() if k not in but}
+        beginnings = layers.values() if key[:1] == "/" else layers
+        return key.startswith(tuple(x + "/" for x in beginnings))
 
-    def forget_waiting(self) -> None:
-        """Forgets loaded values of the model's layers that none took."""
+    def forget_waiting(self, but: Sequence[str] = ()) -> None:
+        """Forgets loaded values of the model's layers that none took.
+
+        Args:
+            but: Paths of layers whose values wait on.
+        """
         self._waiting = {
-            k: v for k, v in self._waiting.items() if not self._is_of_a_layer(k)
+            k: v
+            for k, v in self._waiting.items()
+            if not self._is_of_a_layer(k, but)
         }
 
     def waiting(self) -> list[str]:

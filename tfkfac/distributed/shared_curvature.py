@@ -3,6 +3,8 @@
 Each rank has what it owns; on one process all of this does nothing.
 """
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -31,14 +33,25 @@ class SharedCurvature:
         if communicator.size > 1:
             optimizer.curvature.to_save = self._to_save
 
-    def begin(self, model: keras.Model, layers: AttachedLayers) -> None:
-        """Gives all ranks the state of rank 0, before the first step."""
+    def begin(
+        self,
+        model: keras.Model,
+        layers: AttachedLayers,
+        unseen: Sequence[str] = (),
+    ) -> None:
+        """Gives all ranks the state of rank 0, before the first step.
+
+        Args:
+            model: The model.
+            layers: Its blocks, and what belongs to them.
+            unseen: As of `forget_what_others_own`.
+        """
         outer = getattr(model, "optimizer", None)
         if unwrapped(outer) is not self._optimizer:
             outer = self._optimizer
         sync.broadcast(model, outer, self._ranks)
         sync.broadcast_curvature(self._optimizer.curvature, self._ranks)
-        self.forget_what_others_own()
+        self.forget_what_others_own(unseen)
         self.is_shared = True
         self.agree_on_refresh(layers)
 
@@ -58,10 +71,14 @@ class SharedCurvature:
         for of_rank in self._ranks.gather_objects(self._owned(layers)):
             self._optimizer.curvature.offer(of_rank)
 
-    def forget_what_others_own(self) -> None:
-        """Forgets what was loaded, and is another rank's."""
+    def forget_what_others_own(self, unseen: Sequence[str] = ()) -> None:
+        """Forgets what was loaded, and is another rank's.
+
+        Args:
+            unseen: Paths of layers whose curvature is not shared out yet.
+        """
         if self._ranks.size > 1:
-            self._optimizer.curvature.forget_waiting()
+            self._optimizer.curvature.forget_waiting(unseen)
 
     def gather(self, layers: AttachedLayers) -> None:
         """Brings the curvature of all ranks to rank 0."""

@@ -87,6 +87,7 @@ class _Trace:
         self._model, self._register = model, register
         self._graph = tf.compat.v1.get_default_graph()
         self._layers = {b.layer for b in register({}).blocks}
+        self._in_loops = registry.in_loops(model)
         self._unusable: dict[int, str] = {}
         self._calls: list[LayerCall] = []
         self._forward: list[int] = []  # FLOPs of each call.
@@ -149,7 +150,9 @@ class _Trace:
 
     def _wants(self, layer):
         """Returns what records the calls of a layer."""
-        known = layer in self._layers or registry.may_have_parts(layer)
+        known = layer in self._layers or (
+            id(layer) not in self._in_loops and registry.may_have_parts(layer)
+        )
         own = layer is not self._model and known
         return registry.recording(layer) if own else None
 
