@@ -75,17 +75,7 @@ class ProductBlock(KroneckerBlock):
         part: Part,
         weights: Mapping[str, keras.Variable],
     ):
-        bias = None if part.shift is None else weights[part.shift]
-        groups, d_in, d_out = part.sizes
-        super().__init__(
-            layer,
-            weights[part.weight],
-            bias,
-            groups=groups,
-            d_in=d_in,
-            d_out=d_out,
-        )
-        self._part, self.parts = part, (part.weight,)
+        _begin(self, layer, part, weights)
 
     def kernel_matrix(self, kernel):
         view = tf.transpose(self._part.view.of(kernel), self._part.order)
@@ -141,18 +131,7 @@ class OwnConvolutionBlock(ConvolutionBlock):
         part: Part,
         weights: Mapping[str, keras.Variable],
     ):
-        bias = None if part.shift is None else weights[part.shift]
-        groups, d_in, d_out = part.sizes
-        KroneckerBlock.__init__(
-            self,
-            layer,
-            weights[part.weight],
-            bias,
-            groups=groups,
-            d_in=d_in,
-            d_out=d_out,
-        )
-        self._part, self.parts = part, (part.weight,)
+        _begin(self, layer, part, weights)
 
     def _channels_last(self, x):
         return x
@@ -197,6 +176,21 @@ class ElementwiseBlock(ScaleShiftBlock):
     def moments(self, uses, product_dtype, dtype):
         uses = [dataclasses.replace(use, mask=_mask(use)) for use in uses]
         return super().moments(uses, product_dtype, dtype)
+
+
+def _begin(block, layer, part, weights) -> None:
+    """Makes a block that of the kernel of a product or a convolution."""
+    groups, d_in, d_out = part.sizes
+    KroneckerBlock.__init__(
+        block,
+        layer,
+        weights[part.weight],
+        None if part.shift is None else weights[part.shift],
+        groups=groups,
+        d_in=d_in,
+        d_out=d_out,
+    )
+    block._part, block.parts = part, (part.weight,)
 
 
 def _mask(use: LayerCall) -> tf.Tensor | None:

@@ -55,6 +55,8 @@ class Runs:
     def best(self, task: str, optimizer: str) -> dict:
         """Returns the setting of an optimizer with the fewest steps to the
         target; where none reaches it, that of the least last loss."""
+        if len(settings.SETTINGS[optimizer]) == 1:
+            return settings.SETTINGS[optimizer][0]
         found, limit = [], None
         for arguments in settings.SETTINGS[optimizer]:
             run = self.made(
@@ -71,12 +73,7 @@ class Runs:
 
     def measure(self, task: str, optimizers: Sequence[str]) -> None:
         """Makes all runs of a task, those of the seeds in turn."""
-        best = {
-            name: self.best(task, name)
-            if len(settings.SETTINGS[name]) > 1
-            else settings.SETTINGS[name][0]
-            for name in optimizers
-        }
+        best = {name: self.best(task, name) for name in optimizers}
         for seed in SEEDS:
             for name, arguments in best.items():
                 self.made(

