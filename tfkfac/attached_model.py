@@ -165,7 +165,10 @@ class AttachedModel:
         return self._layers
 
     def _unseen(self) -> list[str]:
-        """Returns the paths of layers whose blocks the first step finds."""
+        """Returns the paths of layers whose blocks the first step finds, where
+        the ranks share out what was loaded."""
+        if self.communicator.size == 1:
+            return []
         return [
             path
             for path, layer in structure.named_layers(self.model).items()
