@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from oracle import element_error
-from wrapped import RNG, SETTINGS, eagerly, kfac, randomized, summary
+from own_models import eagerly, summary
+from wrapped import RNG, SETTINGS, kfac, randomized
 
 LORA = {
     "remaining": ("bti,io->bto", "o", (3, 5)),

@@ -18,6 +18,7 @@ from own_models import (
     summary,
     trained,
 )
+from wrapped import SETTINGS, kfac
 
 import tfkfac
 from tfkfac import registry
@@ -101,16 +102,7 @@ def test_graph_attention(float64, eager):
     edges = tf.constant(rng.integers(0, 7, size=(15, 2)))
     model = GraphNetwork(nodes, edges)
     model([nodes, edges])
-    settings = {"learning_rate": 0.1, "momentum": 0.9, "damping": 0.1}
-    optimizer = tfkfac.KFAC(
-        model=model,
-        fisher="empirical",
-        kl_clip=None,
-        inverse_update_period=1,
-        factor_decay=0.95,
-        **settings,
-    )
-    model.compile(optimizer, cross_entropy(), run_eagerly=eager)
+    optimizer = kfac(model, eager, factor_decay=0.95)
     heads = model.attention.heads
     products = {
         "dense": hand.stacked(model.first.kernel, model.first.bias),
@@ -119,7 +111,7 @@ def test_graph_attention(float64, eager):
     for i, head in enumerate(heads):
         products[f"{i}/kernel"] = hand.stacked(head.kernel)
         products[f"{i}/attention"] = hand.stacked(head.kernel_attention)
-    by_hand = hand.Hand(products, set(products), **settings)
+    by_hand = hand.Hand(products, set(products), **SETTINGS)
     for _ in range(3):
         indices = rng.integers(0, 7, size=4)
         labels = rng.integers(0, 3, size=4)

@@ -8,8 +8,9 @@ import pytest
 import reference_layers
 import tensorflow as tf
 from keras import layers, ops
-from oracle import ONE_UPDATE, cross_entropy, element_error
+from oracle import ONE_UPDATE, element_error
 from own_models import Function, Own, Scaled, case_of, eagerly, summary, trained
+from wrapped import SETTINGS, kfac
 
 import tfkfac
 
@@ -55,15 +56,7 @@ def test_heads_and_groups(float64, eager):
     rng = np.random.default_rng(0)
     own, last = Function(HEADS, heads, name="own"), layers.Dense(3)
     model = keras.Sequential([keras.Input((3, 4)), own, last])
-    settings = {"learning_rate": 0.1, "momentum": 0.9, "damping": 0.1}
-    optimizer = tfkfac.KFAC(
-        model=model,
-        fisher="empirical",
-        kl_clip=None,
-        inverse_update_period=1,
-        **settings,
-    )
-    model.compile(optimizer, cross_entropy(), run_eagerly=eager)
+    optimizer = kfac(model, eager)
     k, a, out, bias = (v.numpy() for v in own.trainable_variables)
     by_hand = hand.Hand(
         {
@@ -73,7 +66,7 @@ def test_heads_and_groups(float64, eager):
             "last": hand.stacked(last.kernel, last.bias),
         },
         {"own/k", "own/a", "own/out", "last"},
-        **settings,
+        **SETTINGS,
     )
     for _ in range(3):
         x, y = rng.normal(size=(4, 3, 4)), rng.integers(0, 3, size=(4, 3))

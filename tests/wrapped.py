@@ -1,7 +1,6 @@
 """What tests of wrapped and changed layers begin with."""
 
 import numpy as np
-import pytest
 from oracle import cross_entropy
 
 import tfkfac
@@ -12,11 +11,6 @@ SETTINGS = {"learning_rate": 0.1, "momentum": 0.9, "damping": 0.1}
 RNG = np.random.default_rng(0)
 
 
-eagerly = pytest.mark.parametrize(
-    "eager", [True, False], ids=["eager", "graph"]
-)
-
-
 def kfac(model, eager=False, **settings):
     """Compiles a model; returns its optimizer."""
     settings = {**SETTINGS, "fisher": "empirical", **settings}
@@ -25,12 +19,6 @@ def kfac(model, eager=False, **settings):
     )
     model.compile(optimizer, cross_entropy(), run_eagerly=eager)
     return optimizer
-
-
-def summary(optimizer):
-    lines = []
-    optimizer.summary(print_fn=lines.append)
-    return "\n".join(lines)
 
 
 def randomized(*variables):
