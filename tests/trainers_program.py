@@ -41,6 +41,7 @@ def signal_at(step):
             os.kill(os.getpid(), signal.SIGTERM)
 
     callbacks.StopOnNaN.on_train_batch_begin = on_train_batch_begin
+    callbacks._PACE = 0  # The ranks stop after this step, not some later one.
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "adamw": ["--gradient_accumulation_steps=2", "--schedule=linear"],
     "sgd": ["--ema=0.5", "--weight_decay_mode=l2", "--weight_decay=0.1"],
 }
+RESUMED_RUNS = ("norms cut", "norms last", "norms ended", "factors ended")
 _SHORT = ["--dataset=digits", "--epochs=2", "--batch_size=64"]
 _SHORT += ["--keep_checkpoints=-1"]
 RESUMED = {  # The moving statistics of batch norm are each rank's own.
@@ -66,6 +67,9 @@ def commands(folder, data_dir):
         if name == "norms":
             found["norms cut"] = ["cifar", [*argv, "--steps=28"]]
             found["norms cut, resumed"] = ["cifar", [*argv, "--resume"]]
+            # After the last step of an epoch, before what ends it.
+            found["norms last"] = ["cifar", argv, 22]
+            found["norms last, resumed"] = ["cifar", [*argv, "--resume"]]
         found[f"{name} ended"] = ["cifar", argv, 2]
         found[f"{name} ended, resumed"] = ["cifar", [*argv, "--resume"]]
     found["tokens"] = ["lm1b", [*TOKENS, f"--text_dir={data_dir}"]]
@@ -114,7 +118,7 @@ def test_on_two_ranks(tmp_path):
         check_preset(name, preset, folder, results[name])
     check_against_one_process(results, tmp_path)
     check_tokens(folder / "tokens", results["tokens"])
-    for name in ("norms cut", "norms ended", "factors ended"):
+    for name in RESUMED_RUNS:
         check_resumed(name, folder, results)
 
 
@@ -156,14 +160,14 @@ def check_resumed(name, folder, results):
     """After an end in mid-epoch: all bits of weights, state and log.
 
     "cut" ends by --steps in the second epoch, "ended" by a signal to one of the
-    ranks in the first.
+    ranks in the first, "last" by one in the last step of the first.
     """
     kind, end = name.split()
     first, second = results[name], results[f"{name}, resumed"]
     assert end == "cut" or first == 130, first
     assert second["steps"] == 45
     saved = {int(p.stem) for p in (folder / name / "checkpoints").iterdir()}
-    assert {23, 45} <= saved and (end == "ended" or 28 in saved)
+    assert {23, 45} <= saved and (end != "cut" or 28 in saved)
     whole = weights(folder / f"{kind} whole" / "model.keras")
     resumed = weights(folder / name / "model.keras")
     assert len(whole) > 20 and set(whole) == set(resumed)

@@ -11,6 +11,8 @@ import tfkfac
 from tfkfac.distributed.loss_scale import unwrapped
 from trainers import checkpoints
 
+_PACE = 0.5  # Seconds between the questions whether to stop.
+
 
 class OfRun(keras.callbacks.Callback):
     """Makes one of several calls of `fit` a part of the run.
@@ -45,7 +47,7 @@ class Interruption(keras.callbacks.Callback):
 
     Within the context, the first SIGINT or SIGTERM is noted, and after the next
     update the ranks agree to stop and call `save`; a second one ends the
-    process at once. The ranks ask each other about twice a second.
+    process at once. The ranks ask each other about twice a second (`_PACE`).
 
     Args:
         ranks: A `tfkfac.distributed.communicator.Communicator`.
@@ -96,7 +98,7 @@ class Interruption(keras.callbacks.Callback):
         found = self._ranks.gather_objects((self.requested, seconds))
         # The same on all ranks: when they ask each other again.
         pace = max(seconds for _, seconds in found) / self._count
-        self._wait = max(1, int(0.5 / pace))
+        self._wait = max(1, int(_PACE / pace))
         self._since, self._count = time.perf_counter(), 0
         if any(requested for requested, _ in found):
             self.stopped = True

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfkfac
+from tfkfac.callbacks.distributed import average_statistics
 from tfkfac.distributed import communicator
 from tfkfac.distributed.loss_scale import unwrapped
 from trainers import callbacks, checkpoints, evaluation, output, report
@@ -115,8 +116,9 @@ class Training:
             # Saved as what it is, a part that is begun.
             self.interruption.save_at = count
         own, self._own = self._own, None
-        if not count:  # Interrupted in the evaluation.
+        if not count:  # Interrupted after the last step of the part.
             checkpoints.assign_own(self.model, own)
+            average_statistics(self.model)  # Which ends it.
             return
         # Of the one stream of batches, which goes on from part to part.
         batches = tf.data.Dataset.range(count).map(

@@ -136,7 +136,10 @@ class LearningRateWarmup(keras.callbacks.Callback):
 
 
 def average_statistics(model) -> None:
-    """Gives all ranks the mean of the moving statistics."""
+    """Gives all ranks the mean of the moving statistics.
+
+    The mean of equal ones is as they are, bit for bit in float32.
+    """
     ranks = communicator.current()
     if ranks.size == 1 or not model.built:
         return
@@ -147,4 +150,4 @@ def average_statistics(model) -> None:
     ]
     found = ranks.gather_objects([v.numpy() for v in variables])
     for v, *values in zip(variables, *found):
-        v.assign(np.mean(values, axis=0))
+        v.assign(np.mean(values, axis=0, dtype="float64"))
