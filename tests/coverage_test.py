@@ -26,20 +26,27 @@ def test_layers_of_ones_own_are_seen_without_a_step():
 
 
 def test_what_is_left_is_counted_by_its_reason():
+    class OwnCell(keras.layers.GRUCell):
+        pass
+
     model = keras.Sequential(
         [
-            keras.Input((5, 4, 4, 3)),
-            keras.layers.ConvLSTM2D(2, 3),
-            keras.layers.Flatten(),
+            keras.Input((5, 3)),
+            keras.layers.RNN(OwnCell(2)),
             keras.layers.Dense(3),
         ]
     )
-    row = coverage.coverage("weather", model)
+    row = coverage.coverage("own", model)
     (left,) = row["fallback"].values()
-    assert left == 3 * 3 * (3 + 2) * 8 + 8
-    total = left + 9 * 3
+    assert left == (3 + 2 + 2) * 6
+    total = left + 9
     assert row["covered"] == pytest.approx(1 - left / total)
-    assert f"{left} no curvature block for ConvLSTM2D" in coverage.line(row)
+    assert f"{left} its cell OwnCell is none" in coverage.line(row)
+
+
+def test_recurrent_convolutions_are_covered_whole():
+    row = coverage.coverage("frames", coverage.build("frames"))
+    assert row["covered"] == 1 and not row["fallback"]
 
 
 def test_longer_sides_are_named():

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import reference_convlstm
 import reference_embeddings
 import reference_layers
 import reference_norms
@@ -18,6 +19,11 @@ TRANSPOSED = (
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,
     keras.layers.Conv3DTranspose,
+)
+CONV_LSTMS = (
+    keras.layers.ConvLSTM1D,
+    keras.layers.ConvLSTM2D,
+    keras.layers.ConvLSTM3D,
 )
 FUNCTIONS = {
     keras.activations.relu: reference_layers.RELU,
@@ -59,6 +65,8 @@ def mirror(layer, shape, norm_curvature="diagonal", tied="pooled"):
         ]
     if isinstance(layer, keras.layers.Embedding):
         return [reference_embeddings.Embedding(_array(layer.embeddings))]
+    if isinstance(layer, CONV_LSTMS):
+        return [_conv_lstm(layer)]
     if isinstance(layer, keras.layers.RNN):
         return [_recurrent(layer)]
     if isinstance(layer, NORMS):
@@ -139,6 +147,20 @@ def _recurrent(layer):
         _array(cell.bias),
         layer.return_sequences,
         layer.go_backwards,
+    )
+
+
+def _conv_lstm(layer):
+    """By a layer of a test its mask is of positions; then `by_position`."""
+    cell = layer.cell
+    return reference_convlstm.ConvLSTM(
+        _array(cell.kernel),
+        _array(cell.recurrent_kernel),
+        _array(cell.bias),
+        (cell.strides, cell.padding, cell.dilation_rate),
+        layer.return_sequences,
+        layer.go_backwards,
+        getattr(layer, "by_position", False),
     )
 
 

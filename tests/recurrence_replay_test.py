@@ -12,6 +12,7 @@ from keras import layers
 
 import tfkfac
 from tfkfac.blocks import recurrent
+from tfkfac.convolution import patches
 
 T, D, U, B = 4, 3, 2, 3
 RNG = np.random.default_rng(0)
@@ -88,6 +89,39 @@ def merged(mode, **options):
     return make
 
 
+def images(layer, shape=(D, 1)):
+    """A layer on the steps as images of one channel."""
+    return lambda: chain(layers.Reshape((T, *shape)), layer())
+
+
+def film_with_states():
+    """The states and the outputs count, and the first ones are given."""
+    layer = layers.ConvLSTM1D(
+        U, 2, padding="same", return_state=True, return_sequences=True
+    )
+
+    def outputs(inputs):
+        x = layers.Reshape((T, D, 1))(inputs)
+        h = keras.ops.tanh(keras.ops.repeat(x[:, 0], U, axis=-1))
+        y, h, c = layer(x, initial_state=[h, 2 * h])
+        flat = [layers.Flatten()(v) for v in (y[:, 1], h * c)]
+        return keras.ops.concatenate(flat, axis=-1)
+
+    return outputs
+
+
+def film_of_mask():
+    """A mask of steps that is given to the call; outputs of 0 where masked."""
+    layer = layers.ConvLSTM1D(U, 2, return_sequences=True)
+    layer.zero_output_for_mask = True
+    keep = tf.constant(KEEP)
+
+    def outputs(inputs):
+        return layer(layers.Reshape((T, D, 1))(inputs), mask=keep)
+
+    return outputs
+
+
 both = {"dropout": 0.4, "recurrent_dropout": 0.4}
 CASES = {
     "dropout": last(lambda: layers.LSTM(U, dropout=0.5)),
@@ -132,6 +166,30 @@ CASES = {
     "bidirectional_concat": merged("concat"),
     "bidirectional_mul": merged("mul", dropout=0.3),
     "bidirectional_none": merged(None),
+    "film": images(lambda: layers.ConvLSTM1D(U, 2, dilation_rate=2)),
+    "film_dropout": images(lambda: layers.ConvLSTM1D(U, 2, **both)),
+    "film_no_dropout": images(lambda: layers.ConvLSTM1D(U, 2, dropout=1.0)),
+    "film_activations": images(
+        lambda: layers.ConvLSTM1D(
+            U,
+            2,
+            activation="elu",
+            recurrent_activation="hard_sigmoid",
+            use_bias=False,
+        )
+    ),
+    "film_stateful": images(
+        lambda: layers.ConvLSTM2D(U, 2, padding="same", stateful=True),
+        (D, 1, 1),
+    ),
+    "film_bidirectional": images(
+        lambda: layers.Bidirectional(
+            layers.ConvLSTM1D(U, 2, strides=2, return_sequences=True),
+            merge_mode="mul",
+        )
+    ),
+    "film_states": film_with_states,
+    "film_mask": film_of_mask,
 }
 
 
@@ -196,10 +254,14 @@ def test_rows_give_back_the_gradient(make, rows, float64):
 
 def _product(part, use):
     """sum_r a_r g_r^T over the rows that count."""
-    a, g = part.input_rows(use.inputs)[0], part.output_rows(use.gradient)[0]
+    a, mask = use.inputs, use.mask
+    if isinstance(part, recurrent.ConvolutionColumnsBlock):
+        mask = mask if mask is None else part.mask_rows(a, mask)
+        a = patches.extract(a, part._window())
+    a, g = part.input_rows(a)[0], part.output_rows(use.gradient)[0]
     if part.bias is not None:
         a = tf.concat([a, tf.ones_like(a[:, :1])], axis=1)
-    if use.mask is not None:
-        a *= tf.cast(tf.reshape(use.mask, [-1, 1]), a.dtype)
+    if mask is not None:
+        a *= tf.cast(tf.reshape(mask, [-1, 1]), a.dtype)
     scale = 1 if use.scale is None else use.scale
     return tf.matmul(a, g, transpose_a=True) * scale

@@ -1,5 +1,7 @@
 """Recurrent layers within models: calls, modes, files, what has no block."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -70,6 +72,18 @@ def simple(inputs):
     return layers.LSTM(U)(layers.Masking()(inputs))
 
 
+def film(inputs, **options):
+    """A recurrent convolution over the features, as if they were places."""
+    first = options.get("data_format") == "channels_first"
+    images = layers.Reshape((T, 1, D) if first else (T, D, 1))(inputs)
+    settings = {"padding": "same", "return_sequences": True} | options
+    x = layers.ConvLSTM1D(U, 2, name="own", **settings)(images)
+    return keras.ops.mean(x, axis=(1, 3 if first else 2))
+
+
+each = pytest.mark.parametrize("outputs", [simple, film])
+
+
 def in_two_calls(inputs):
     """The second call goes on from the states of the first."""
     layer = layers.LSTM(U, return_state=True)
@@ -118,18 +132,39 @@ def test_a_graph():
     )
 
 
-def test_xla():
-    expected = train(model_of(simple), 1)
+@each
+def test_xla(outputs):
+    expected = train(model_of(outputs), 1)
     assert_equal(
-        train(model_of(simple, in_graph=True, jit_compile=True), 1), expected
+        train(model_of(outputs, in_graph=True, jit_compile=True), 1), expected
     )
 
 
-def test_half_precision():
+@each
+def test_half_precision(outputs):
     """The statistics go over the steps in float32."""
-    expected = train(model_of(simple), 1)
-    found = train(model_of(simple, dtype="mixed_float16"), 1)
+    expected = train(model_of(outputs), 1)
+    found = train(model_of(outputs, dtype="mixed_float16"), 1)
     assert_equal(found, expected, 1e-2)
+
+
+def test_channels_first():
+    """Of images T x D with U filters; the factors have the channels last."""
+    expected = train(model_of(film), 1)
+    first = functools.partial(film, data_format="channels_first")
+    assert_equal(train(model_of(first), 1), expected)
+
+
+def test_a_mask_of_positions_with_channels_first():
+    def outputs(inputs):
+        images = layers.Masking()(layers.Reshape((T, 2, 1))(inputs[..., :2]))
+        layer = layers.ConvLSTM1D(
+            2, 2, data_format="channels_first", padding="same", name="own"
+        )
+        return layers.Flatten()(layer(images))
+
+    with pytest.raises(ValueError, match="own: a mask of .*channels last"):
+        model_of(outputs).train_on_batch(X, Y)
 
 
 def test_dropout_that_is_off():
@@ -165,8 +200,9 @@ def test_refresh(refresh):
     assert all(np.abs(x - y).max() > 0 for x, y in zip(before, after))
 
 
-def test_resumes_bit_for_bit(tmp_path):
-    model = model_of(simple, inverse_update_period=3, in_graph=True)
+@each
+def test_resumes_bit_for_bit(tmp_path, outputs):
+    model = model_of(outputs, inverse_update_period=3, in_graph=True)
     train(model, 2)
     model.save(tmp_path / "model.keras")
     expected = train(model, 2)
@@ -202,9 +238,6 @@ REASONS = {
     "it shares a cell with another recurrent layer": shared_cell,
     "the activation of its cell is a layer": layers.SimpleRNN(
         U, activation=layers.LeakyReLU()
-    ),
-    "no curvature block for ConvLSTM1D": lambda x: layers.Flatten()(
-        layers.ConvLSTM1D(1, 2)(layers.Reshape((2, 2, D))(x))
     ),
 }
 

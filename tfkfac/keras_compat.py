@@ -10,9 +10,10 @@ import keras
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.losses.losses import LossFunctionWrapper
 
-__all__ = ["LossFunctionWrapper", "in_stateless_scope"]
+__all__ = ["ConvLSTMCell", "LossFunctionWrapper", "in_stateless_scope"]
 
 # The last method of an optimizer that all gradients pass together.
 CLIPPING = "_clip_gradients"

@@ -34,6 +34,9 @@ _BLOCKS: dict[type, type[blocks.CurvatureBlock]] = {
     keras.layers.SimpleRNN: blocks.RecurrentBlock,
     keras.layers.GRU: blocks.RecurrentBlock,
     keras.layers.LSTM: blocks.RecurrentBlock,
+    keras.layers.ConvLSTM1D: blocks.RecurrentBlock,
+    keras.layers.ConvLSTM2D: blocks.RecurrentBlock,
+    keras.layers.ConvLSTM3D: blocks.RecurrentBlock,
 }
 _DECLARED: dict[type, blocks.Declaration] = {}
 
@@ -142,9 +145,7 @@ def _of_type(layer, known):
     return None
 
 
-def recording(
-    layer: keras.layers.Layer,
-) -> blocks.Recording | None:
+def recording(layer: keras.layers.Layer) -> blocks.Recording | None:
     """Returns what records the calls of a layer; None where nothing does.
 
     The block of its type; else, or with LoRA, what finds out how its calls use

@@ -8,97 +8,28 @@ import keras
 import tensorflow as tf
 
 from tfkfac.blocks.base import CurvatureBlock, LayerCall
+from tfkfac.blocks.columns import ColumnsBlock, ConvolutionColumnsBlock
 from tfkfac.blocks.factored import FactoredBlock
-from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.recurrence import calls, cells, replay
 
 
-class ColumnsBlock(KroneckerBlock):
-    """Columns of a kernel of a cell, and of its bias, as A (x) G.
-
-    Those of all gates, where these have the same inputs.
-
-    Args:
-        layer: The recurrent layer.
-        place: The number of the cell, and 0 for its kernel or 1 for the
-            recurrent one: the row that is the kernel's of a bias of both.
-        kernel: The kernel.
-        gate: The number of the first of its gates.
-        columns: Those of its gates.
-        bias: The bias, or None.
-        prefix: What the names of its state begin with.
-    """
-
-    def __init__(self, layer, place, kernel, gate, columns, bias, prefix):
-        super().__init__(
-            layer,
-            kernel,
-            bias,
-            d_in=kernel.shape[0],
-            d_out=columns.stop - columns.start,
-            prefix=prefix,
-        )
-        self.place, self.gate, self.columns = place, gate, columns
-
-    def input_rows(self, inputs):
-        return tf.reshape(inputs, [1, -1, self.d_in])
-
-    def output_rows(self, outputs):
-        return tf.reshape(outputs, [1, -1, self.d_out])
-
-    def own_columns(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns those of its gates; x itself where there are no others."""
-        return x if self._beside == [0, 0] else x[..., self.columns]
-
-    def output_moment(self, use, g, mask, count, product_dtype, dtype):
-        """Both kernels of a cell may have the same gradients: then once."""
-        key = id(use.gradient), self.factors[1].diagonal
-        if key not in use.saved:
-            use.saved[key] = super().output_moment(
-                use, g, mask, count, product_dtype, dtype
-            )
-        return use.saved[key]
-
-    def kernel_matrix(self, kernel):
-        return super().kernel_matrix(self.own_columns(kernel))
-
-    def kernel_from_matrix(self, matrix):
-        """Returns zeros in the columns that are not its own."""
-        matrix = tf.reshape(matrix, [self.d_in, self.d_out])
-        return tf.pad(matrix, [[0, 0], self._beside])
-
-    def bias_matrix(self, bias):
-        rows = tf.reshape(bias, [-1, self.kernel.shape[1]])
-        return super().bias_matrix(rows[self.place[1], self.columns])
-
-    def bias_from_matrix(self, matrix):
-        """Returns zeros in the columns that are not its own."""
-        row = tf.pad(tf.reshape(matrix, [self.d_out]), [self._beside])
-        zero = tf.zeros_like(row)
-        count = self.bias.shape.num_elements() // self.kernel.shape[1]
-        rows = [row if i == self.place[1] else zero for i in range(count)]
-        return tf.reshape(tf.stack(rows), self.bias.shape)
-
-    @property
-    def _beside(self) -> list[int]:
-        """How many columns of others come before and after."""
-        return [self.columns.start, self.kernel.shape[1] - self.columns.stop]
-
-
 class RecurrentBlock(CurvatureBlock):
-    """`keras.layers.SimpleRNN`, `LSTM`, `GRU`, and `RNN` of such cells.
+    """`keras.layers.SimpleRNN`, `LSTM`, `GRU`, `RNN` of such cells, `ConvLSTM`.
 
     Kernel and recurrent kernel of each cell are A (x) G each, as if they were
     independent (Martens, Ba and Johnson 2018). The rows are
     (example, step) pairs, A = (1 / N) sum a a^T over the inputs or the states
     before the steps, and G = (1 / R) sum g g^T with the gradients at the
-    pre-activations of all gates together. The bias is the last row of the
-    kernel; a GRU with `reset_after` has one for either kernel, and the gradient
-    of the candidate at the recurrent one is r times that at the other.
+    pre-activations of all gates together. Of `ConvLSTM1D`, `2D` and `3D` the
+    rows are (example, step, output position), and a is a patch. The bias is the
+    last row of the kernel; a GRU with `reset_after` has one for either kernel,
+    and the gradient of the candidate at the recurrent one is r times that at
+    the other.
 
     Gates whose inputs differ have factors of their own, so that s = W^T a for
     each: the candidate of a GRU without `reset_after`, whose recurrent kernel
-    sees r h; and all gates, where each has its own dropout.
+    sees r h; and all gates, where each has its own dropout, as those of
+    ConvLSTM always have.
 
     In the forward pass Keras' own loop runs. The moments run through time once
     more, in float32 or wider, from what the call was given.
@@ -191,6 +122,10 @@ class RecurrentBlock(CurvatureBlock):
         # Each is of its own columns, and zero elsewhere.
         return [functools.reduce(tf.add, us) for us in found.values()]
 
+    def describe_method(self, product_dtype):
+        found = {part.describe_method(product_dtype) for part in self._parts}
+        return " and ".join(sorted(found - {""}))
+
     def moments(self, uses, product_dtype, dtype):
         by_use = [self._calls_of_parts(use, dtype) for use in uses]
         return [
@@ -232,6 +167,8 @@ def _columns(layer, i: int) -> list[ColumnsBlock]:
     """
     every = calls.cells_of(layer)
     cell, prefix = every[i], f"cell_{i}/" if len(every) > 1 else ""
+    is_convolutional = cells.is_convolutional(cell)
+    block = ConvolutionColumnsBlock if is_convolutional else ColumnsBlock
     gates = cells.cell_type(cell).gates
     kernels = cell.kernel, cell.recurrent_kernel
     rows = 0 if cell.bias is None else len(cell.bias.shape)
@@ -239,17 +176,18 @@ def _columns(layer, i: int) -> list[ColumnsBlock]:
         rows = 0
     found = []
     for row, (kernel, groups) in enumerate(zip(kernels, _groups(cell))):
+        width = kernel.shape[-1] // len(gates)
         for group in groups if kernel.trainable else ():
             gate = gates.index(group[0])
             end = gate + len(group)
             name = kernel.name if group == gates else f"{kernel.name}/{group}"
             found.append(
-                ColumnsBlock(
+                block(
                     layer,
                     place=(i, row),
                     kernel=kernel,
                     gate=gate,
-                    columns=slice(gate * cell.units, end * cell.units),
+                    columns=slice(gate * width, end * width),
                     bias=cell.bias if row < rows else None,
                     prefix=f"{prefix}{name}/",
                 )

@@ -85,7 +85,7 @@ def _of_parts(x, convolution, groups):
 def _of_part(x, convolution, groups):
     channels, x = x.shape[-1], convolution.with_phases(x)
     examples = x.shape[0]
-    if examples is None:
+    if not examples:  # Not known, or none.
         examples = method.examples_of_part(x.shape[1:], x.dtype.size)
     chosen = method.without_patches(
         convolution, channels, groups, gpu=method.has_gpu(), examples=examples

@@ -16,7 +16,8 @@ class RecurrentCall:
     Attributes:
         weights: Those of each cell.
         states: Those at the start, of all cells in order.
-        mask: That of the layer, [batch, steps], or None.
+        mask: That of the layer, [batch, steps] or, of a recurrent convolution,
+            [batch, steps, *space]; or None.
     """
 
     weights: list[Weights]
@@ -64,6 +65,13 @@ def note(
     mask = options.get("mask")
     if isinstance(mask, (list, tuple)):  # Given states have one, too.
         mask = mask[0]
+    first = getattr(layer.cell, "data_format", None) == "channels_first"
+    if first and mask is not None and len(mask.shape) > 2:
+        raise ValueError(
+            f"{layer.name}: a mask of {mask.shape} with channels first: Keras "
+            "takes its axes for those of the channels. Give it one of "
+            "[batch, steps], or the channels last."
+        )
     return RecurrentCall(weights, keras.tree.flatten(states), mask)
 
 

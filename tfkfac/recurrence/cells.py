@@ -2,7 +2,8 @@
 
     s_t = W^T x_t + b,    h_t = f(s_t, R, h_(t-1), ...)
 
-with the columns of W and R in gates.
+with the columns of W and R in gates. Of a recurrent convolution x and h are
+images, [..., batch, *space, channels], and both products are convolutions.
 """
 
 import abc
@@ -13,18 +14,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfkfac import keras_compat
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """The tensors of a cell, as one call had them.
 
     Attributes:
-        kernel: W, [inputs, gates * units].
-        recurrent_kernel: R, [units, gates * units].
+        kernel: W, [inputs, gates * units], of a convolution
+            [*size, inputs, gates * units].
+        recurrent_kernel: R, [units, gates * units], [*size, units, ...].
         bias: [gates * units], [2, gates * units] or None.
-        dropout: What the inputs are multiplied by, [batch, inputs]: nothing,
-            one tensor, or one for each gate.
-        recurrent_dropout: Likewise for the states, [batch, units].
+        dropout: What the inputs are multiplied by, as those of a step:
+            nothing, one tensor, or one for each gate.
+        recurrent_dropout: Likewise for the states.
     """
 
     kernel: tf.Tensor
@@ -59,7 +63,7 @@ class Cell(abc.ABC):
     states = 1
 
     def __init__(self, layer: keras.layers.Layer, weights: Weights):
-        self.units, self.weights = layer.units, weights
+        self.units, self.weights = weights.recurrent_kernel.shape[-2], weights
         self._activation = layer.activation
         self._gate = getattr(layer, "recurrent_activation", None)
 
@@ -71,7 +75,7 @@ class Cell(abc.ABC):
     def input_product(self, x: tf.Tensor) -> tf.Tensor:
         """Returns s = W^T x + b for x, [..., batch, inputs]."""
         w = self.weights
-        s = _product(x, w.kernel, w.dropout)
+        s = _products(self._by_kernel, x, w.kernel, w.dropout)
         if w.bias is None:
             return s
         return s + (w.bias[0] if w.bias.shape.rank == 2 else w.bias)
@@ -79,10 +83,23 @@ class Cell(abc.ABC):
     def recurrent_product(self, h: tf.Tensor) -> tf.Tensor:
         """Returns R^T h, and the bias of R if it has one."""
         w = self.weights
-        s = _product(h, w.recurrent_kernel, w.recurrent_dropout)
+        s = _products(
+            self._by_recurrent_kernel,
+            h,
+            w.recurrent_kernel,
+            w.recurrent_dropout,
+        )
         if w.bias is None or w.bias.shape.rank == 1:
             return s
         return s + w.bias[1]
+
+    def _by_kernel(self, x: tf.Tensor, W: tf.Tensor) -> tf.Tensor:
+        """Returns the product of inputs with columns of W."""
+        return _matmul(x, W)
+
+    def _by_recurrent_kernel(self, h: tf.Tensor, R: tf.Tensor) -> tf.Tensor:
+        """Returns the product of states with columns of R."""
+        return _matmul(h, R)
 
     def input_rows(self, x: tf.Tensor) -> list[tf.Tensor]:
         """Returns what W is multiplied by, for each gate."""
@@ -139,6 +156,37 @@ class LSTMCell(Cell):
         return [self._gate(o) * self._activation(c), c]
 
 
+class ConvLSTMCell(LSTMCell):
+    """The cell of `keras.layers.ConvLSTM1D`, `2D` and `3D` (Shi et al. 2015).
+
+    An LSTM of images whose products are convolutions: that of the inputs as
+    the layer says, that of the states with stride 1 and "same" padding.
+    Channels that come first are moved last.
+    """
+
+    def __init__(self, layer, weights):
+        dropped = {  # At a rate of 1 Keras drops nothing.
+            name: [
+                channels_last(layer, mask, 1)
+                for mask in getattr(weights, name)
+                if getattr(layer, name) < 1
+            ]
+            for name in ("dropout", "recurrent_dropout")
+        }
+        super().__init__(layer, dataclasses.replace(weights, **dropped))
+        self._options = {
+            "strides": layer.strides,
+            "padding": layer.padding.upper(),
+            "dilations": layer.dilation_rate,
+        }
+
+    def _by_kernel(self, x, W):
+        return _convolve(x, W, **self._options)
+
+    def _by_recurrent_kernel(self, h, R):
+        return _convolve(h, R, padding="SAME")
+
+
 class GRUCell(Cell):
     """`keras.layers.GRUCell` with `reset_after` (Cho et al. 2014, v3).
 
@@ -183,7 +231,8 @@ class GRUResetBeforeCell(GRUCell):
     def recurrent_product(self, h):
         """Returns that of the two gates alone."""
         w = self.weights
-        return _product(
+        return _products(
+            self._by_recurrent_kernel,
             h,
             w.recurrent_kernel[:, : 2 * self.units],
             w.recurrent_dropout[:2],
@@ -195,7 +244,8 @@ class GRUResetBeforeCell(GRUCell):
         zr = self._gate(s_zr + self.recurrent_product(h))
         z, r = tf.split(zr, 2, axis=-1)
         w = self.weights
-        q_h = _product(
+        q_h = _products(
+            self._by_recurrent_kernel,
             r * h,
             w.recurrent_kernel[:, 2 * self.units :],
             w.recurrent_dropout[2:],
@@ -215,15 +265,22 @@ class GRUResetBeforeCell(GRUCell):
 def knows(layer: Any) -> bool:
     """Whether a cell is one of Keras' own; not of a class derived from it."""
     layers = keras.layers
-    return type(layer) in (
+    return is_convolutional(layer) or type(layer) in (
         layers.SimpleRNNCell,
         layers.LSTMCell,
         layers.GRUCell,
     )
 
 
+def is_convolutional(layer: Any) -> bool:
+    """Whether a cell is that of `keras.layers.ConvLSTM1D`, `2D` or `3D`."""
+    return type(layer) is keras_compat.ConvLSTMCell
+
+
 def cell_type(layer: Any) -> type[Cell]:
     """Returns the class for a cell that `knows` knows."""
+    if is_convolutional(layer):
+        return ConvLSTMCell
     if isinstance(layer, keras.layers.LSTMCell):
         return LSTMCell
     if isinstance(layer, keras.layers.GRUCell):
@@ -235,12 +292,37 @@ def _dropped(x, masks) -> list[tf.Tensor]:
     return [x * mask for mask in masks] or [x]
 
 
-def _product(x, kernel, masks):
+def _products(multiply, x, kernel, masks):
     """Returns x W; with several masks, each for its share of the columns."""
     rows = _dropped(x, masks)
-    columns = tf.split(kernel, len(rows), axis=1) if len(rows) > 1 else [kernel]
-    parts = [
-        tf.matmul(a, W) if a.shape.rank == 2 else tf.tensordot(a, W, 1)
-        for a, W in zip(rows, columns)
-    ]
+    columns = [kernel]
+    if len(rows) > 1:
+        columns = tf.split(kernel, len(rows), axis=-1)
+    parts = [multiply(a, W) for a, W in zip(rows, columns)]
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=-1)
+
+
+def _matmul(x, W):
+    return tf.matmul(x, W) if x.shape.rank == 2 else tf.tensordot(x, W, 1)
+
+
+def _convolve(x, W, **options):
+    """Returns a convolution of images with any axes before their space."""
+    rank = W.shape.rank - 2
+    before = x.shape.rank - rank - 1
+    images = tf.reshape(x, [-1, *x.shape[before:]])
+    # In eager mode gradients of volumes need the format to be given.
+    data_format = ("NWC", "NHWC", "NDHWC")[rank - 1]
+    s = tf.nn.convolution(images, W, data_format=data_format, **options)
+    sizes = [x.shape[i] or tf.shape(x)[i] for i in range(before)]
+    return tf.reshape(s, [*sizes, *s.shape[1:]])
+
+
+def channels_last(
+    layer: keras.layers.Layer, x: tf.Tensor, axis: int
+) -> tf.Tensor:
+    """Returns x with that axis last, if a cell's channels come first."""
+    if getattr(layer, "data_format", "channels_last") == "channels_last":
+        return x
+    others = [i for i in range(x.shape.rank) if i != axis]
+    return tf.transpose(x, [*others, axis])

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfkfac.recurrence import calls
 from tfkfac.recurrence.calls import RecurrentCall
-from tfkfac.recurrence.cells import cell_type
+from tfkfac.recurrence.cells import cell_type, channels_last
 from tfkfac.recurrence.loops import Recurrence
 
 
@@ -36,7 +36,7 @@ def rows(
     Args:
         layer: The layer.
         call: What the call went by.
-        inputs: Of the call, [batch, steps, features].
+        inputs: Of the call, [batch, steps, ...].
         output_gradients: At what the call returned, flat.
         dtype: The type to run in.
     """
@@ -44,17 +44,24 @@ def rows(
         cell_type(cell)(cell, weights.cast(dtype))
         for cell, weights in zip(calls.cells_of(layer), call.weights)
     ]
-    x = by_step(layer, tf.cast(inputs, dtype))
-    states = [tf.cast(state, dtype) for state in call.states]
+    x = channels_last(layer.cell, tf.cast(inputs, dtype), 2)
+    x = by_step(layer, x)
+    states, of_states = (
+        [channels_last(layer.cell, tf.cast(v, dtype), 1) for v in tensors]
+        for tensors in (call.states, output_gradients[1:])
+    )
     mask = None
     if call.mask is not None:
-        mask = mask_by_step(layer, call.mask, x)[..., tf.newaxis]
-    first, *of_states = [tf.cast(g, dtype) for g in output_gradients]
+        mask = mask_by_step(layer, call.mask, x)
+        ones = states[0].shape.rank + 1 - mask.shape.rank
+        mask = mask[(..., *[tf.newaxis] * ones)]
+    first = tf.cast(output_gradients[0], dtype)
+    first = channels_last(layer.cell, first, 1 + layer.return_sequences)
     if layer.return_sequences:  # They come in the order of the steps.
-        first = tf.transpose(first, [1, 0, 2])
+        first = _batch_second(first)
     else:
-        before = [tf.shape(x)[0] - 1, 0]
-        first = tf.pad(first[tf.newaxis], [before, [0, 0], [0, 0]])
+        pads = [[tf.shape(x)[0] - 1, 0]] + [[0, 0]] * first.shape.rank
+        first = tf.pad(first[tf.newaxis], pads)
     traces = Recurrence(cells, mask, layer.zero_output_for_mask).backpropagate(
         x, states, first, of_states or [tf.zeros_like(s) for s in states]
     )
@@ -69,8 +76,13 @@ def rows(
 
 def by_step(layer: keras.layers.RNN, x: tf.Tensor) -> tf.Tensor:
     """Returns [batch, steps, ...] as [steps, batch, ...], as it is read."""
-    x = tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
+    x = _batch_second(x)
     return tf.reverse(x, [0]) if layer.go_backwards else x
+
+
+def _batch_second(x):
+    """Exchanges the first two axes."""
+    return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
 
 
 def mask_by_step(
@@ -78,11 +90,17 @@ def mask_by_step(
 ) -> tf.Tensor:
     """Returns a mask of [batch, steps] or of [batch] as [steps, batch].
 
+    One of positions, [batch, steps, *space], is returned as
+    [steps, batch, *space].
+
     Args:
         layer: The layer.
         mask: The mask.
         x: What begins with the axes of the result.
     """
+    mask = tf.cast(mask, tf.bool)
+    if mask.shape.rank == x.shape.rank - 1 > 2:
+        return by_step(layer, mask)
     steps, batch = tf.unstack(tf.shape(x)[:2])
-    mask = tf.reshape(tf.cast(mask, tf.bool), [batch, -1])
+    mask = tf.reshape(mask, [batch, -1])
     return by_step(layer, tf.broadcast_to(mask, [batch, steps]))
