@@ -108,7 +108,9 @@ class FactoredBlock(CurvatureBlock):
         usable = linalg.all_finite([U])
         in_a_row, _ = tf.unstack(self.failures)
         usable = tf.logical_and(usable, in_a_row < MAX_FAILURES)
-        return self.from_matrix(tf.where(usable, U, V))
+        # For a scalar, `tf.where` reads both and is 0.3 ms for a MiB slower.
+        U = tf.raw_ops.Select(condition=usable, x=U, y=V)
+        return self.from_matrix(U)
 
 
 @traced_once
