@@ -1,164 +1,125 @@
-"""The table, the performance profile and the pictures."""
+"""The medians of the seeds, and the table."""
 
 import math
-import pathlib
 import statistics
 from collections.abc import Iterable
 
-from tools.time_to_target import runs, settings, tasks
+from tools.time_to_target import runs, tasks
+from tools.time_to_target.studies import Study
 
-Row = dict[str, dict]  # By the name of an optimizer, its medians.
-_MEASURES = ("steps", "seconds", "processor_seconds")
+Row = dict[str, dict]  # By the label of an arm, its medians.
 
 
 def medians(records: Iterable[dict]) -> dict:
     """Returns the medians of the seeds; infinite where most missed the target.
 
     Args:
-        records: Runs of one optimizer with one setting.
+        records: Runs of one task and one optimizer with one setting.
     """
     records = list(records)
+
+    def median(values):
+        return statistics.median(math.inf if v is None else v for v in values)
+
     found = {
-        key: statistics.median(
-            math.inf if r[key] is None else r[key] for r in records
+        key: median(r[key] for r in records)
+        for key in (
+            "steps",
+            "seconds",
+            "processor_seconds",
+            "first_step_seconds",
+            "peak_mib",
+            "state_mib",
         )
-        for key in _MEASURES
     }
-    found["first_step_seconds"] = statistics.median(
-        r["first_step_seconds"] for r in records
+    found["loss"] = median(map(runs.loss, records))
+    found["whole_seconds"] = median(
+        r["curve"][-1][2] if r["curve"] else None for r in records
     )
-    found["peak_mib"] = statistics.median(r["peak_mib"] for r in records)
+    found["later_step_seconds"] = median(map(_later_step, records))
+    worst = [r["worst_after"] for r in records if r["worst_after"] is not None]
+    found["worst_after"] = max(worst, default=math.nan)
     found["reached"] = sum(r["steps"] is not None for r in records)
     found["arguments"] = records[0]["arguments"]
     return found
 
 
-def rows(records: list[dict]) -> dict[str, Row]:
-    """Returns the medians of each optimizer, by the name of the task."""
+def _later_step(record: dict) -> float | None:
+    """Returns the mean seconds of a step but the first."""
+    if not record["curve"] or record["curve"][-1][0] < 2:
+        return None
+    steps, _, seconds = record["curve"][-1]
+    return (seconds - record["first_step_seconds"]) / (steps - 1)
+
+
+def rows(study: Study, records: list[dict]) -> dict[str, Row]:
+    """Returns the medians of each arm, by the name of the task."""
     found: dict[str, Row] = {}
-    for task in tasks.TASKS:
-        for name in settings.SETTINGS:
-            of_seeds = [
-                r
-                for r in records
-                if (r["task"], r["optimizer"]) == (task, name)
-                and r["seed"] in runs.SEEDS
-            ]
+    for task in study.tasks:
+        for label in study.arms:
+            of_seeds = _of_seeds(study, task, label, records)
             if of_seeds:
-                found.setdefault(task, {})[name] = medians(of_seeds)
+                found.setdefault(task, {})[label] = medians(of_seeds)
     return found
 
 
-def ratios(table: dict[str, Row], measure: str) -> dict[str, float]:
-    """Returns K-FAC's part of the best peer's, by task; NaN without a peer."""
-    found = {}
+def _of_seeds(study, task, label, records) -> list[dict]:
+    """Returns the runs of an arm's best setting."""
+    settings = study.arms[label].settings
+    arguments = settings[0]
+    if len(settings) > 1:
+        tried = runs.tried(study, task, label, records)
+        if not tried:
+            return []
+        arguments = runs.best(tried)["arguments"]
+    return [
+        r
+        for r in runs.of(study, task, label, records)
+        if r["arguments"] == arguments and r["seed"] in study.seeds
+    ]
+
+
+# From a heading to the cell of medians.
+_TARGET_COLUMNS = {
+    "steps": lambda r: f"{r['steps']:g}",
+    "seconds": lambda r: f"{r['seconds']:.1f}",
+    "first step": lambda r: f"{r['first_step_seconds']:.1f}",
+    "processor seconds": lambda r: f"{r['processor_seconds']:.1f}",
+    "MiB": lambda r: f"{r['peak_mib']:.0f}",
+}
+_STEPS_COLUMNS = {
+    "loss": lambda r: f"{r['loss']:.4g}",
+    "seconds": lambda r: f"{r['whole_seconds']:.1f}",
+    "first step": lambda r: f"{r['first_step_seconds']:.1f}",
+    "later step, ms": lambda r: f"{1e3 * r['later_step_seconds']:.0f}",
+    "MiB of state": lambda r: f"{r['state_mib']:.1f}",
+    "MiB": lambda r: f"{r['peak_mib']:.0f}",
+}
+
+
+def markdown(study: Study, table: dict[str, Row]) -> str:
+    """Returns the table: steps to the targets, or losses after the steps."""
+    columns = dict(_TARGET_COLUMNS if study.steps is None else _STEPS_COLUMNS)
+    seeds = len(study.seeds)
+    if study.steps is None:
+        columns["reached"] = lambda r: f"{r['reached']} of {seeds}"
+    head = ["task", "optimizer", *columns]
+    if study.stay:
+        head.append("worst after / target")
+    head.append("settings")
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for task, row in table.items():
-        peers = [row[p][measure] for p in settings.PEERS if p in row]
-        if "kfac" in row and peers and math.isfinite(min(peers)):
-            found[task] = row["kfac"][measure] / min(peers)
-    return found
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Returns it; infinite where a value is, NaN where there is none."""
-    values = list(values)
-    if not values:
-        return math.nan
-    if math.inf in values:
-        return math.inf
-    return math.exp(statistics.mean(map(math.log, values)))
-
-
-def markdown(table: dict[str, Row]) -> str:
-    """Returns the table, and the ratios below it."""
-    head = (
-        "task | optimizer | steps | seconds | first step | processor seconds "
-        "| MiB | reached | settings"
-    )
-    lines = [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)]
-    for task, row in table.items():
-        for name, found in row.items():
-            cells = [task, name, f"{found['steps']:g}"]
-            cells += [f"{found['seconds']:.1f}"]
-            cells += [f"{found['first_step_seconds']:.1f}"]
-            cells += [f"{found['processor_seconds']:.1f}"]
-            cells += [f"{found['peak_mib']:.0f}"]
-            cells += [f"{found['reached']} of {len(runs.SEEDS)}"]
+        for label, found in row.items():
+            cells = [task, label, *(cell(found) for cell in columns.values())]
+            if study.stay:
+                cells.append(f"{worst(task, found):.2f}")
             given = found["arguments"].items()
             cells += [", ".join(f"{k} {v}" for k, v in given) or "as it comes"]
             lines.append(f"| {' | '.join(cells)} |")
-    for measure in ("steps", "seconds"):
-        every = ratios(table, measure)
-        for label, names in (
-            ("tasks", [t for t in every if t not in tasks.KEPT]),
-            ("tasks that were kept", [t for t in every if t in tasks.KEPT]),
-        ):
-            of_group = [every[name] for name in names]
-            ahead = sum(value < 1 for value in of_group)
-            lines += [
-                "",
-                f"{measure} over the best peer's, {len(of_group)} {label}: "
-                f"{geometric_mean(of_group):.2f} in the geometric mean, "
-                f"ahead on {ahead}",
-            ]
     return "\n".join(lines)
 
 
-def draw(table: dict[str, Row], path: pathlib.Path) -> None:
-    """Draws the performance profile (Dolan and More 2002) of the seconds.
-
-    A curve shows on which share of the tasks an optimizer took at most so many
-    times the least seconds of all.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, measure in zip(panels, ("steps", "seconds")):
-        for name in settings.SETTINGS:
-            of_tasks = sorted(
-                row[name][measure] / least
-                if name in row and math.isfinite(least)
-                else math.inf
-                for row in table.values()
-                for least in [min(r[measure] for r in row.values())]
-            )
-            finite = [x for x in of_tasks if math.isfinite(x)]
-            if not finite:
-                continue
-            shares = [(i + 1) / len(of_tasks) for i in range(len(finite))]
-            axes.step(
-                [1, *finite, 10],
-                [0, *shares, shares[-1]],
-                where="post",
-                label=name,
-            )
-        axes.set(xscale="log", xlim=(1, 10), ylim=(0, 1.02))
-        axes.set(xlabel=f"{measure}, times the least", ylabel="share of tasks")
-        axes.grid(alpha=0.3, which="both", linewidth=0.5)
-    panels[0].legend()
-    figure.savefig(path, dpi=150)
-
-
-def draw_curves(records: list[dict], path: pathlib.Path) -> None:
-    """Draws the training loss against seconds, a panel for each task."""
-    from matplotlib.figure import Figure
-
-    shown = [r for r in records if r["seed"] == runs.SEEDS[0] and r["curve"]]
-    names = [t for t in tasks.TASKS if any(r["task"] == t for r in shown)]
-    if not names:
-        return
-    columns = min(4, len(names))
-    high = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(4 * columns, 3 * high), layout="constrained")
-    panels = figure.subplots(high, columns, squeeze=False).flat
-    for axes, task in zip(panels, names):
-        for i, name in enumerate(settings.SETTINGS):
-            for r in shown:
-                if (r["task"], r["optimizer"]) == (task, name):
-                    _, loss, seconds = zip(*r["curve"])
-                    axes.plot(seconds, loss, color=f"C{i}", label=name)
-        axes.axhline(tasks.TASKS[task].target, color="gray", linewidth=0.8)
-        axes.set(yscale="log", title=task, xlabel="seconds")
-    figure.axes[0].legend()
-    figure.savefig(path, dpi=120)
+def worst(task: str, found: dict) -> float:
+    """Returns the largest loss over as many steps again as the target took, by
+    the target; NaN where no run stayed."""
+    return found["worst_after"] / (tasks.TASKS[task].target or math.nan)
