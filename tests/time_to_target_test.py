@@ -94,7 +94,7 @@ def test_defaults_are_those_of_the_constructors(optimizer):
         if 0.5 < value < 1:  # Of an average: the steps that it is over.
             less, value, more = (1 / (1 - x) for x in (less, value, more))
             assert less == pytest.approx(value / 3, rel=1e-4)
-            assert more == pytest.approx(3 * value, rel=2e-4)
+            assert more == pytest.approx(3 * value, rel=2e-3)
         else:
             assert less == pytest.approx(value / 3, rel=1e-4)
             assert more == pytest.approx(
@@ -176,9 +176,8 @@ def test_robustness_counts_settings_within_twice_the_steps():
     assert "| 1.50 |" in report.markdown(study, table)
     (line,) = summaries.SUMMARIES["robustness"](study, table, records)
     assert "2 of 4 runs; 1 of 8 settings are on every task" in line
-    assert line.endswith(
-        "not kfac damping x3 on digits_cnn, kfac damping x3 on gru"
-    )
+    missed = [f"kfac damping x3 on {task}" for task in taken]
+    assert line.endswith("; not " + ", ".join(missed))
 
 
 def test_invariance_compares_steps_with_those_in_other_units():
@@ -244,10 +243,11 @@ def answers(monkeypatch, steps_of):
 def test_runs_go_on_from_the_file(tmp_path, monkeypatch):
     """A search gives settings up at the best steps so far."""
     steps = {2e-3: 40, 1e-2: 20}
-    asked = answers(
-        monkeypatch,
-        lambda run: steps.get(run["arguments"].get("learning_rate")),
-    )
+
+    def steps_of(run):
+        return steps.get(run["arguments"].get("learning_rate"))
+
+    asked = answers(monkeypatch, steps_of)
     arms = {name: PEERS.arms[name] for name in ("kfac", "adam")}
     study = dataclasses.replace(PEERS, arms=arms)
     quiet(tmp_path).measure(study)
@@ -280,10 +280,8 @@ def test_runs_beside_an_arm_have_twice_its_steps(tmp_path, monkeypatch):
     made.measure(study)
     assert [r["limit"] for r in asked] == [None, 60]
     # With a longer limit it has to be run again, with a shorter one not.
-    tuned = Study(
-        ("digits_cnn",), {"more": Arm("kfac", (setting,))}, seeds=(0,)
-    )
-    made.measure(tuned)
+    arms = {"more": Arm("kfac", (setting,))}
+    made.measure(dataclasses.replace(study, arms=arms))
     assert [r["limit"] for r in asked] == [None, 60, None]
     made.measure(study)
     assert len(asked) == 3 and len(made.records) == 2
@@ -330,7 +328,8 @@ def test_run_ends_at_the_target(optimizer, monkeypatch):
     assert dict((s, v) for s, v, _ in found["curve"])[found["steps"]] <= 0.05
     assert last[0] == max(found["steps"], found["validation_steps"])
     assert 0 < found["first_step_seconds"] < found["seconds"]
-    assert found["state_mib"] * 2**20 >= 2 * 2 * 4 or optimizer == "kfac"
+    if optimizer == "adam":  # Two moments of two weights, a rate, a count.
+        assert found["state_mib"] * 2**20 == 2 * 2 * 4 + 4 + 8
     json.dumps(found)
 
 
@@ -400,11 +399,21 @@ def test_data_that_comes_with_packages():
     assert set(tasks.KEPT) < set(tasks.BENCHMARK) < tasks.TASKS.keys()
 
 
-def test_components_of_images_are_uncorrelated_and_of_deviation_one():
-    found = data.mnist_components(8)
-    assert np.cov(found.x.T) == pytest.approx(np.eye(8), abs=1e-2)
-    assert found.x_validation.std() == pytest.approx(1, abs=0.1)
-    assert found.y.shape == (len(found.x), 28, 28, 1)
+def test_components_of_images_are_uncorrelated_and_of_deviation_one(
+    monkeypatch,
+):
+    rng = np.random.default_rng(0)
+    spread = np.r_[9.0, 7.0, 5.0, np.ones(13)]  # Of the axes of the images.
+    images = (spread * rng.normal(size=(4000, 16))).reshape(-1, 4, 4, 1)
+    given = data.Data(images[500:], None, images[:500], None)
+    monkeypatch.setattr(data, "mnist", lambda: given)
+    found = data.mnist_components.__wrapped__(3)
+    assert np.cov(found.x.T) == pytest.approx(np.eye(3), abs=1e-2)
+    assert found.x_validation.std(0) == pytest.approx(1, abs=0.1)
+    axes = given.x.reshape(-1, 16)[:, :3] / spread[:3]
+    alike = np.abs(np.corrcoef(found.x.T, axes.T)[:3, 3:])
+    assert alike == pytest.approx(np.eye(3), abs=0.1)
+    assert found.y is given.x and found.y_validation is given.x_validation
 
 
 def test_inputs_in_other_units_are_the_same_but_for_units():
@@ -445,9 +454,8 @@ def parsed(monkeypatch):
 
 
 def test_flags_choose_a_part_of_a_study(parsed):
-    study = parsed(
-        "--study=tied", "--optimizers=adam", "--steps=4", "--seeds=5"
-    )
+    given = ("--study=tied", "--optimizers=adam", "--steps=4", "--seeds=5")
+    study = parsed(*given)
     assert list(study.arms) == ["adam"] and study.seeds == (5,)
     assert study.after("pydocs") == 4
 
@@ -491,6 +499,6 @@ def test_a_study_leaves_a_table_and_pictures(tmp_path, monkeypatch):
     )
     for name in ("peers_curves.png", "peers_profile.png"):
         assert (tmp_path / name).stat().st_size > 5000
-    assert (
-        program.write("tied", studies.STUDIES["tied"], records, tmp_path) == ""
-    )
+    other = studies.STUDIES["tied"]
+    assert program.write("tied", other, records, tmp_path) == ""
+    assert not (tmp_path / "tied.md").exists()

@@ -172,7 +172,7 @@ def train(
         "limit": limit,
         "stay": stay,
         "peak_mib": round(_peak() - before, 1),
-        "state_mib": round(_state(made), 3),
+        "state_mib": _state(made),
         **clock.record,
     }
     if failure or not np.isfinite(found["curve"][-1][1]):
