@@ -179,7 +179,8 @@ def in_other_units(data: Callable[[], Data], shift: float = 3.0) -> Data:
     """The same examples, each input in a unit and from a zero of its own.
 
     Column j is `10^k_j (x_j + s_j)`, with whole numbers k_j from -2 to 2, drawn
-    once, and s_j a shift of so many deviations, up or down.
+    once, and s_j a shift of so many deviations, up or down. The weights at the
+    start are drawn as before, so that the function there is another.
     """
     found, rng = data(), np.random.default_rng(0)
     shifts = shift * found.x.std(0) * rng.choice([-1, 1], found.x.shape[1])
