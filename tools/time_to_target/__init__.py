@@ -3,6 +3,9 @@
 python -m tools.time_to_target --output_dir=runs/time_to_target
 python -m tools.time_to_target --study=after_steps
 
+By steps of some runs the second takes half an hour on 2 cores with nothing else
+to do. Neither has been run as a whole yet.
+
 data        real data that comes with a package
 tasks       what is trained on it
 optimizers  what trains it
