@@ -79,11 +79,12 @@ def _robustness(study, table, records) -> list[str]:
         if not within:
             continue
         missed = [key for key, reached in within.items() if not reached]
-        always = {label for label, _ in within} - {label for label, _ in missed}
+        run = {label for label, _ in within}
+        always = run - {label for label, _ in missed}
         lines.append(
             f"{default}: within twice the default's steps are "
             f"{len(within) - len(missed)} of {len(within)} runs; "
-            f"{len(always)} of {len(changed)} settings are on every task"
+            f"{len(always)} of {len(run)} settings are on every task"
         )
         if missed:
             lines[-1] += "; not " + ", ".join(f"{x} on {t}" for x, t in missed)

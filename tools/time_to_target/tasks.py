@@ -291,7 +291,9 @@ TASKS = {
     "digits_resnet_bn": Task(
         digits, _of("resnet8_bn", (8, 8, 1), 10), _CLASSES, 128, 400, 5, 0.02
     ),
-    "generator": Task(mnist_components, _generator, _BINARY, 128, 800, 10, 0.1),
+    "generator": Task(
+        mnist_components, _generator, _BINARY, 128, 800, 10, 0.09
+    ),
     "tied_embedding": Task(pydocs, _tied_embedding, _CLASSES, 8, 400, 10, None),
 }
 TASKS["digits_cnn_512"] = dataclasses.replace(
