@@ -353,6 +353,16 @@ def test_loss_that_is_not_finite_after_the_target_is_the_worst(monkeypatch):
     assert clock.record["worst_after"] == math.inf and clock.model.stop_training
 
 
+def test_peak_is_that_of_the_training_alone():
+    training._forget_peak()
+    before = training._peak()
+    held = np.ones(64 * 2**17)  # 64 MiB
+    assert training._peak() > before + 60
+    del held
+    training._forget_peak()
+    assert training._peak() < before + 30
+
+
 def test_run_that_diverges_or_is_given_up(monkeypatch):
     tiny(monkeypatch, target=1e-9)
     found = training.train("tiny", "momentum", {"learning_rate": 1e20}, seed=0)

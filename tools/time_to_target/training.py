@@ -8,6 +8,7 @@ It prints the run's record as the last line, JSON.
 import dataclasses
 import json
 import math
+import pathlib
 import resource
 import sys
 import time
@@ -145,6 +146,7 @@ def train(
     validation = data.x_validation, data.y_validation
     clock = Clock(asked, end, stay, validation)
     given = batches(data, asked.batch_size, seed)
+    _forget_peak()  # It may be that of reading the data.
     before = _peak()
     clock.start()
     failure = None
@@ -178,6 +180,11 @@ def train(
     if failure or not np.isfinite(found["curve"][-1][1]):
         found["failure"] = "diverged"
     return found
+
+
+def _forget_peak() -> None:
+    """Has Linux take the resident set of now for the largest so far."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak() -> float:
