@@ -4,16 +4,15 @@ import dataclasses
 import inspect
 import json
 import math
+import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
-from absl import app, flags
 
 import tfkfac
-from tools.time_to_target import (
-    __main__ as program,
-)
 from tools.time_to_target import (
     data,
     optimizers,
@@ -21,6 +20,7 @@ from tools.time_to_target import (
     runs,
     studies,
     summaries,
+    tables,
     tasks,
     training,
 )
@@ -106,7 +106,7 @@ def test_defaults_are_those_of_the_constructors(optimizer):
 
 
 def test_medians_count_a_missed_target_as_infinite():
-    found = report.medians(
+    found = tables.medians(
         record("adam", s, *of_seed)
         for s, of_seed in enumerate([(10, 1.0), (None, None), (30, 2.0)])
     )
@@ -114,7 +114,7 @@ def test_medians_count_a_missed_target_as_infinite():
     assert found["later_step_seconds"] == 0.5  # (3 s - 1 s) / 4 steps
     missed = [record("adam", s) for s in (0, 1)]
     missed.append(record("adam", 2, 10, 1.0))
-    assert math.isinf(report.medians(missed)["steps"])
+    assert math.isinf(tables.medians(missed)["steps"])
 
 
 def test_ratios_are_to_the_best_peer_of_each_task():
@@ -122,7 +122,7 @@ def test_ratios_are_to_the_best_peer_of_each_task():
     rate = {"learning_rate": 1e-3, "schedule": "constant"}
     records = [
         record(name, seed, steps, seconds, arguments=arguments)
-        for seed in (*studies.SEEDS, runs.TUNING_SEED)
+        for seed in (*studies.SEEDS, studies.TUNING_SEED)
         for name, steps, seconds, arguments in (
             ("kfac", 10, 4.0, {}),
             ("kfac", 1, 0.1, tuned),  # No peer.
@@ -132,15 +132,17 @@ def test_ratios_are_to_the_best_peer_of_each_task():
     ]
     # Another setting of the search, worse; another question.
     other = {"learning_rate": 1e-2, "schedule": "constant"}
-    records.append(record("adam", runs.TUNING_SEED, 50, 6.0, arguments=other))
+    records.append(
+        record("adam", studies.TUNING_SEED, 50, 6.0, arguments=other)
+    )
     records.append(record("adam", 0, 1, 0.1, arguments=other))
     records.append(record("kfac", 1, 1, 0.1, after=30))
-    table = report.rows(PEERS, records)
+    table = tables.rows(PEERS, records)
     assert summaries.ratios(PEERS, table, "steps") == {"digits_cnn": 0.5}
     assert summaries.ratios(PEERS, table, "seconds") == {"digits_cnn": 0.8}
     lines = summaries.SUMMARIES["peers"](PEERS, table, records)
     assert "0.80 in the geometric mean, ahead on 1" in lines[-1]
-    text = report.markdown(PEERS, table).splitlines()
+    text = tables.markdown(PEERS, table).splitlines()
     assert "| digits_cnn | kfac | 10 | 4.0 |" in text[2]
     assert len({line.count(" | ") for line in text}) == 1 and len(text) == 6
 
@@ -171,9 +173,9 @@ def test_robustness_counts_settings_within_twice_the_steps():
         for task, of_task in taken.items()
         for name, steps in zip(names, of_task)
     ]
-    table = report.rows(study, records)
-    assert report.worst("digits_cnn", table["digits_cnn"]["kfac"]) == 1.5
-    assert "| 1.50 |" in report.markdown(study, table)
+    table = tables.rows(study, records)
+    assert tables.worst("digits_cnn", table["digits_cnn"]["kfac"]) == 1.5
+    assert "| 1.50 |" in tables.markdown(study, table)
     (line,) = summaries.SUMMARIES["robustness"](study, table, records)
     assert "2 of 4 runs; 1 of 2 settings are on every task" in line
     missed = [f"kfac damping x3 on {task}" for task in taken]
@@ -187,7 +189,7 @@ def test_invariance_compares_steps_with_those_in_other_units():
         for seed in study.seeds
         for task, steps in (("diabetes", 40), ("diabetes_scaled", 50))
     ]
-    table = report.rows(study, records)
+    table = tables.rows(study, records)
     lines = summaries.SUMMARIES["invariance"](study, table, records)
     assert lines == ["diabetes, kfac: 40 steps, in other units 50, ratio 1.25"]
 
@@ -201,7 +203,7 @@ def test_defaults_are_ordered_by_the_mean_of_their_ranks():
     records = [
         record(
             "kfac",
-            runs.TUNING_SEED,
+            studies.TUNING_SEED,
             task=task,
             after=study.after(task),
             arguments=arguments,
@@ -294,8 +296,8 @@ def test_loss_after_steps_is_a_question_of_its_own(tmp_path, monkeypatch):
     made.measure(study)
     made.measure(dataclasses.replace(study, steps=None))
     assert [r["after"] for r in asked] == [7, None]
-    table = report.rows(study, made.records)
-    assert "| gru | kfac | 0.5 | 3.0 | 1.0 | 500 | 1.0 |" in report.markdown(
+    table = tables.rows(study, made.records)
+    assert "| gru | kfac | 0.5 | 3.0 | 1.0 | 500 | 1.0 |" in tables.markdown(
         study, table
     )
 
@@ -445,56 +447,54 @@ def test_generator_makes_images():
     assert model.output_shape == (None, 28, 28, 1)
 
 
-@pytest.fixture
-def parsed(monkeypatch):
-    """Returns the study of a command line, and forgets it."""
-    values = flags.FLAGS
-    before = values.flag_values_dict()
-
-    def parse(*given):
-        values(["", *given])
-        return program.chosen()
-
-    yield parse
-    values.unparse_flags()
-    for name in before:
-        if values[name].present:
-            values[name].unparse()
-    values([""])
-
-
-def test_flags_choose_a_part_of_a_study(parsed):
-    given = ("--study=tied", "--optimizers=adam", "--steps=4", "--seeds=5")
-    study = parsed(*given)
-    assert list(study.arms) == ["adam"] and study.seeds == (5,)
-    assert study.after("pydocs") == 4
-
-
-def test_any_task_may_be_named_where_a_target_counts(parsed):
-    study = parsed("--tasks=digits_cnn_512", "--stay")
-    assert study.tasks == ("digits_cnn_512",) and study.stay
+def test_a_part_of_a_study():
+    found = studies.part("tied", optimizers=["adam"], steps=4, seeds=["5"])
+    assert list(found.arms) == ["adam"] and found.seeds == (5,)
+    assert found.after("pydocs") == 4
+    found = studies.part("peers", tasks=["digits_cnn_512"], stay=True)
+    assert found.tasks == ("digits_cnn_512",) and found.stay
+    assert found.arms == studies.STUDIES["peers"].arms
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "name, given, message",
     [
-        (["--tasks=mnist"], "--tasks: mnist is none of"),
-        (["--study=tied", "--tasks=gru"], "gru is none of pydocs"),
-        (["--optimizers=sgd"], "sgd is none of kfac, kfac_tuned"),
-        (["--optimizers="], "nothing is none of"),
-        (["--steps=5"], "peers runs to targets"),
-        (["--study=tied", "--stay"], "tied has no targets"),
-        (["--seeds=0,100"], "not 100"),
-        (["--seeds=a"], "--seeds=a"),
+        ("peers", {"tasks": ["mnist"]}, "tasks: mnist is none of"),
+        ("tied", {"tasks": ["gru"]}, "tasks: gru is none of pydocs"),
+        ("peers", {"optimizers": ["sgd"]}, "sgd is none of kfac, kfac_tuned"),
+        ("peers", {"optimizers": []}, "nothing is none of"),
         (
-            ["--study=robustness", "--optimizers=kfac damping x3"],
+            "robustness",
+            {"optimizers": ["kfac damping x3"]},
             "is measured by kfac",
         ),
+        ("peers", {"steps": 5}, "steps: peers runs to targets"),
+        ("tied", {"stay": True}, "stay: tied has no targets"),
+        ("peers", {"seeds": ["0", "100"]}, "100 is that of the search"),
+        ("peers", {"seeds": ["-1"]}, "seeds=-1: give whole numbers"),
     ],
 )
-def test_bad_flags_are_named(given, message, parsed):
-    with pytest.raises(app.UsageError, match=message):
-        parsed(*given)
+def test_what_there_is_not_is_named(name, given, message):
+    with pytest.raises(ValueError, match=message):
+        studies.part(name, **given)
+
+
+def test_command_line(tmp_path):
+    """Flags that are wrong, and a report of no run, end with a sentence."""
+
+    def end(*given):
+        run = subprocess.run(
+            [sys.executable, "-m", "tools.time_to_target", *given],
+            capture_output=True,
+            text=True,
+            cwd=pathlib.Path(__file__).resolve().parent.parent,
+        )
+        assert run.returncode != 0
+        return run.stdout + run.stderr
+
+    assert "--stay: tied has no targets" in end("--study=tied", "--stay")
+    found = end(f"--output_dir={tmp_path}", "--report_only")
+    assert f"{tmp_path}: there is no run of peers yet" in found
 
 
 def test_a_study_leaves_a_table_and_pictures(tmp_path, monkeypatch):
@@ -502,7 +502,7 @@ def test_a_study_leaves_a_table_and_pictures(tmp_path, monkeypatch):
         record("kfac", 0, 10, 4.0),
         record("kfac", 0, 20, 4.0),  # The last one counts.
     ]
-    text = program.write("peers", PEERS, records, tmp_path)
+    text = report.write("peers", PEERS, records, tmp_path)
     assert (
         "| kfac | 20 |" in text
         and text + "\n" == (tmp_path / "peers.md").read_text()
@@ -510,5 +510,5 @@ def test_a_study_leaves_a_table_and_pictures(tmp_path, monkeypatch):
     for name in ("peers_curves.png", "peers_profile.png"):
         assert (tmp_path / name).stat().st_size > 5000
     other = studies.STUDIES["tied"]
-    assert program.write("tied", other, records, tmp_path) == ""
+    assert report.write("tied", other, records, tmp_path) == ""
     assert not (tmp_path / "tied.md").exists()

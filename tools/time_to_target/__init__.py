@@ -12,7 +12,8 @@ optimizers  what trains it
 studies     what is asked: tasks, optimizers, what each is tuned over
 training    one run, in a process of its own
 runs        which runs there are, and which are still to be made
-report      medians, and the table
+tables      medians of the seeds
 summaries   what a study comes to
 pictures    the performance profile, and the losses against seconds
+report      all three, written
 """

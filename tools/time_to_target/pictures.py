@@ -4,8 +4,8 @@ import math
 import pathlib
 
 from tools.time_to_target import runs, tasks
-from tools.time_to_target.report import Row
 from tools.time_to_target.studies import Study
+from tools.time_to_target.tables import Row
 
 
 def draw_profile(

@@ -16,9 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from tools import json_lines
-from tools.time_to_target.studies import Study
-
-TUNING_SEED = 100
+from tools.time_to_target.studies import TUNING_SEED, Study
 
 
 class Runs:

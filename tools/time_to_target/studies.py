@@ -20,10 +20,13 @@ tied_cost    State and time of a step with one large tied embedding.
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
-from tools.time_to_target import tasks
+from tools.time_to_target import tasks as all_tasks
 
 SEEDS = (0, 1, 2)
+TUNING_SEED = 100  # Of searches.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +201,7 @@ def _tied() -> dict[str, Arm]:
 
 STUDIES = {
     "peers": Study(
-        tasks.BENCHMARK,
+        all_tasks.BENCHMARK,
         {
             "kfac": Arm("kfac"),
             "kfac_tuned": Arm("kfac", _KFAC_TUNED),
@@ -215,12 +218,12 @@ STUDIES = {
         },
         {"kfac": Arm("kfac"), "adam": Arm("adam", _ADAM_AFTER_STEPS)},
     ),
-    "robustness": Study(tasks.BENCHMARK, _robustness(), seeds=SEEDS[:1]),
+    "robustness": Study(all_tasks.BENCHMARK, _robustness(), seeds=SEEDS[:1]),
     "invariance": Study(
         tuple(
             name
             for task in ("diabetes", "breast_cancer")
-            for name in (task, f"{task}{tasks.SCALED}")
+            for name in (task, f"{task}{all_tasks.SCALED}")
         ),
         {"kfac": Arm("kfac"), "adam": Arm("adam")},
     ),
@@ -268,3 +271,62 @@ STUDIES = {
         {"tied_embedding": 20}, {"kfac": Arm("kfac"), "adam": Arm("adam")}
     ),
 }
+
+
+def part(
+    name: str,
+    tasks: Sequence[str] | None = None,
+    optimizers: Sequence[str] | None = None,
+    seeds: Sequence[str] | None = None,
+    steps: int | None = None,
+    stay: bool = False,
+) -> Study:
+    """Returns a study with something in place of its own.
+
+    Args:
+        name: Of `STUDIES`.
+        tasks: Which are run; where a target counts, any.
+        optimizers: Which arms are run.
+        seeds: Whole numbers, as text.
+        steps: Of each run, where it is a loss that counts.
+        stay: As `Study.stay`.
+
+    Raises:
+        ValueError: One is none of those that there are; it is named first.
+    """
+    study = STUDIES[name]
+    more: dict[str, Any] = {"stay": stay}
+    if tasks is not None:
+        more["tasks"] = _known("tasks", tasks, study.steps or all_tasks.TASKS)
+    if optimizers is not None:
+        labels = _known("optimizers", optimizers, study.arms)
+        more["arms"] = {label: study.arms[label] for label in labels}
+        for label, arm in more["arms"].items():
+            if arm.beside is not None and arm.beside not in labels:
+                raise ValueError(
+                    f"optimizers: {label} is measured by {arm.beside}; name "
+                    "that, too"
+                )
+    if seeds is not None:
+        if not all(seed.isdecimal() for seed in seeds):
+            raise ValueError(f"seeds={','.join(seeds)}: give whole numbers")
+        more["seeds"] = tuple(map(int, seeds))
+        if TUNING_SEED in more["seeds"]:
+            raise ValueError(f"seeds: {TUNING_SEED} is that of the search")
+    if steps is not None:
+        if study.steps is None:
+            raise ValueError(f"steps: {name} runs to targets")
+        more["steps"] = dict.fromkeys(study.steps, steps)
+    if stay and study.steps is not None:
+        raise ValueError(f"stay: {name} has no targets")
+    return dataclasses.replace(study, **more)
+
+
+def _known(flag, given, known) -> tuple[str, ...]:
+    unknown = set(given) - set(known)
+    if unknown or not given:
+        raise ValueError(
+            f"{flag}: {', '.join(sorted(unknown)) or 'nothing'} is none of "
+            f"{', '.join(known)}"
+        )
+    return tuple(given)

@@ -4,10 +4,10 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 
-from tools.time_to_target import report, runs, tasks
+from tools.time_to_target import runs, tables, tasks
 from tools.time_to_target.studies import Study
 
-Table = dict[str, report.Row]
+Table = dict[str, tables.Row]
 
 
 def ratios(study: Study, table: Table, measure: str) -> dict[str, float]:
