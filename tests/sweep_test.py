@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from tools import batch_size_study
+from tools import batch_size_study, json_lines
 from tools.quadratic import model as quadratic
 from tools.quadratic import study as quadratic_study
 from tools.sweep import analysis, prediction, report, space, trials, workers
@@ -186,10 +186,10 @@ def test_a_line_cut_short_is_dropped(tmp_path):
     del store
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write('{"arm": "sg')
-    assert trials.read(tmp_path / "trials.jsonl") == [record()]
+    assert json_lines.read(tmp_path / "trials.jsonl") == [record()]
     store = trials.Store(tmp_path, study())
     store.add(record(1))
-    assert trials.read(tmp_path / "trials.jsonl") == [record(), record(1)]
+    assert json_lines.read(tmp_path / "trials.jsonl") == [record(), record(1)]
 
 
 # What they come to.
@@ -339,7 +339,7 @@ def test_an_interrupted_study_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     after = (directory / "trials.jsonl").read_text()
     assert after.startswith(before.rsplit("\n", 1)[0])
-    records = trials.read(directory / "trials.jsonl")
+    records = json_lines.read(directory / "trials.jsonl")
     keys = [(r["arm"], r["batch_size"], r["index"], r["seed"]) for r in records]
     assert len(set(keys)) == len(keys)
     text = (directory / "report.md").read_text()

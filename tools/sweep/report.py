@@ -4,6 +4,7 @@ import json
 import pathlib
 import statistics
 
+from tools import json_lines
 from tools.sweep import analysis, figures, prediction, trials
 from tools.sweep.analysis import Result
 from tools.sweep.trials import Study
@@ -24,7 +25,7 @@ def write(directory: pathlib.Path, spectra: pathlib.Path | None = None) -> None:
         raise SystemExit(f"--study_dir={directory}: holds no study")
     try:
         study = Study.from_config(trials.config(directory / "study.json"))
-        records = trials.read(directory / "trials.jsonl")
+        records = json_lines.read(directory / "trials.jsonl")
     except ValueError as error:
         raise SystemExit(f"--study_dir: {error}") from error
     if not records:

@@ -6,13 +6,13 @@ a line of a file, so that a study goes on from what there is.
 """
 
 import dataclasses
-import fcntl
 import importlib
 import json
 import math
 import pathlib
 from typing import Any
 
+from tools import json_lines
 from tools.sweep import space
 from trainers import command_line, output
 
@@ -239,39 +239,24 @@ class Store:
         study: The study.
 
     Raises:
-        ValueError: The directory holds another study.
+        ValueError: The directory holds another study, another command runs
+            it, or a line is damaged.
 
     Attributes:
         records: All trials so far.
     """
 
     def __init__(self, directory: pathlib.Path, study: Study):
+        self._lines = json_lines.Lines(directory / "trials.jsonl")
         settings = directory / "study.json"
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._file = (directory / "trials.jsonl").open("a+")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{directory}: another command runs it") from error
-        except OSError as error:
-            raise ValueError(f"{directory}: {error.strerror}") from error
         if settings.exists():
             differing(settings, study)
         output.write_json(settings, study.config())
-        self.records = read(directory / "trials.jsonl")
-        # What a kill has left of a line.
-        whole = "".join(json.dumps(r) + "\n" for r in self.records)
-        self._file.seek(0)
-        if self._file.read() != whole:
-            self._file.truncate(0)
-            self._file.write(whole)
-            self._file.flush()
+        self.records = self._lines.records
 
     def add(self, record: dict) -> None:
         """Writes a trial."""
-        self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._lines.add(record)
 
 
 def differing(path: pathlib.Path, study: Study) -> None:
@@ -307,21 +292,3 @@ def config(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError):
         pass
     raise ValueError(f"{path}: is no description of a study")
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    """Returns the trials of a file, without a line that is cut short.
-
-    Raises:
-        ValueError: A line is damaged.
-    """
-    if not path.exists():
-        return []
-    found = []
-    lines = path.read_text().split("\n")[:-1]
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is damaged") from error
-    return found

@@ -5,6 +5,7 @@ import functools
 import pathlib
 import re
 import sysconfig
+from collections.abc import Callable
 
 import numpy as np
 
@@ -70,6 +71,22 @@ def noisy_mnist(noise: float = 0.4) -> Data:
     data, rng = mnist(), np.random.default_rng(0)
     x, held = (
         v + noise * rng.normal(size=v.shape).astype("float32")
+        for v in (data.x, data.x_validation)
+    )
+    return Data(x, data.x, held, data.x_validation)
+
+
+@functools.cache
+def mnist_components(count: int = 32) -> Data:
+    """The first principal components of the same images, each of deviation 1,
+    as inputs, and the images as targets."""
+    data = mnist()
+    flat = data.x.reshape(len(data.x), -1)
+    mean = flat.mean(0)
+    _, deviations, axes = np.linalg.svd(flat - mean, full_matrices=False)
+    axes = axes[:count].T / deviations[:count] * len(flat) ** 0.5
+    x, held = (
+        (v.reshape(len(v), -1) - mean) @ axes
         for v in (data.x, data.x_validation)
     )
     return Data(x, data.x, held, data.x_validation)
@@ -155,6 +172,24 @@ def breast_cancer() -> Data:
     x, y = load_breast_cancer(return_X_y=True)
     x = (x - x.mean(0)) / x.std(0)
     return _split(x.astype("float32"), y.astype("float32")[:, np.newaxis])
+
+
+@functools.cache
+def in_other_units(data: Callable[[], Data], shift: float = 3.0) -> Data:
+    """The same examples, each input in a unit and from a zero of its own.
+
+    Column j is `10^k_j (x_j + s_j)`, with whole numbers k_j from -2 to 2, drawn
+    once, and s_j a shift of so many deviations, up or down. The weights at the
+    start are drawn as before, so that the function there is another.
+    """
+    found, rng = data(), np.random.default_rng(0)
+    shifts = shift * found.x.std(0) * rng.choice([-1, 1], found.x.shape[1])
+    units = 10.0 ** rng.integers(-2, 3, found.x.shape[1])
+    x, held = (
+        ((v + shifts) * units).astype("float32")
+        for v in (found.x, found.x_validation)
+    )
+    return Data(x, found.y, held, found.y_validation)
 
 
 @functools.cache

@@ -1,8 +1,11 @@
 """Which runs there are, and which are still to be made.
 
-First each optimizer's settings are tried from one seed; a setting is given up
-where it has taken more steps than the best one before it. Then the best
-setting of each is run from three other seeds, the optimizers in turn.
+First each arm's settings are tried from one seed; where steps to a target
+count, a setting is given up when it has taken more than the best one before it.
+Then the best setting of each is run from other seeds, the arms in turn.
+
+The cells of `tools.sweep` run many trials by one trace and count steps alone;
+here seconds count, and memory, so that each run is a process of its own.
 """
 
 import json
@@ -10,82 +13,142 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
-from tools.time_to_target import settings
-
-TUNING_SEED = 100
-SEEDS = (0, 1, 2)
+from tools import json_lines
+from tools.time_to_target.studies import TUNING_SEED, Study
 
 
 class Runs:
-    """The runs of a directory: `runs.jsonl`, a line for each.
+    """The runs of a directory, of all studies: `runs.jsonl`, a line for each.
 
     Args:
         directory: Made where there is none.
         show: Is given a line for each run.
 
-    Attributes:
-        records: All runs so far.
+    Raises:
+        ValueError: Another command runs in the directory.
     """
 
     def __init__(
         self, directory: pathlib.Path, show: Callable[[str], None] = print
     ):
-        directory.mkdir(parents=True, exist_ok=True)
-        self._path, self._show = directory / "runs.jsonl", show
-        self.records: list[dict] = []
-        if self._path.exists():
-            lines = self._path.read_text().splitlines()
-            self.records = [json.loads(line) for line in lines]
+        self._lines = json_lines.Lines(directory / "runs.jsonl")
+        self._show = show
+        self._of = latest(self._lines.records)
 
-    def made(self, **run) -> dict:
-        """Returns a run, from the file where it is there, else made now."""
-        limit = run.pop("limit", None)
-        for record in self.records:
-            if all(record[key] == value for key, value in run.items()):
-                return record
-        record = _train({**run, "limit": limit})
-        self.records.append(record)
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    @property
+    def records(self) -> list[dict]:
+        """All runs so far, of those that were made twice the last."""
+        return list(self._of.values())
+
+    def measure(self, study: Study) -> None:
+        """Makes all runs of a study."""
+        for task in study.tasks:
+            best = {arm: self._best(study, task, arm) for arm in study.arms}
+            for seed in study.seeds:
+                for label, arguments in best.items():
+                    self._made(
+                        _run(study, task, label, arguments, seed),
+                        self._limit(study, task, label, seed),
+                        study.stay,
+                    )
+
+    def _best(self, study, task, label) -> dict:
+        """Returns the setting of an arm with the fewest steps to the target;
+        where none reaches it, or the loss counts, that of the least loss."""
+        settings = study.arms[label].settings
+        if len(settings) == 1:
+            return settings[0]
+        limit, found = None, []
+        for arguments in settings:
+            run = _run(study, task, label, arguments, TUNING_SEED)
+            found.append(self._made(run, limit))
+            if steps := found[-1]["steps"]:
+                limit = min(limit or steps, steps)
+        return best(found)["arguments"]
+
+    def _limit(self, study, task, label, seed) -> int | None:
+        """Returns twice the steps of the arm that an arm is beside."""
+        beside = study.arms[label].beside
+        if beside is None:
+            return None
+        arguments = study.arms[beside].settings[0]
+        first = self._made(_run(study, task, beside, arguments, seed))
+        return first["steps"] and 2 * first["steps"]
+
+    def _made(self, run, limit=None, stay=False) -> dict:
+        """Returns a run's record, from the file where it is there."""
+        record = self._of.get(_key(run))
+        if record is not None and _tells(record, limit, stay):
+            return record
+        record = _train({**run, "limit": limit, "stay": stay})
+        self._lines.add(record)
+        self._of[_key(run)] = record
         self._show(_line(record))
         return record
 
-    def best(self, task: str, optimizer: str) -> dict:
-        """Returns the setting of an optimizer with the fewest steps to the
-        target; where none reaches it, that of the least last loss."""
-        if len(settings.SETTINGS[optimizer]) == 1:
-            return settings.SETTINGS[optimizer][0]
-        found, limit = [], None
-        for arguments in settings.SETTINGS[optimizer]:
-            run = self.made(
-                task=task,
-                optimizer=optimizer,
-                arguments=arguments,
-                seed=TUNING_SEED,
-                limit=limit,
-            )
-            found.append(run)
-            if run["steps"]:
-                limit = min(limit or run["steps"], run["steps"])
-        return min(found, key=_rank)["arguments"]
 
-    def measure(self, task: str, optimizers: Sequence[str]) -> None:
-        """Makes all runs of a task, those of the seeds in turn."""
-        best = {name: self.best(task, name) for name in optimizers}
-        for seed in SEEDS:
-            for name, arguments in best.items():
-                self.made(
-                    task=task, optimizer=name, arguments=arguments, seed=seed
-                )
+def _run(study: Study, task: str, label: str, arguments, seed: int) -> dict:
+    """Returns what is asked of one run."""
+    return {
+        "task": task,
+        "optimizer": study.arms[label].optimizer,
+        "arguments": arguments,
+        "seed": seed,
+        "after": study.after(task),
+    }
 
 
-def _rank(record: dict) -> tuple[float, float]:
-    """Returns (steps, last loss): less is better."""
-    steps = record["steps"] or float("inf")
+def latest(records: Iterable[dict]) -> dict[str, dict]:
+    """Returns the last record of each run."""
+    return {_key(record): record for record in records}
+
+
+def _key(run: dict) -> str:
+    """Returns what tells a run from others."""
+    names = ("task", "optimizer", "arguments", "seed", "after")
+    return json.dumps([run[name] for name in names], sort_keys=True)
+
+
+def _tells(record: dict, limit: int | None, stay: bool) -> bool:
+    """Returns whether a record answers a run with that limit."""
+    if stay and not record["stay"]:
+        return False
+    if record["steps"] or "failure" in record or record["limit"] is None:
+        return True
+    return limit is not None and limit <= record["limit"]
+
+
+def of(study: Study, task: str, label: str, records: list[dict]) -> list[dict]:
+    """Returns the runs of an arm on a task, whatever the seed."""
+    arm, after = study.arms[label], study.after(task)
+    return [
+        r
+        for r in records
+        if (r["task"], r["optimizer"]) == (task, arm.optimizer)
+        and r["after"] == after
+        and r["arguments"] in arm.settings
+    ]
+
+
+def tried(
+    study: Study, task: str, label: str, records: list[dict]
+) -> list[dict]:
+    """Returns the runs of an arm's search on a task."""
+    found = of(study, task, label, records)
+    return [r for r in found if r["seed"] == TUNING_SEED]
+
+
+def best(records: list[dict]) -> dict:
+    """Returns the run with the fewest steps, then with the least loss."""
+    return min(records, key=lambda r: (r["steps"] or float("inf"), loss(r)))
+
+
+def loss(record: dict) -> float:
+    """Returns the last loss of a run, infinite where it diverged."""
     diverged = "failure" in record or not record["curve"]
-    return steps, float("inf") if diverged else record["curve"][-1][1]
+    return float("inf") if diverged else record["curve"][-1][1]
 
 
 def _train(run: dict) -> dict:
@@ -106,6 +169,9 @@ def _line(record: dict) -> str:
     status = "not reached"
     if record["steps"]:
         status = f"{record['steps']} steps, {record['seconds']:.1f} s"
+    elif record["after"]:
+        _, last, seconds = record["curve"][-1] if record["curve"] else (0, 0, 0)
+        status = f"loss {last:.4g}, {seconds:.1f} s"
     given = ", ".join(f"{k} {v}" for k, v in record["arguments"].items())
     name = f"{record['task']}, {record['optimizer']}, seed {record['seed']}"
     return f"{name}: {record.get('failure', status)}; {given or 'as it comes'}"

@@ -5,8 +5,10 @@
 It prints the run's record as the last line, JSON.
 """
 
+import dataclasses
 import json
 import math
+import pathlib
 import resource
 import sys
 import time
@@ -15,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tools.time_to_target import settings, tasks
+from tools.time_to_target import optimizers, tasks
 
 
 class Clock(keras.callbacks.Callback):
@@ -26,7 +28,7 @@ class Clock(keras.callbacks.Callback):
 
     Args:
         task: The task.
-        limit: Where the run is given up; at most `task.steps`.
+        limit: Where the run is given up.
         stay: Whether to go on after the target over as many steps again.
         validation: (x, y), or None for no validation.
 
@@ -67,8 +69,9 @@ class Clock(keras.callbacks.Callback):
         record, seconds = self.record, self._seconds()
         record["curve"].append([step, loss, round(seconds, 3)])
         if record["steps"] is not None:
-            record["worst_after"] = max(record["worst_after"] or 0.0, loss)
-        elif loss <= self._task.target:
+            worst = loss if math.isfinite(loss) else math.inf
+            record["worst_after"] = max(record["worst_after"] or 0.0, worst)
+        elif self._task.target is not None and loss <= self._task.target:
             processor = time.process_time() - self._processor
             record["steps"], record["seconds"] = step, seconds
             record["processor_seconds"] = processor - self._processor_left_out
@@ -113,6 +116,7 @@ def train(
     optimizer: str,
     arguments: dict,
     seed: int,
+    after: int | None = None,
     limit: int | None = None,
     stay: bool = False,
 ) -> dict:
@@ -120,30 +124,36 @@ def train(
 
     Args:
         task: Of `tasks.TASKS`.
-        optimizer: Of `settings.SETTINGS`.
+        optimizer: "kfac", or of `optimizers.PEERS`.
         arguments: Of the optimizer.
         seed: Of weights, batches and dropout.
-        limit: Where it is given up, in steps.
+        after: Where it ends, in steps, whatever the target; None for the
+            target.
+        limit: Where it is given up, in steps; None leaves it to the task.
         stay: Whether to go on after the target over as many steps again.
     """
     asked = tasks.TASKS[task]
+    if after is not None:
+        asked = dataclasses.replace(
+            asked, steps=after, target=None, validation_target=None
+        )
     keras.utils.set_random_seed(seed)
     data = asked.data()
     model = asked.model()
-    model.compile(
-        settings.make(optimizer, arguments, asked.steps, model), asked.loss
-    )
-    limit = min(limit or asked.steps, asked.steps)
+    made = optimizers.make(optimizer, arguments, asked.steps, model)
+    model.compile(made, asked.loss)
+    end = limit or asked.steps
     validation = data.x_validation, data.y_validation
-    clock = Clock(asked, limit, stay, validation)
+    clock = Clock(asked, end, stay, validation)
     given = batches(data, asked.batch_size, seed)
+    _forget_peak()  # It may be that of reading the data.
     before = _peak()
     clock.start()
     failure = None
     try:
         model.fit(
             given,
-            epochs=math.ceil((1 + stay) * asked.steps / asked.every),
+            epochs=math.ceil((1 + stay) * end / asked.every),
             steps_per_epoch=asked.every,
             shuffle=False,  # The batches are.
             verbose=0,
@@ -153,13 +163,18 @@ def train(
         if "max_skipped_steps" not in str(error):
             raise
         failure = "diverged"
+        if clock.record["steps"] is not None:
+            clock.record["worst_after"] = math.inf
     found = {
         "task": task,
         "optimizer": optimizer,
         "arguments": arguments,
         "seed": seed,
+        "after": after,
         "limit": limit,
+        "stay": stay,
         "peak_mib": round(_peak() - before, 1),
+        "state_mib": _state(made),
         **clock.record,
     }
     if failure or not np.isfinite(found["curve"][-1][1]):
@@ -167,9 +182,21 @@ def train(
     return found
 
 
+def _forget_peak() -> None:
+    """Has Linux take the resident set of now for the largest so far."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak() -> float:
     """Returns the largest resident set so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _state(optimizer: keras.optimizers.Optimizer) -> float:
+    """Returns the size of an optimizer's variables, in MiB."""
+    variables = [v.value for v in optimizer.variables]
+    size = sum(v.shape.num_elements() * v.dtype.size for v in variables)
+    return size / 2**20
 
 
 if __name__ == "__main__":
