@@ -12,7 +12,7 @@ from tfkfac.assignable import Assignable
 from tfkfac.attached_model import AttachedModel
 from tfkfac.estimator import state_dtype
 from tfkfac.optimizer_state import OptimizerState
-from tfkfac.schedules import Period, positive_integer
+from tfkfac.schedules import positive_integer
 from tfkfac.state import Curvature
 from tfkfac.step import Step
 
@@ -112,13 +112,13 @@ class KFAC(OptimizerState, Assignable):
         damping: float | Callable = 1e-3,
         momentum: float | Callable = 0.5,
         factor_decay: float | Callable = 0.95,
-        factor_update_period: int | Callable = 1,
-        inverse_update_period: int | Callable = 10,
+        factor_update_period: int | str | Callable = "auto",
+        inverse_update_period: int | str | Callable = "auto",
         refresh: str = "periodic",
         drift_tolerance: float = 0.1,
         fisher: str = "auto",
         inverter: str | inverters.Inverter = "cholesky",
-        kl_clip: float | Callable | None = 1e-3,
+        kl_clip: float | str | Callable | None = "auto",
         norm_curvature: str = "diagonal",
         norm_damping: float | Callable | None = None,
         tied: str = "pooled",
@@ -134,6 +134,7 @@ class KFAC(OptimizerState, Assignable):
         loss_terms: str = "auto",
         fallback: str = "adam",
         fallback_learning_rate: float | Callable | None = None,
+        overhead: float = 0.3,
         name: str = "kfac",
         **kwargs,
     ):
@@ -157,6 +158,8 @@ class KFAC(OptimizerState, Assignable):
             drift_tolerance=drift_tolerance,
         )
         settings.check_refresh(refresh, inverse_update_period)
+        settings.check_overhead(overhead)
+        self.overhead = overhead
         settings.check_fallback(fallback, fallback_learning_rate)
         self.fisher, self.factor_dtype = fisher, factor_dtype
         self.loss_terms, self.fallback = loss_terms, fallback
@@ -183,7 +186,13 @@ class KFAC(OptimizerState, Assignable):
             fallback_learning_rate=fallback_learning_rate,
         )
         self.periods = {
-            key: Period(key, value, add_variable=self.add_variable)
+            key: settings.period(
+                key,
+                value,
+                refresh=refresh,
+                overhead=overhead,
+                add_variable=self.add_variable,
+            )
             for key, value in (
                 ("factor_update_period", factor_update_period),
                 ("inverse_update_period", inverse_update_period),

@@ -1,0 +1,64 @@
+"""Periods that follow from the updates made and from what the work costs.
+
+Work that is repeated adds to what is known of the curvature the less, the more
+of it was done: at the update t it is due again after
+
+    gap(t) = clip(GROWTH t, 1, most)    updates,
+
+every update at first, so that no inverse of few examples serves for long. And
+it is to take no more than its share of the step: with its cost c, in gradient
+steps, the k-th time is due when
+
+    k c <= share (t + HEAD_START).
+
+Costs are counted in FLOPs (`relative_costs`), never taken from a clock, so
+that a run repeats and all ranks decide alike.
+"""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from tfkfac.schedules import Period
+
+GROWTH = 0.1
+HEAD_START = 100  # Updates.
+MOST = {"factor_update_period": 10, "inverse_update_period": 50}
+
+
+class AutoPeriod(Period):
+    """`factor_update_period="auto"` or `inverse_update_period="auto"`.
+
+    Args:
+        name: The constructor argument.
+        share: Of the time of a gradient step, what the work may take.
+        add_variable: As in `Hyperparameter`; keeps when, and how often.
+    """
+
+    def __init__(self, name: str, share: float, *, add_variable: Callable):
+        super().__init__(name, lambda update: update, add_variable=add_variable)
+        self._share, self._most = share, MOST[name]
+        self._times = add_variable(
+            shape=(),
+            initializer=keras.initializers.Zeros(),
+            dtype="int64",
+            name=f"times_{name}",
+        )
+
+    def due(self, update, cost=0.0):
+        last = self._last.value
+        t, times = tf.cast(update, tf.float64), self._times.value
+        gap = tf.clip_by_value(tf.math.ceil(GROWTH * t), 1, self._most)
+        long_ago = t >= tf.cast(last, tf.float64) + gap
+        cost = tf.cast(cost, tf.float64)
+        spent = tf.cast(times, tf.float64) * cost
+        affordable = spent <= self._share * (t + HEAD_START)
+        return tf.logical_or(last < 0, tf.logical_and(long_ago, affordable))
+
+    def done(self, update):
+        super().done(update)
+        self._times.assign_add(1)
+
+    def config(self):
+        return "auto"
