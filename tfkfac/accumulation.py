@@ -81,7 +81,9 @@ class MicroStep(Step):
         n = self.optimizer.gradient_accumulation_steps
         ranks = self.distributor.size
         fits = linalg.all_finite([ranks * s for s in sums])
-        V, sound, (_, examples) = self.reduce(sums, D, tf.logical_and(sound, fits))
+        V, sound, (_, examples) = self.reduce(
+            sums, D, tf.logical_and(sound, fits)
+        )
         return tf.cond(
             sound,
             lambda: self.update(V, self.estimator.finish, n * examples),

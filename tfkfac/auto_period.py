@@ -37,8 +37,14 @@ class AutoPeriod(Period):
     """
 
     def __init__(self, name: str, share: float, *, add_variable: Callable):
-        super().__init__(name, lambda update: update, add_variable=add_variable)
-        self._share, self._most = share, MOST[name]
+        most = MOST[name]
+
+        def gap(update):
+            t = tf.cast(update, tf.float64)
+            return tf.clip_by_value(tf.math.ceil(GROWTH * t), 1, most)
+
+        super().__init__(name, gap, add_variable=add_variable)
+        self._share, self._most = share, most
         self._times = add_variable(
             shape=(),
             initializer=keras.initializers.Zeros(),
@@ -47,18 +53,19 @@ class AutoPeriod(Period):
         )
 
     def due(self, update, cost=0.0):
-        last = self._last.value
-        t, times = tf.cast(update, tf.float64), self._times.value
-        gap = tf.clip_by_value(tf.math.ceil(GROWTH * t), 1, self._most)
-        long_ago = t >= tf.cast(last, tf.float64) + gap
-        cost = tf.cast(cost, tf.float64)
-        spent = tf.cast(times, tf.float64) * cost
-        affordable = spent <= self._share * (t + HEAD_START)
-        return tf.logical_or(last < 0, tf.logical_and(long_ago, affordable))
+        times = tf.cast(self._times.value, tf.float64)
+        allowed = self._share * (tf.cast(update, tf.float64) + HEAD_START)
+        affordable = times * tf.cast(cost, tf.float64) <= allowed
+        due = tf.logical_and(super().due(update), affordable)
+        return tf.logical_or(tf.equal(times, 0), due)
 
     def done(self, update):
         super().done(update)
         self._times.assign_add(1)
+
+    @property
+    def most(self):
+        return self._most
 
     def config(self):
         return "auto"

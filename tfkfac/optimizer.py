@@ -33,8 +33,10 @@ class KFAC(OptimizerState, Assignable):
     curvature block claims are updated as `fallback` says; `summary()` names
     them.
 
-    The defaults of `learning_rate`, `damping`, `kl_clip` and `momentum` are the
-    best of 72 settings over five small problems (`tools/defaults.py`).
+    The defaults of `learning_rate`, `damping` and `momentum` are the best of 72
+    settings over five small problems, as is what `kl_clip` begins with. An
+    argument that is "auto" adapts, by the data and the seed alone; one that is
+    given stays as it is.
 
     "Number or schedule" is a number, or a function from the update (a scalar
     tensor, counted from 0) to a number, such as a `LearningRateSchedule`.
@@ -45,8 +47,12 @@ class KFAC(OptimizerState, Assignable):
         momentum: mu >= 0, number or schedule. Applied to U, not Nesterov.
         factor_decay: rho in [0, 1), number or schedule; 0 takes the factors of
             the last batch alone.
-        factor_update_period: Updates from one factor update to the next.
-        inverse_update_period: Updates from one inversion to the next.
+        factor_update_period: Updates from one factor update to the next, number
+            or schedule; "auto": a tenth of the updates so far, 1 at first and
+            10 at most, and no more often than `overhead` allows.
+        inverse_update_period: Updates from one inversion to the next, likewise;
+            "auto" is 50 at most. With refresh="staggered", "auto" stands for
+            the numbers 1 and 10.
         refresh: "periodic": all layers are inverted in the same update.
             "staggered": each has its turn, one a period, so that no update
             takes much longer than others. "drift": at the updates of the
@@ -62,7 +68,9 @@ class KFAC(OptimizerState, Assignable):
         inverter: "cholesky", factored damping; "eigen", exact damping; or a
             `tfkfac.Inverter`.
         kl_clip: The bound on eta^2 sum <U, V>, number, schedule, or None for
-            no bound.
+            no bound; "auto": it begins at 0.001 and adapts by the slope of the
+            loss along the last step (`tfkfac.trust_region`), until a number is
+            assigned.
         norm_curvature: What is kept of the curvature of normalization layers:
             "diagonal"; "unitwise", a 2 x 2 block for each channel; "full".
         norm_damping: The damping of normalization layers, number or schedule;
@@ -98,6 +106,9 @@ class KFAC(OptimizerState, Assignable):
             or "gradient", U = V.
         fallback_learning_rate: That of Adam, number or schedule; None takes
             0.003 eta / max eta, with the largest eta so far.
+        overhead: What factors and inversions may add to a step in the mean,
+            over the gradient step, where their periods are "auto": half of it
+            each, counted in FLOPs (`tfkfac.relative_costs`).
         **kwargs: As of `keras.optimizers.Optimizer`: `weight_decay`,
             `clipnorm`, `use_ema`, `name`, ...
 

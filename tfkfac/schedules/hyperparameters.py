@@ -173,6 +173,11 @@ class Period:
         """The number of updates; None for a schedule."""
         return None if self._schedule is not None else self._number
 
+    @property
+    def most(self) -> int | None:
+        """The longest that is known to come; None for a schedule."""
+        return self.number
+
     def due(self, update: tf.Tensor, cost: Any = 0.0) -> tf.Tensor:
         """Returns a boolean scalar.
 
