@@ -81,9 +81,8 @@ class MicroStep(Step):
         n = self.optimizer.gradient_accumulation_steps
         ranks = self.distributor.size
         fits = linalg.all_finite([ranks * s for s in sums])
-        V, sound, (_, examples) = self.reduce(
-            sums, D, tf.logical_and(sound, fits)
-        )
+        sound = tf.logical_and(sound, fits)
+        V, sound, (_, examples) = self.reduce(sums, D, sound)
         return tf.cond(
             sound,
             lambda: self.update(V, self.estimator.finish, n * examples),

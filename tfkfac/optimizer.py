@@ -33,10 +33,7 @@ class KFAC(OptimizerState, Assignable):
     curvature block claims are updated as `fallback` says; `summary()` names
     them.
 
-    The defaults of `learning_rate`, `damping` and `momentum` are the best of 72
-    settings over five small problems, as is what `kl_clip` begins with. An
-    argument that is "auto" adapts, by the data and the seed alone; one that is
-    given stays as it is.
+    What is "auto" adapts, by the data and the seed alone; what is given stays.
 
     "Number or schedule" is a number, or a function from the update (a scalar
     tensor, counted from 0) to a number, such as a `LearningRateSchedule`.
@@ -48,11 +45,10 @@ class KFAC(OptimizerState, Assignable):
         factor_decay: rho in [0, 1), number or schedule; 0 takes the factors of
             the last batch alone.
         factor_update_period: Updates from one factor update to the next, number
-            or schedule; "auto": a tenth of the updates so far, 1 at first and
-            10 at most, and no more often than `overhead` allows.
+            or schedule; "auto": a tenth of those so far, from 1 to 10, and no
+            fewer than `overhead` allows (1 with refresh="staggered").
         inverse_update_period: Updates from one inversion to the next, likewise;
-            "auto" is 50 at most. With refresh="staggered", "auto" stands for
-            the numbers 1 and 10.
+            "auto" is 50 at most (10 with refresh="staggered").
         refresh: "periodic": all layers are inverted in the same update.
             "staggered": each has its turn, one a period, so that no update
             takes much longer than others. "drift": at the updates of the
@@ -69,8 +65,7 @@ class KFAC(OptimizerState, Assignable):
             `tfkfac.Inverter`.
         kl_clip: The bound on eta^2 sum <U, V>, number, schedule, or None for
             no bound; "auto": it begins at 0.001 and adapts by the slope of the
-            loss along the last step (`tfkfac.trust_region`), until a number is
-            assigned.
+            loss along the last step, until a number is assigned.
         norm_curvature: What is kept of the curvature of normalization layers:
             "diagonal"; "unitwise", a 2 x 2 block for each channel; "full".
         norm_damping: The damping of normalization layers, number or schedule;
@@ -107,8 +102,7 @@ class KFAC(OptimizerState, Assignable):
         fallback_learning_rate: That of Adam, number or schedule; None takes
             0.003 eta / max eta, with the largest eta so far.
         overhead: What factors and inversions may add to a step in the mean,
-            over the gradient step, where their periods are "auto": half of it
-            each, counted in FLOPs (`tfkfac.relative_costs`).
+            over the gradient step in FLOPs, where their periods are "auto".
         **kwargs: As of `keras.optimizers.Optimizer`: `weight_decay`,
             `clipnorm`, `use_ema`, `name`, ...
 
@@ -170,7 +164,6 @@ class KFAC(OptimizerState, Assignable):
         )
         settings.check_refresh(refresh, inverse_update_period)
         settings.check_overhead(overhead)
-        self.overhead = overhead
         settings.check_fallback(fallback, fallback_learning_rate)
         self.fisher, self.factor_dtype = fisher, factor_dtype
         self.loss_terms, self.fallback = loss_terms, fallback
@@ -178,7 +171,7 @@ class KFAC(OptimizerState, Assignable):
         self.drift_tolerance = drift_tolerance
         self.communication_dtype = communication_dtype
         self.block_options = {"norm_curvature": norm_curvature, "tied": tied}
-        self.max_factor_size = max_factor_size
+        self.max_factor_size, self.overhead = max_factor_size, overhead
         self.inverter = inverters.get(inverter)
         self._inverter_argument = inverter
         self.likelihood = likelihood
@@ -196,19 +189,13 @@ class KFAC(OptimizerState, Assignable):
             norm_damping=norm_damping,
             fallback_learning_rate=fallback_learning_rate,
         )
-        self.periods = {
-            key: settings.period(
-                key,
-                value,
-                refresh=refresh,
-                overhead=overhead,
-                add_variable=self.add_variable,
-            )
-            for key, value in (
-                ("factor_update_period", factor_update_period),
-                ("inverse_update_period", inverse_update_period),
-            )
-        }
+        self.periods = settings.periods(
+            self.add_variable,
+            refresh=refresh,
+            overhead=overhead,
+            factor_update_period=factor_update_period,
+            inverse_update_period=inverse_update_period,
+        )
         if self.gradient_accumulation_steps:
             self.window_is_finite = self.add_variable(
                 shape=(), initializer="ones", dtype="bool", name="finite"

@@ -84,24 +84,27 @@ def check_refresh(refresh: str, period: Any) -> None:
         )
 
 
-def period(
-    name: str, value: Any, *, refresh: str, overhead: float, add_variable
-) -> Period:
-    """Returns the period of a number, a schedule or "auto".
+def periods(
+    add_variable: Callable, *, refresh: str, overhead: float, **given: Any
+) -> dict[str, Period]:
+    """Returns the periods of numbers, schedules or "auto", by name.
 
     Args:
-        name: The argument of `KFAC`.
-        value: What is given.
+        add_variable: Of the optimizer.
         refresh: Turns need a number: "auto" is one then.
         overhead: What factors and inversions may add to a step together.
-        add_variable: Of the optimizer.
+        **given: `factor_update_period` and `inverse_update_period` of `KFAC`.
     """
-    if value != "auto":
-        return Period(name, value, add_variable=add_variable)
-    if refresh == "staggered":
-        number = STAGGERED_PERIODS[name]
-        return Period(name, number, add_variable=add_variable)
-    return AutoPeriod(name, overhead / 2, add_variable=add_variable)
+    found: dict[str, Period] = {}
+    for name, value in given.items():
+        if value == "auto" and refresh == "staggered":
+            value = STAGGERED_PERIODS[name]
+        if value == "auto":
+            share = overhead / 2
+            found[name] = AutoPeriod(name, share, add_variable=add_variable)
+        else:
+            found[name] = Period(name, value, add_variable=add_variable)
+    return found
 
 
 def check_overhead(overhead: Any) -> None:
