@@ -47,10 +47,12 @@ def test_gradients_are_those_of_the_joint_batch(g):
             sums, D, tf.constant(True), tf.constant(5 * rank + 1)
         )
 
-    for rank, (V, finite, before) in enumerate(on_ranks(reduce, g)):
+    for rank, (V, finite, examples) in enumerate(on_ranks(reduce, g)):
         held = {k for k, o in OWNER_OF.items() if o // g == rank // g}
         assert set(V) == held and finite
-        assert int(before) == sum(5 * r + 1 for r in range(rank))
+        before, joint = (int(n) for n in examples)
+        assert before == sum(5 * r + 1 for r in range(rank))
+        assert joint == sum(5 * r + 1 for r in range(RANKS))
         for k in held:
             of_ranks = [(r + 1) * tensors(r)[k].numpy() for r in range(RANKS)]
             assert V[k].dtype == TYPES[k]
@@ -157,10 +159,10 @@ def test_one_process_sends_nothing():
     def alone(ranks):
         made = Distributor(ranks, 1, BLOCKS, [0] * 3, OWNER_OF, "name")
         given = tensors(0)
-        V, finite, before = made.reduce_gradients(
+        V, finite, examples = made.reduce_gradients(
             {k: 4 * v for k, v in given.items()}, tf.constant(4.0), True, 9
         )
-        assert finite and int(before) == 0
+        assert finite and [int(n) for n in examples] == [0, 9]
         for k, v in given.items():
             close(V[k], v)
         of_blocks = moments(1)

@@ -115,4 +115,4 @@ def test_sums_are_float64_over_types():
     V = {1: tf.constant([3.0, 4.0]), 2: tf.constant(0.1, tf.float64)}
     found = update.sums(U, V)
     assert found.dtype == tf.float64
-    np.testing.assert_allclose(found, [11.01, 25.01], rtol=1e-15)
+    np.testing.assert_allclose(found, [11.01, 25.01, 0], rtol=1e-15)

@@ -78,12 +78,14 @@ class MicroStep(Step):
             for total, g in zip(self._gradient_sums(), self.grads)
         ]
         D = self.optimizer.window_divisor.value
+        n = self.optimizer.gradient_accumulation_steps
         ranks = self.distributor.size
         fits = linalg.all_finite([ranks * s for s in sums])
-        V, sound, _ = self.reduce(sums, D, tf.logical_and(sound, fits))
+        sound = tf.logical_and(sound, fits)
+        V, sound, (_, examples) = self.reduce(sums, D, sound)
         return tf.cond(
             sound,
-            lambda: self.update(V, self.estimator.finish),
+            lambda: self.update(V, self.estimator.finish, n * examples),
             lambda: self.skip(self._discard_statistics),
         )
 

@@ -9,6 +9,7 @@ At the first update, and after a change of the layers, all are inverted.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import tensorflow as tf
 
@@ -30,12 +31,18 @@ class InverseSchedule:
         self._estimator = estimator
         self._period = periods["inverse_update_period"]
 
-    def run(self, update: tf.Tensor, dampings: Mapping[str, tf.Tensor]) -> None:
+    def run(
+        self,
+        update: tf.Tensor,
+        dampings: Mapping[str, tf.Tensor],
+        cost: Any = 0.0,
+    ) -> None:
         """Inverts what is due.
 
         Args:
             update: t.
             dampings: By name.
+            cost: That of inverting all, over the gradient step.
         """
         forced = self._estimator.refresh_needed.value()
 
@@ -45,7 +52,7 @@ class InverseSchedule:
             self._period.done(update)
             return tf.constant(True)
 
-        due = tf.logical_or(self._period.due(update), forced)
+        due = tf.logical_or(self._period.due(update, cost), forced)
         tf.cond(due, invert, lambda: tf.constant(False))
 
     def _invert(self, dampings, forced):
@@ -123,8 +130,9 @@ class StaggeredSchedule(InverseSchedule):
             turns.setdefault(offsets[place], []).append(block)
         return turns
 
-    def run(self, update, dampings):
-        """As `InverseSchedule.run`."""
+    def run(self, update, dampings, cost=0.0):
+        """As `InverseSchedule.run`; turns do not depend on the cost."""
+        del cost
         estimator = self._estimator
 
         def invert(blocks):

@@ -12,7 +12,7 @@ from tfkfac.assignable import Assignable
 from tfkfac.attached_model import AttachedModel
 from tfkfac.estimator import state_dtype
 from tfkfac.optimizer_state import OptimizerState
-from tfkfac.schedules import Period, positive_integer
+from tfkfac.schedules import positive_integer
 from tfkfac.state import Curvature
 from tfkfac.step import Step
 
@@ -33,8 +33,7 @@ class KFAC(OptimizerState, Assignable):
     curvature block claims are updated as `fallback` says; `summary()` names
     them.
 
-    The defaults of `learning_rate`, `damping`, `kl_clip` and `momentum` are the
-    best of 72 settings over five small problems (`tools/defaults.py`).
+    What is "auto" adapts, by the data and the seed alone; what is given stays.
 
     "Number or schedule" is a number, or a function from the update (a scalar
     tensor, counted from 0) to a number, such as a `LearningRateSchedule`.
@@ -45,8 +44,11 @@ class KFAC(OptimizerState, Assignable):
         momentum: mu >= 0, number or schedule. Applied to U, not Nesterov.
         factor_decay: rho in [0, 1), number or schedule; 0 takes the factors of
             the last batch alone.
-        factor_update_period: Updates from one factor update to the next.
-        inverse_update_period: Updates from one inversion to the next.
+        factor_update_period: Updates from one factor update to the next, number
+            or schedule; "auto": a tenth of those so far, from 1 to 10, and no
+            fewer than `overhead` allows (1 with refresh="staggered").
+        inverse_update_period: Updates from one inversion to the next, likewise;
+            "auto" is 50 at most (10 with refresh="staggered").
         refresh: "periodic": all layers are inverted in the same update.
             "staggered": each has its turn, one a period, so that no update
             takes much longer than others. "drift": at the updates of the
@@ -62,7 +64,8 @@ class KFAC(OptimizerState, Assignable):
         inverter: "cholesky", factored damping; "eigen", exact damping; or a
             `tfkfac.Inverter`.
         kl_clip: The bound on eta^2 sum <U, V>, number, schedule, or None for
-            no bound.
+            no bound; "auto": it begins at 0.001 and adapts by the slope of the
+            loss along the last step, until a number is assigned.
         norm_curvature: What is kept of the curvature of normalization layers:
             "diagonal"; "unitwise", a 2 x 2 block for each channel; "full".
         norm_damping: The damping of normalization layers, number or schedule;
@@ -98,6 +101,8 @@ class KFAC(OptimizerState, Assignable):
             or "gradient", U = V.
         fallback_learning_rate: That of Adam, number or schedule; None takes
             0.003 eta / max eta, with the largest eta so far.
+        overhead: What factors and inversions may add to a step in the mean,
+            over the gradient step in FLOPs, where their periods are "auto".
         **kwargs: As of `keras.optimizers.Optimizer`: `weight_decay`,
             `clipnorm`, `use_ema`, `name`, ...
 
@@ -112,13 +117,13 @@ class KFAC(OptimizerState, Assignable):
         damping: float | Callable = 1e-3,
         momentum: float | Callable = 0.5,
         factor_decay: float | Callable = 0.95,
-        factor_update_period: int | Callable = 1,
-        inverse_update_period: int | Callable = 10,
+        factor_update_period: int | str | Callable = "auto",
+        inverse_update_period: int | str | Callable = "auto",
         refresh: str = "periodic",
         drift_tolerance: float = 0.1,
         fisher: str = "auto",
         inverter: str | inverters.Inverter = "cholesky",
-        kl_clip: float | Callable | None = 1e-3,
+        kl_clip: float | str | Callable | None = "auto",
         norm_curvature: str = "diagonal",
         norm_damping: float | Callable | None = None,
         tied: str = "pooled",
@@ -134,6 +139,7 @@ class KFAC(OptimizerState, Assignable):
         loss_terms: str = "auto",
         fallback: str = "adam",
         fallback_learning_rate: float | Callable | None = None,
+        overhead: float = 0.3,
         name: str = "kfac",
         **kwargs,
     ):
@@ -157,6 +163,7 @@ class KFAC(OptimizerState, Assignable):
             drift_tolerance=drift_tolerance,
         )
         settings.check_refresh(refresh, inverse_update_period)
+        settings.check_overhead(overhead)
         settings.check_fallback(fallback, fallback_learning_rate)
         self.fisher, self.factor_dtype = fisher, factor_dtype
         self.loss_terms, self.fallback = loss_terms, fallback
@@ -164,7 +171,7 @@ class KFAC(OptimizerState, Assignable):
         self.drift_tolerance = drift_tolerance
         self.communication_dtype = communication_dtype
         self.block_options = {"norm_curvature": norm_curvature, "tied": tied}
-        self.max_factor_size = max_factor_size
+        self.max_factor_size, self.overhead = max_factor_size, overhead
         self.inverter = inverters.get(inverter)
         self._inverter_argument = inverter
         self.likelihood = likelihood
@@ -182,13 +189,13 @@ class KFAC(OptimizerState, Assignable):
             norm_damping=norm_damping,
             fallback_learning_rate=fallback_learning_rate,
         )
-        self.periods = {
-            key: Period(key, value, add_variable=self.add_variable)
-            for key, value in (
-                ("factor_update_period", factor_update_period),
-                ("inverse_update_period", inverse_update_period),
-            )
-        }
+        self.periods = settings.periods(
+            self.add_variable,
+            refresh=refresh,
+            overhead=overhead,
+            factor_update_period=factor_update_period,
+            inverse_update_period=inverse_update_period,
+        )
         if self.gradient_accumulation_steps:
             self.window_is_finite = self.add_variable(
                 shape=(), initializer="ones", dtype="bool", name="finite"

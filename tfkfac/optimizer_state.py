@@ -112,6 +112,7 @@ class OptimizerState(keras.optimizers.Optimizer):
             skip=list(self.skip),
             max_factor_size=self.max_factor_size,
             max_skipped_steps=self.max_skipped_steps,
+            overhead=self.overhead,
             seed=self.seed,
         )
         return config

@@ -5,9 +5,17 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac.auto_period import AutoPeriod
 from tfkfac.capture.distributions import Likelihood
-from tfkfac.schedules import Hyperparameter, is_number, positive_integer
+from tfkfac.schedules import (
+    Hyperparameter,
+    Period,
+    is_number,
+    positive_integer,
+)
+from tfkfac.trust_region import TrustRegion
 
+STAGGERED_PERIODS = {"factor_update_period": 1, "inverse_update_period": 10}
 CHOICES = {
     "fisher": ("auto", "sampled", "empirical"),
     "loss_terms": ("auto", "examples", "positions"),
@@ -76,6 +84,38 @@ def check_refresh(refresh: str, period: Any) -> None:
         )
 
 
+def periods(
+    add_variable: Callable, *, refresh: str, overhead: float, **given: Any
+) -> dict[str, Period]:
+    """Returns the periods of numbers, schedules or "auto", by name.
+
+    Args:
+        add_variable: Of the optimizer.
+        refresh: Turns need a number: "auto" is one then.
+        overhead: What factors and inversions may add to a step together.
+        **given: `factor_update_period` and `inverse_update_period` of `KFAC`.
+    """
+    found: dict[str, Period] = {}
+    for name, value in given.items():
+        if value == "auto" and refresh == "staggered":
+            value = STAGGERED_PERIODS[name]
+        if value == "auto":
+            share = overhead / 2
+            found[name] = AutoPeriod(name, share, add_variable=add_variable)
+        else:
+            found[name] = Period(name, value, add_variable=add_variable)
+    return found
+
+
+def check_overhead(overhead: Any) -> None:
+    """Raises ValueError where it is no positive number."""
+    if not is_number(overhead) or not overhead > 0:
+        raise ValueError(
+            f"KFAC(overhead={overhead!r}): must be a positive number, such as "
+            "0.3 for steps that take 1.3 of a gradient step."
+        )
+
+
 def check_fallback(fallback: str, learning_rate: Any) -> None:
     """Raises ValueError for a rate that nothing would take."""
     if fallback != "adam" and learning_rate is not None:
@@ -136,14 +176,18 @@ def hyperparameters(
     }
     not_negative = {"momentum": momentum, "factor_decay": factor_decay}
     may_be_none = ("kl_clip", "norm_damping", "fallback_learning_rate")
-    return {
-        name: Hyperparameter(
+    found: dict[str, Hyperparameter] = {}
+    for name, value in {**positive, **not_negative}.items():
+        if value is None and name in may_be_none:
+            continue
+        if name == "kl_clip" and value == "auto":
+            found[name] = TrustRegion(add_variable)
+            continue
+        found[name] = Hyperparameter(
             name,
             value,
             minimum=0.0,
             exclusive=name in positive,
             add_variable=add_variable,
         )
-        for name, value in {**positive, **not_negative}.items()
-        if value is not None or name not in may_be_none
-    }
+    return found

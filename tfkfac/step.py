@@ -32,38 +32,46 @@ class Step:
             tf.cast(tf.convert_to_tensor(g), state_dtype(v))
             for g, v in zip(grads, variables)
         ]
+        self.costs = self.recorded.costs()
         self.t = optimizer.updates
 
     def run(self) -> None:
         """Makes the update; where V is not finite, counts a skipped step."""
         finite = linalg.all_finite(self.grads)
-        V, finite, examples_before = self._joint_gradients(finite)
+        V, finite, (before, examples) = self._joint_gradients(finite)
 
         def update_factors(decay):
-            moments, count = self.moments(examples_before)
+            moments, count = self.moments(before)
             self.estimator.update_factors(moments, count, decay)
 
         tf.cond(
             finite,
-            lambda: self.update(V, update_factors),
+            lambda: self.update(V, update_factors, examples),
             lambda: self.skip(self.attached.recorder.undo_forward_pass),
         )
 
     def update(
-        self, V: Mapping[int, tf.Tensor], update_factors: UpdateFactors
+        self,
+        V: Mapping[int, tf.Tensor],
+        update_factors: UpdateFactors,
+        examples: tf.Tensor,
     ) -> tf.Tensor:
         """Makes the update for V, which this rank has its part of; True.
 
         Args:
             V: By the id of the variable, over all ranks and micro-steps.
             update_factors: Takes the statistics into the factors.
+            examples: The number of those that V is of, on all ranks.
         """
         weights = WeightUpdate(
             self.optimizer, self.variables, self.t, self.layers.fallback
         )
         V = weights.clip(V)
         self._update_factors_if_due(update_factors)
-        self.layers.inverse_schedule.run(self.t, self._dampings())
+        cost = self.costs.inversions(
+            self.estimator.blocks, tf.cast(examples, tf.float64)
+        )
+        self.layers.inverse_schedule.run(self.t, self._dampings(), cost)
         U = self.estimator.precondition(V, self._dampings())
         shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
         U, sums = self.distributor.gather_updates(U, weights.sums(U, V), shapes)
@@ -74,10 +82,11 @@ class Step:
     # Gradients.
 
     def _joint_gradients(self, finite):
-        """Returns (V of the joint batch, whether finite, examples before)."""
+        """Returns (V of the joint batch, whether it is finite, the numbers of
+        examples of the ranks before and of all)."""
         if self.distributor.size == 1:
             V = {id(v): g for v, g in zip(self.variables, self.grads)}
-            return V, finite, 0
+            return V, finite, (0, self.recorded.examples())
         D = self.divisor()
         self.scale_sums()
         sums = [g * tf.cast(D, g.dtype) for g in self.grads]
@@ -114,8 +123,9 @@ class Step:
 
     def reduce(
         self, sums: Sequence[tf.Tensor], divisor: tf.Tensor, finite: tf.Tensor
-    ) -> tuple[dict[int, tf.Tensor], tf.Tensor, tf.Tensor]:
-        """Returns (V over all ranks, whether finite, examples before).
+    ) -> tuple[dict[int, tf.Tensor], tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+        """Returns (V over all ranks, whether it is finite, the numbers of
+        examples of the ranks before and of all).
 
         Args:
             sums: D V of this rank, one for each variable.
@@ -146,7 +156,8 @@ class Step:
     def factors_are_due(self) -> tf.Tensor:
         """Returns whether this update takes statistics, a boolean scalar."""
         forced = self.estimator.refresh_needed.value()
-        due = self.optimizer.periods["factor_update_period"].due(self.t)
+        period = self.optimizer.periods["factor_update_period"]
+        due = period.due(self.t, self.costs.factors)
         return tf.logical_or(due, forced)
 
     def _update_factors_if_due(self, update_factors):

@@ -3,6 +3,8 @@
 nu = min(1, sqrt(kl_clip / (eta^2 sum <U, V>)))
 m <- mu m - eta nu U,    W <- (1 - eta wd) W + m
 
+With kl_clip="auto" the bound adapts before, by <V, m> (`trust_region`).
+
 What the fallback claims takes its step in the place of m, and no part in the
 sum: its rate is its own, the decay eta wd that of all weights.
 """
@@ -13,6 +15,7 @@ import tensorflow as tf
 
 from tfkfac import keras_compat
 from tfkfac.fallback import Fallback
+from tfkfac.trust_region import TrustRegion
 
 
 class WeightUpdate:
@@ -35,6 +38,8 @@ class WeightUpdate:
         self._optimizer, self._variables = optimizer, variables
         self._update, self._fallback = update, fallback
         self._claimed = {id(v) for v in variables if fallback.claims(v)}
+        kl_clip = optimizer.hyperparameters.get("kl_clip")
+        self._region = kl_clip if isinstance(kl_clip, TrustRegion) else None
 
     def clip(self, V: Mapping[int, tf.Tensor]) -> Mapping[int, tf.Tensor]:
         """Returns V after Keras' clipping of each gradient."""
@@ -46,14 +51,30 @@ class WeightUpdate:
     def sums(
         self, U: Mapping[int, tf.Tensor], V: Mapping[int, tf.Tensor]
     ) -> tf.Tensor:
-        """Returns sum <U, V> and |V|^2 over variables, [2], for `run`.
+        """Returns sum <U, V>, |V|^2 and sum <V, m> over variables, [3].
 
-        The first is without what the fallback claims.
+        The first and the last are without what the fallback claims; the last
+        is of the momentum before the update. They are for `run`.
         """
         # |V|^2 is for the clip alone.
         clipped = {} if self._optimizer.global_clipnorm is None else V
         preconditioned = {k: u for k, u in U.items() if k not in self._claimed}
-        return tf.stack([_dot(preconditioned, V), _dot(clipped, clipped)])
+        last = {} if self._region is None else self._last_movement(V)
+        return tf.stack(
+            [_dot(preconditioned, V), _dot(clipped, clipped), _dot(last, V)]
+        )
+
+    def _last_movement(self, V):
+        """Returns m of the update before, for the variables of V."""
+        return {
+            id(v): self._momentum_of(v).value
+            for v in self._variables
+            if id(v) in V and id(v) not in self._claimed
+        }
+
+    def _momentum_of(self, variable):
+        optimizer = self._optimizer
+        return optimizer.momenta[keras_compat.index_of(optimizer, variable)]
 
     def run(self, U: Mapping[int, tf.Tensor], sums: tf.Tensor) -> None:
         """Moves the weights.
@@ -64,11 +85,17 @@ class WeightUpdate:
             sums: As `sums` gives, over all variables.
         """
         optimizer = self._optimizer
-        dot, square = tf.unstack(sums)
+        dot, square, slope = tf.unstack(sums)
         scale = self._global_clip(square)
+        dot, slope = scale * scale * dot, scale * slope
+        if self._region is not None:
+            self._region.adapt(slope)
         eta = tf.cast(optimizer.learning_rate, tf.float64)
-        step = eta * scale * self._kl_scale(scale * scale * dot, eta)
+        nu = self._kl_scale(dot, eta)
+        step = eta * scale * nu
         mu = optimizer.at_update("momentum", tf.float64)
+        if self._region is not None:
+            self._region.note(mu * slope - eta * nu * dot, nu < 1)
         for dtype in {u.dtype: None for u in U.values()}:
             eta_nu, mu_, eta_ = (tf.cast(x, dtype) for x in (step, mu, eta))
             for v in self._variables:
@@ -103,8 +130,7 @@ class WeightUpdate:
 
     def _momentum(self, variable, u, eta_nu, mu):
         """Returns m <- mu m - eta nu U."""
-        optimizer = self._optimizer
-        momentum = optimizer.momenta[keras_compat.index_of(optimizer, variable)]
+        momentum = self._momentum_of(variable)
         m = mu * momentum - eta_nu * u
         momentum.assign(m)
         return m

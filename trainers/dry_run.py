@@ -128,7 +128,7 @@ def plan_of(
 ) -> tfkfac.planning.Plan | dict[str, int]:
     """Returns what K-FAC takes, or the bytes of another optimizer's state.
 
-    Periods that grow are taken as 1.
+    Schedules of periods are taken as 1, and what adapts as it is at last.
     """
     if not isinstance(optimizer, tfkfac.KFAC):
         optimizer.build(model.trainable_variables)
@@ -150,7 +150,7 @@ def plan_of(
         inverter="eigen" if inverter == "eigen" else "cholesky",
         norm_curvature=settings.get("norm_curvature", "diagonal"),
         fallback=settings.get("fallback", "adam"),
-        **{name: p.number or 1 for name, p in optimizer.periods.items()},
+        **{name: p.most or 1 for name, p in optimizer.periods.items()},
         inputs=tf.TensorSpec([None, *input_shape(run)], dtype),
     )
 

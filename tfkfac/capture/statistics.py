@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import keras_compat
+from tfkfac import keras_compat, relative_costs
 from tfkfac.blocks import CurvatureBlock, Moment
 from tfkfac.capture import backpropagation, fisher, loss_terms
 from tfkfac.capture.backpropagation import Compute
@@ -70,6 +70,14 @@ class Statistics:
     def examples(self) -> tf.Tensor:
         """Returns the number of examples, an int64 scalar."""
         return self._fisher.examples
+
+    def costs(self) -> relative_costs.RelativeCosts:
+        """Returns what K-FAC costs beside the gradient of this step."""
+        calls = {
+            block: [recorded.call for recorded, _ in pairs]
+            for block, pairs in self._calls.items()
+        }
+        return relative_costs.of_step(calls, self._fisher.sampled)
 
     def has_unequal_shares(self) -> bool:
         """Whether outputs may differ in their shares of terms between ranks."""

@@ -86,7 +86,7 @@ class Distributor:
         divisor: tf.Tensor,
         finite: tf.Tensor,
         examples: tf.Tensor,
-    ) -> tuple[dict[int, tf.Tensor], tf.Tensor, tf.Tensor]:
+    ) -> tuple[dict[int, tf.Tensor], tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
         """Returns V of the joint batch where it is preconditioned.
 
         Args:
@@ -97,12 +97,13 @@ class Distributor:
 
         Returns:
             (V by the id of the variable, for those that this rank holds;
-            whether V is finite on all ranks; the number of examples of the
-            ranks before this one).
+            whether V is finite on all ranks; the numbers of examples of the
+            ranks before this one, and of all).
         """
         if self.size == 1:
             V = {k: s / tf.cast(divisor, s.dtype) for k, s in sums.items()}
-            return V, finite, tf.zeros([], tf.int64)
+            examples = tf.cast(examples, tf.int64)
+            return V, finite, (tf.zeros_like(examples), examples)
         dtype = packing.widest(g.dtype for g in sums.values())
         one_hot = tf.one_hot(self.rank, self.size, dtype=dtype)
         header = tf.stack([1 - tf.cast(finite, dtype), tf.cast(divisor, dtype)])
@@ -129,7 +130,8 @@ class Distributor:
             if self.holds(self._variable_owners[k])
         }
         before = sum(counts[: self.rank], start=tf.zeros([], dtype))
-        return V, tf.equal(failed, 0), tf.cast(before, tf.int64)
+        examples = tuple(tf.cast(x, tf.int64) for x in (before, sum(counts)))
+        return V, tf.equal(failed, 0), examples
 
     def _owned(self, by_id, owners) -> dict:
         return {k: v for k, v in by_id.items()

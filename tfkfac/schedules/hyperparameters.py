@@ -173,8 +173,20 @@ class Period:
         """The number of updates; None for a schedule."""
         return None if self._schedule is not None else self._number
 
-    def due(self, update: tf.Tensor) -> tf.Tensor:
-        """Returns a boolean scalar."""
+    @property
+    def most(self) -> int | None:
+        """The longest that is known to come; None for a schedule."""
+        return self.number
+
+    def due(self, update: tf.Tensor, cost: Any = 0.0) -> tf.Tensor:
+        """Returns a boolean scalar.
+
+        Args:
+            update: t.
+            cost: Of the work, over that of a gradient step; what is given, a
+                number or a schedule, does not depend on it.
+        """
+        del cost
         if self._schedule is None:
             return tf.equal(update % self._number, 0)
         last = self._last.value

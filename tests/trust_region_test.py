@@ -1,0 +1,121 @@
+"""The bound that adapts (`kl_clip="auto"`), and what is given instead."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfkfac
+from tfkfac import trust_region
+
+ETA, MU = 0.2, 0.5
+
+
+def compiled(run_eagerly=False, **options):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((5,)), keras.layers.Dense(4, "tanh"),
+         keras.layers.Dense(3)]
+    )  # fmt: skip
+    optimizer = tfkfac.KFAC(ETA, momentum=MU, model=model, **options)
+    model.compile(optimizer, "mse", run_eagerly=run_eagerly)
+    return model, optimizer
+
+
+def batch(seed):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(size=(8, 5)).astype("float32"),
+        3 * rng.normal(size=(8, 3)).astype("float32"),
+    )
+
+
+def flat(tensors):
+    return np.concatenate([np.ravel(t) for t in tensors]).astype("float64")
+
+
+def gradient(model, x, y):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(model(x) - y))
+    return flat(tape.gradient(loss, model.trainable_variables))
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_the_bound_follows_the_slope_along_the_last_step(run_eagerly):
+    """By the weights alone: m is what they moved by, V is computed apart."""
+    model, optimizer = compiled(run_eagerly)
+    bound, slope, m, raised = trust_region.START, 0.0, 0.0, 0
+    for i in range(12):
+        x, y = batch(i)
+        V, before = gradient(model, x, y), flat(model.get_weights())
+        model.train_on_batch(x, y)
+        if i:
+            r = np.clip(V @ m / abs(slope), -1, 1)
+            change = np.exp(trust_region.RATE * (trust_region.TARGET - r))
+            raised += change > 1
+            bound *= change
+        m = flat(model.get_weights()) - before
+        slope = V @ m
+        assert float(optimizer.kl_clip) == pytest.approx(bound, rel=1e-3)
+    assert 0 < raised < 11  # It went up and down.
+
+
+def test_a_number_given_or_assigned_stays():
+    given, assigned = compiled(kl_clip=0.02), compiled()
+    assigned[1].kl_clip = 0.02
+    for i in range(4):
+        for model, _ in (given, assigned):
+            model.train_on_batch(*batch(i))
+    for _, optimizer in (given, assigned):
+        assert float(optimizer.kl_clip) == pytest.approx(0.02)
+    np.testing.assert_array_equal(
+        flat(given[0].get_weights()), flat(assigned[0].get_weights())
+    )
+
+
+def test_a_step_that_was_not_clipped_raises_nothing():
+    model, optimizer = compiled()
+    optimizer.learning_rate = 1e-6
+    for _ in range(5):
+        model.train_on_batch(*batch(0))
+    assert float(optimizer.kl_clip) == pytest.approx(trust_region.START)
+
+
+def test_resumed_it_goes_on(tmp_path):
+    whole, optimizer = compiled()
+    for i in range(3):
+        whole.train_on_batch(*batch(i))
+    whole.save(tmp_path / "model.keras")
+    resumed = keras.models.load_model(tmp_path / "model.keras")
+    tfkfac.attach(resumed)
+    assert resumed.optimizer.get_config()["kl_clip"] == "auto"
+    for i in range(3, 6):
+        whole.train_on_batch(*batch(i))
+        resumed.train_on_batch(*batch(i))
+    assert float(resumed.optimizer.kl_clip) == float(optimizer.kl_clip)
+    assert float(optimizer.kl_clip) != pytest.approx(trust_region.START)
+    np.testing.assert_array_equal(
+        flat(whole.get_weights()), flat(resumed.get_weights())
+    )
+
+
+def test_it_stays_within_its_bounds():
+    made = []
+
+    def add_variable(**arguments):
+        shape = arguments["shape"]
+        made.append(
+            keras.Variable(
+                arguments["initializer"],
+                shape=shape,
+                dtype=arguments.get("dtype", "float32"),
+            )
+        )
+        return made[-1]
+
+    region = trust_region.TrustRegion(add_variable)
+    for slope, bound in ((1.0, trust_region.LEAST), (-1.0, trust_region.MOST)):
+        for _ in range(200):
+            region.note(tf.constant(-1.0, tf.float64), tf.constant(True))
+            region.adapt(tf.constant(slope, tf.float64))
+        assert float(made[0]) == pytest.approx(bound)

@@ -1,0 +1,89 @@
+"""The bound on the KL divergence of a step, where it adapts.
+
+The bound of `kl_clip` is that of a quadratic model, and how far this model can
+be trusted is not known before: it is learnt from the slope of the loss along
+the last step m, before it and after it. With V the gradient of an update,
+
+    r = <V_t, m_(t-1)> / |<V_(t-1), m_(t-1)>|
+    kl_clip <- kl_clip exp(RATE (TARGET - r)),    r held within [-1, 1]
+
+r is -1 where the slope has not changed, 0 where the step went to the minimum
+along it, and positive where it went beyond. V_t is of another batch than m, so
+that the slope after the step is that of the expected loss; and it is the
+gradient of an update that is made anyway. Nothing else is evaluated: neither
+moving statistics nor random numbers see it. It is the idea of the reduction
+ratio (Martens and Grosse 2015, section 6.5), by slopes in place of losses, and
+that of hypergradient descent (Baydin et al. 2018), with a bound in place of the
+rate.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfkfac.schedules import Hyperparameter
+
+START = 1e-3
+RATE = 0.2
+TARGET = 0.1
+LEAST, MOST = 1e-8, 1.0
+
+
+class TrustRegion(Hyperparameter):
+    """`kl_clip="auto"`: a bound that adapts until a number is assigned.
+
+    Args:
+        add_variable: Makes its variables, as `Optimizer.add_variable`.
+    """
+
+    def __init__(self, add_variable: Callable):
+        super().__init__(
+            "kl_clip",
+            START,
+            minimum=0.0,
+            exclusive=True,
+            add_variable=add_variable,
+        )
+        self._adapts = add_variable(
+            shape=(), initializer="ones", dtype="bool", name="kl_clip_adapts"
+        )
+        # <V, m> of the last update; 0 before the first.
+        self._slope = add_variable(
+            shape=(), initializer="zeros", name="last_slope"
+        )
+        self._clipped = add_variable(
+            shape=(), initializer="zeros", dtype="bool", name="last_was_clipped"
+        )
+
+    def assign(self, value: float) -> None:
+        """Sets the bound, which stays from there on."""
+        super().assign(value)
+        self._adapts.assign(False)
+
+    def config(self) -> str:
+        return "auto"
+
+    def adapt(self, slope: tf.Tensor) -> None:
+        """Adapts the bound, before an update.
+
+        A step that the bound did not shorten tells nothing against it, and
+        nothing for a larger one.
+
+        Args:
+            slope: <V_t, m_(t-1)>, a float64 scalar.
+        """
+        before = tf.cast(self._slope.value, tf.float64)
+        r = tf.math.divide_no_nan(slope, tf.abs(before))
+        change = RATE * (TARGET - tf.clip_by_value(r, -1.0, 1.0))
+        counts = tf.logical_or(self._clipped.value, change < 0)
+        counts = tf.logical_and(counts, tf.not_equal(before, 0))
+        counts = tf.logical_and(counts, self._adapts.value)
+        bound = tf.cast(self._variable.value, tf.float64)
+        bound *= tf.exp(tf.where(counts, change, 0))
+        bound = tf.where(counts, tf.clip_by_value(bound, LEAST, MOST), bound)
+        self._variable.assign(tf.cast(bound, self._variable.dtype))
+
+    def note(self, slope: tf.Tensor, clipped: tf.Tensor) -> None:
+        """Notes <V_t, m_t> of the update, and whether nu was less than 1."""
+        self._slope.assign(tf.cast(slope, self._slope.dtype))
+        self._clipped.assign(clipped)
