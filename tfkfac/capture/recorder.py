@@ -49,6 +49,7 @@ class Recorder:
         self.unusable: dict[int, str] = {}
         self.deaf = self.retired = False
         self.calls: list[Recorded] = []
+        self._bare: list[OuterCall] = []  # Those with no recorded call.
         self.losses = losses.LossNotes(model, self._returning)
         self.tape: marker.OwnTape | None = None
         self._tape_is_stale = False
@@ -125,6 +126,8 @@ class Recorder:
         self._outer = outer
         try:
             yield outer.outputs
+            if all(self.outer_of(c) is not outer for c in self.calls):
+                self._bare.append(outer)
         except BaseException:
             if self.tape is not None:
                 self.tape.pause()
@@ -179,11 +182,8 @@ class Recorder:
 
     def _returning(self, tensor) -> list[OuterCall]:
         """Returns the recorded calls that a tensor is an output of."""
-        return [
-            outer
-            for outer in self.outers_of(self.calls)
-            if any(tensor is output for output in outer.outputs)
-        ]
+        outers = self.outers_of(self.calls) or self._bare
+        return [o for o in outers if any(tensor is y for y in o.outputs)]
 
     # While a backward pass runs, in eager mode.
 
@@ -226,34 +226,39 @@ class Recorder:
 
     # At an update.
 
-    def pop(self) -> tuple[list[Recorded], list, "marker.OwnTape | None"]:
+    def pop(
+        self,
+    ) -> tuple[list[Recorded], list[OuterCall], list, "marker.OwnTape | None"]:
         """Returns what the current step has recorded, and forgets it all.
 
         Returns:
-            (calls of layers, calls of the compiled losses in groups, the tape
-            that leads from the outputs to them in eager mode).
+            (calls of layers, calls of the model that they belong to or, without
+            any, all, calls of the compiled losses in groups, the tape that
+            leads from the outputs to them in eager mode).
         """
         graph = current_graph()
         calls = self._within(graph)
+        bare = [o for o in self._bare if is_within(graph, o.graph)]
+        outers, self._bare = self.outers_of(calls) or bare, []
         groups = self.losses.pop(lambda g: is_within(graph, g))
         tape, self.tape = self.tape, None
         if tape is not None:
             tape.pause()
         self.calls, self._tape_is_stale = [], False
-        self.will_restore(calls)
-        return calls, groups, tape
+        self.will_restore(outers)
+        return calls, outers, groups, tape
 
-    def will_restore(self, calls: list[Recorded]) -> None:
+    def will_restore(self, outers: Iterable[OuterCall]) -> None:
         """Takes the state before these calls for that to go back to."""
         state: dict[int, tuple] = {}
-        for outer in self.outers_of(calls):
+        for outer in outers:
             for variable, value in outer.state:
                 state.setdefault(id(variable), (variable, value))
         self._restorable = list(state.values())
 
     def undo_forward_pass(self) -> None:
         """Restores the non-trainable variables seen at the step's entry."""
-        if self.calls:
+        if self.calls or self._bare:
             self.pop()
         for variable, value in self._restorable:
             variable.assign(value)
