@@ -91,7 +91,7 @@ def token_model():
     return keras.Model(inputs, tied(x, reverse=True))
 
 
-def every_kind_model():
+def every_kind_model(lora=True):
     """One layer of each kind that has a block of its own, with masks."""
     layers = keras.layers
     inputs = keras.Input((6,), dtype="int32")
@@ -102,7 +102,8 @@ def every_kind_model():
         name="adapted",
     )
     adapted.build((None, 12))
-    adapted.enable_lora(2)
+    if lora:
+        adapted.enable_lora(2)
     x = layers.Embedding(9, 5, mask_zero=True, name="embedding")(inputs)
     x = layers.Bidirectional(
         layers.LSTM(2, return_sequences=True, name="lstm"), name="both"

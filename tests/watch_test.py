@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 from keras import ops
-from own_models import Function, X, Y, summary, trained
+from own_models import Function, X, Y, eagerly, summary, trained
 
 
 def in_a_loop(layer, x):
