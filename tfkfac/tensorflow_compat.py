@@ -60,30 +60,45 @@ class Listener(Protocol):
         """Returns what stands in place of a product or a sum, or itself."""
 
 
+class ReadVariables:
+    """Hears which trainable variables this thread reads."""
+
+    def __init__(self):
+        self._watcher: Any = None
+
+    def begin(self) -> None:
+        """Begins to listen."""
+        self._watcher = record.VariableWatcher().__enter__()
+
+    def end(self) -> None:
+        """Ends it."""
+        self._watcher.__exit__(None, None, None)
+
+    def take(self) -> list[tf.Variable]:
+        """Returns those that were read since it began, or the last time."""
+        variables = list(self._watcher.watched_variables())
+        if variables:
+            self.end()
+            self.begin()
+        return variables
+
+
 class _Thread(threading.local):
     """The listeners of a thread, the innermost last, and what they hear of."""
 
     def __init__(self):
         self.listeners: list[Listener] = []
-        self._reads: Any = None
+        self.reads = ReadVariables()
 
     def begin(self) -> None:
         """Begins to hear operations, and reads of trainable variables."""
         op_callbacks.add_op_callback(_hear)
-        self._reads = record.VariableWatcher().__enter__()
+        self.reads.begin()
 
     def end(self) -> None:
         """Ends what `begin` began."""
         op_callbacks.remove_op_callback(_hear)
-        self._reads.__exit__(None, None, None)
-
-    def handles_read(self) -> list[tf.Tensor]:
-        """Returns the handles of what was read since the last time."""
-        variables = self._reads.watched_variables()
-        if variables:
-            self._reads.__exit__(None, None, None)
-            self._reads = record.VariableWatcher().__enter__()
-        return [v.handle for v in variables]
+        self.reads.end()
 
 
 _thread, _lock = _Thread(), threading.Lock()
@@ -163,7 +178,7 @@ def _hear(kind, inputs, attributes, outputs, op_name=None, graph=None):
     name = None if graph is None else op_name
     if graph is None:
         # Eagerly a variable as an operand is read by the operation itself.
-        read = _thread.handles_read()
+        read = [v.handle for v in _thread.reads.take()]
         more = [h for h in read if all(h is not t for t in inputs)]
         inputs = [*inputs, *more]
     for listener in list(_thread.listeners):

@@ -11,17 +11,15 @@ from absl import logging
 
 from tfkfac import keras_compat
 from tfkfac.blocks import LayerCall, Recording
-from tfkfac.capture import losses, marker, masks, records
+from tfkfac.capture import losses, marker, masks, reads, records
 from tfkfac.capture.records import (
     Arrival,
     OuterCall,
     Recorded,
     current_graph,
-    first_known,
     first_tensor,
     is_within,
     keys,
-    sources,
 )
 
 
@@ -50,6 +48,7 @@ class Recorder:
         self.deaf = self.retired = False
         self.calls: list[Recorded] = []
         self._bare: list[OuterCall] = []  # Those with no recorded call.
+        self.reads = reads.OutsideReads()
         self.losses = losses.LossNotes(model, self._returning)
         self.tape: marker.OwnTape | None = None
         self._tape_is_stale = False
@@ -222,7 +221,7 @@ class Recorder:
         if frame is None:
             return True
         own = {key for v in self.model.trainable_variables for key in keys(v)}
-        return any(id(s) in own for s in sources(frame))
+        return any(id(s) in own for s in records.sources(frame))
 
     # At an update.
 
@@ -307,6 +306,8 @@ def _heard(layer, original):
                 stack.enter_context(r.inside(layer, (args, options)))
                 for r in hearing
             ]
+            for r in hearing:
+                stack.enter_context(r.reads.within(layer))
             outputs = _run(layer, original, hearing, *args, **options)
             for of_recorder in inside:
                 of_recorder.extend(keras.tree.flatten(outputs))
@@ -333,7 +334,7 @@ def _run(layer, original, hearing, *args, **options):
         return original(inputs, *more, **options)
 
     def keep(call: LayerCall) -> tf.Tensor:
-        call.mask = first_known(
+        call.mask = records.first_known(
             masks.given_to(layer), call.mask, masks.of_examples()
         )
         source, refs = call.pre_activation, [weakref.ref(r) for r in types]

@@ -49,6 +49,7 @@ class Statistics:
                 "update: call the model, or its layers, under the gradient "
                 "tape, in the same tf.function as the update."
             )
+        _warn_of_other_uses(recorder, blocks)
         self._calls = _calls_of_blocks(blocks, recorded, V, variables, recorder)
         recorder.forget_arrivals(recorded)
         counted = [r for pairs in self._calls.values() for r, _ in pairs]
@@ -161,6 +162,20 @@ class Statistics:
                 "training step: compute that with `model.compute_loss`."
             )
         return True
+
+
+def _warn_of_other_uses(recorder, blocks) -> None:
+    """Says which weights with a block were read in calls of other layers."""
+    found = recorder.reads.pop()
+    for v in [v for block in blocks for v in block.variables]:
+        reader = found.get(id(keras_compat.tensorflow_variable(v)))
+        if reader is not None:
+            recorder.warn_once(
+                f"the call of {reader!r} reads {v.path}, a weight of another "
+                "layer. If the loss depends on it, the curvature lacks the "
+                "rows of that use: name the layer of the weight in skip=, or "
+                "tie embeddings by keras.layers.ReversibleEmbedding."
+            )
 
 
 def _any_is_of(blocks, variables) -> bool:
