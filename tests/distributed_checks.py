@@ -194,6 +194,31 @@ def check_layers_frozen_in_mid_training(folder):
         np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 
+def check_models_without_a_block(folder):
+    """Adam alone, in micro-steps too; as of one process on the joint batch."""
+    every = RANKS.gather_objects((X, Y))
+    joint = [np.concatenate(values) for values in zip(*every)]
+    for steps in (None, 2):
+        found = []
+        for x, y in ((X, Y), joint):
+            model = dense()
+            model.layers[1].trainable = False  # Without local statistics.
+            for i, v in enumerate(model.trainable_variables):
+                v.assign(np.random.default_rng(i).normal(size=v.shape))
+            with contextlib.nullcontext() if x is X else alone():
+                optimizer = kfac(
+                    model,
+                    skip=["hidden", "logits"],
+                    gradient_accumulation_steps=steps,
+                )
+            model.compile(optimizer, LOSS)
+            for _ in range(4):
+                model.train_on_batch(x, y)
+            found.append(weights(model))
+        assert equal_on_all_ranks(found[0])
+        np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+
+
 def check_loss_scale_in_an_own_loop(folder):
     """Refused, but for what `distribute` has seen."""
     for seen in (False, True):

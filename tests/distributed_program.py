@@ -30,13 +30,29 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 @keras.saving.register_keras_serializable(package="tests")
 class Scale(keras.layers.Layer):
-    """Without a curvature block."""
+    """Of its scale the first step makes a block."""
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
 
     def call(self, x):
         return x * self.scale
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Heads(keras.layers.Layer):
+    """Two products by an einsum; what it does to `power` has no block."""
+
+    supports_masking = True
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(2, shape[-1], 2), name="kernel")
+        self.power = self.add_weight(shape=(2,), name="power")
+
+    def call(self, x):
+        s = keras.ops.einsum("bti,hio->btho", x, self.kernel)
+        s = s * keras.ops.exp(self.power)
+        return keras.ops.reshape(s, (-1, *x.shape[1:-1], 4))
 
 
 def image_model():
@@ -75,7 +91,36 @@ def token_model():
     return keras.Model(inputs, tied(x, reverse=True))
 
 
+def every_kind_model(lora=True):
+    """One layer of each kind that has a block of its own, with masks."""
+    layers = keras.layers
+    inputs = keras.Input((6,), dtype="int32")
+    adapted = layers.Dense(
+        4,
+        activation="tanh",
+        kernel_initializer=keras.initializers.RandomNormal(seed=0),
+        name="adapted",
+    )
+    adapted.build((None, 12))
+    if lora:
+        adapted.enable_lora(2)
+    x = layers.Embedding(9, 5, mask_zero=True, name="embedding")(inputs)
+    x = layers.Bidirectional(
+        layers.LSTM(2, return_sequences=True, name="lstm"), name="both"
+    )(x)
+    x = layers.RMSNormalization(name="norm")(x)
+    x = layers.GRU(3, return_sequences=True, name="gru")(x)
+    x = Heads(name="heads")(x)
+    x = layers.PReLU(shared_axes=[1], name="prelu")(x)
+    x = layers.Reshape((3, 2, 4))(x)
+    x = layers.Conv2DTranspose(2, 2, strides=2, name="transposed")(x)
+    x = layers.Reshape((4, 12))(x)
+    x = layers.GlobalAveragePooling1D()(adapted(x))
+    return keras.Model(inputs, layers.Dense(3, name="logits")(x))
+
+
 MODELS = {
+    "every kind": (every_kind_model, TOKENS, CLASSES),
     "images": (image_model, IMAGES, CLASSES),
     "ghosts of 2": (lambda: ghost_model(2), IMAGES, CLASSES),
     "ghosts of 3": (lambda: ghost_model(3), IMAGES, CLASSES),
@@ -117,6 +162,14 @@ CASES["staggered, strategy replicated"] = (
     {"refresh": "staggered", "strategy": "replicated"},
     {},
     1,
+)
+CASES["every kind"] = ("every kind", {}, {}, 1)
+CASES["every kind in micro-steps"] = ("every kind", {}, {}, 3)
+CASES["every kind in micro-steps, strategy replicated"] = (
+    "every kind",
+    {"strategy": "replicated"},
+    {},
+    3,
 )
 CASES["drift"] = ("images", {"refresh": "drift"}, {}, 1)
 for _name in ("ghosts of 2", "ghosts of 3"):

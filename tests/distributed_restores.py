@@ -7,6 +7,7 @@ import contextlib
 import pathlib
 import sys
 
+import distributed_program as program
 import keras
 import numpy as np
 from distributed_ranks import (
@@ -113,6 +114,40 @@ def check_restored_on_rank_0_alone(folder):
         for _ in range(2):
             m.train_on_batch(X, Y)
     np.testing.assert_array_equal(weights(model), weights(restored))
+
+
+def check_every_kind_of_layer(folder):
+    """Bit for bit, of layers whose blocks the first step finds, too.
+
+    Without LoRA, which Keras adds to the kernel in what it saves.
+    """
+
+    def begin():
+        return program.compiled(
+            lambda: program.every_kind_model(lora=False), options, {}, 1
+        )
+
+    path = pathlib.Path(folder) / "every_kind.weights.h5"
+    options = {"strategy": "replicated", "inverse_update_period": 2}
+    batches = list(
+        program.local_batches(program.TOKENS, program.CLASSES, 1, RANK, 2)
+    )
+    model = begin()
+    for batch in batches[:3]:
+        model.train_on_batch(*batch)
+    model.optimizer.gather_curvature()
+    if RANK == 0:
+        model.save_weights(path)
+    RANKS.gather_objects(None)
+    resumed = begin()
+    if RANK == 0:
+        resumed.load_weights(path)
+    for m in (model, resumed):
+        for batch in batches[3:6]:
+            m.train_on_batch(*batch)
+    assert not resumed.optimizer.curvature.waiting()
+    assert equal_on_all_ranks(weights(resumed))
+    np.testing.assert_array_equal(weights(model), weights(resumed))
 
 
 def check_moments_of_the_fallback(folder):

@@ -139,6 +139,55 @@ def test_skipped_layers_and_layers_without_a_block(float64):
     assert follow(make(), zip(X, Y)) < 1e-12
 
 
+ADAM = [
+    {},
+    {"clipnorm": 0.05},
+    {"global_clipnorm": 0.05, "gradient_accumulation_steps": 2},
+    {"weight_decay": 0.1},
+    {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 3},
+]
+
+
+@pytest.mark.parametrize("options", ADAM, ids=lambda x: "-".join(x) or "plain")
+def test_a_model_without_a_block_trains_as_with_keras_adam(float64, options):
+    """All of its layers are skipped; Keras has its numbers in float32."""
+    own = make(skip=["scale", "skipped", "logits"], **options)
+    other = keras.models.clone_model(own)
+    other.set_weights(own.get_weights())
+    if "weight_decay" in options:  # Of both a step takes eta wd off.
+        options = {"weight_decay": 0.1 * 0.1 / 3e-3}
+    other.compile(keras.optimizers.Adam(3e-3, **options), cross_entropy())
+    own.run_eagerly = other.run_eagerly = not options
+    for x, y in zip(X, Y):
+        own.train_on_batch(x, y)
+        other.train_on_batch(x, y)
+    for a, b in zip(weights(own), weights(other)):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_model_without_a_block_skips_what_is_not_finite():
+    """And its other variables go back to what they were."""
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.BatchNormalization(), layers.Dense(3)]
+    )
+    names = [x.name for x in model.layers]
+    optimizer = tfkfac.KFAC(0.1, model=model, skip=names)
+    model.compile(optimizer, cross_entropy())
+    model.train_on_batch(X[0], Y[0])
+    before = model.get_weights()
+    model.train_on_batch(X[1] * np.nan, Y[1])
+    assert int(optimizer.skipped_steps) == 1
+    for a, b in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_model_without_a_block_that_is_not_called_is_told():
+    model = make(skip=["scale", "skipped", "logits"])
+    V = [tf.zeros(v.shape) for v in model.trainable_variables]
+    with pytest.raises(RuntimeError, match="saw no forward pass"):
+        model.optimizer.apply(V, model.trainable_variables)
+
+
 def test_micro_steps_are_one_update(float64):
     whole, parts = make(), make(gradient_accumulation_steps=2)
     for x, y in zip(X, Y):

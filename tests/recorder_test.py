@@ -253,7 +253,7 @@ def test_what_is_heard():
     def heard(**options):
         with tf.GradientTape():
             model(X, **options)
-        calls, _, _ = recorder.pop()
+        calls, *_ = recorder.pop()
         return [c.call.layer.name for c in calls]
 
     assert heard() == heard(training=True) == ["hidden", "logits"]

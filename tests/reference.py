@@ -94,7 +94,8 @@ class NormFactors(Factors):
 
 
 class Adam:
-    """Algorithm 1 of Kingma and Ba 2015, for one array."""
+    """Kingma and Ba 2015, section 2, in the order of its last lines, which
+    Keras takes; for one array."""
 
     def __init__(self):
         self.k, self.m, self.v = 0, 0.0, 0.0
@@ -104,9 +105,8 @@ class Adam:
         self.k += 1
         self.m = 0.9 * self.m + 0.1 * g
         self.v = 0.999 * self.v + 0.001 * g**2
-        m = self.m / (1 - 0.9**self.k)
-        v = self.v / (1 - 0.999**self.k)
-        return -rate * m / (np.sqrt(v) + 1e-7)
+        rate *= np.sqrt(1 - 0.999**self.k) / (1 - 0.9**self.k)
+        return -rate * self.m / (np.sqrt(self.v) + 1e-7)
 
 
 class KFAC:

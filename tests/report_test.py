@@ -4,6 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 from keras import layers
+from own_models import Function
 
 import tfkfac
 from tfkfac import blocks, report
@@ -139,3 +140,15 @@ def test_a_gpu_takes_no_frequencies(monkeypatch):
 def test_no_column_without_convolutions():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="one")])
     assert "method" not in rows(model)["one"]
+
+
+def test_what_has_no_block_is_said_once(caplog):
+    """Also where the first step finds the blocks of other layers."""
+    own = Function({"w": (3, 3)}, lambda layer, x: x @ layer.w)
+    skipped = layers.Dense(2, name="skipped")
+    model = keras.Sequential([keras.Input((3,)), own, skipped])
+    model.compile(tfkfac.KFAC(model=model, skip=["skipped"]), "mse")
+    for _ in range(2):
+        model.train_on_batch(tf.ones([4, 3]), tf.ones([4, 2]))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len([text for text in messages if "named in skip" in text]) == 1

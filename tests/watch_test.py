@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 from keras import ops
-from own_models import Function, X, Y, summary, trained
+from own_models import Function, X, Y, eagerly, summary, trained
 
 
 def in_a_loop(layer, x):
@@ -102,3 +102,27 @@ def test_another_use_in_another_call():
     model.train_on_batch(X, Y)
     assert "own/w/input_factor/moment" not in optimizer.curvature.state()
     assert "in Square" in summary(optimizer)
+
+
+INTERPOLATION = {
+    "g": (
+        lambda layer, x: x * layer.g + (1 - layer.g) * tf.tanh(x),
+        "Mul and Sub",
+    ),
+    "w": (
+        lambda layer, x: tf.function(lambda y: y @ layer.w)(x),
+        "ReadVariableOp and ",
+    ),
+}
+
+
+@pytest.mark.parametrize("weight", INTERPOLATION)
+@eagerly
+def test_what_reads_a_variable_by_itself_is_seen(weight, eager):
+    """As an operand, which is heard of in no other way eagerly; and in a
+    function, whose attributes are no text."""
+    call, seen = INTERPOLATION[weight]
+    shape = (4,) if weight == "g" else (4, 5)
+    own = Function({weight: shape}, call, name="own")
+    text = summary(trained(own, eager=eager))
+    assert f"own/{weight}: Adam" in text and f"uses it in {seen}" in text

@@ -160,6 +160,7 @@ class AttachedModel:
             self.optimizer.curvature,
             self._layers.fallback.name,
             self.remark,
+            self.recorder.warn_once,
         )
         self.require_fitting_state()
         return self._layers

@@ -57,11 +57,11 @@ class PlainGradient(Fallback):
 
 
 class Adam(Fallback):
-    """Adam (Kingma and Ba 2015, algorithm 1), with debiased averages.
+    """Adam (Kingma and Ba 2015, section 2), as `keras.optimizers.Adam` is.
 
         m <- b1 m + (1 - b1) V,    v <- b2 v + (1 - b2) V^2
         c_i <- b_i c_i + (1 - b_i)
-        step = -r (m / c_1) / (sqrt(v / c_2) + epsilon)
+        step = -r (sqrt(c_2) / c_1) m / (sqrt(v) + epsilon)
 
     c_i is 1 - b_i^k after k updates of the variable, whenever they began. The
     rate r is `fallback_learning_rate`, or, where that is None, 0.003 times the
@@ -119,7 +119,7 @@ class Adam(Fallback):
         peak.assign(tf.maximum(peak, eta))
         c1, c2 = tf.unstack(weights)
         rate = self._rate(eta, peak)
-        return -rate * (m / c1) / (tf.sqrt(v / c2) + EPSILON)
+        return -rate * (tf.sqrt(c2) / c1) * m / (tf.sqrt(v) + EPSILON)
 
     def _rate(self, eta, peak):
         """Returns r for the learning rate and the largest one so far."""

@@ -1,5 +1,7 @@
 """The coverage report: which block each variable has."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 from absl import logging
@@ -90,11 +92,13 @@ def log(
     curvature: Curvature,
     fallback: str,
     remark: str,
+    warn: Callable[[str], None],
 ) -> None:
     """Logs the sentence, and warnings for what has no block, and the remark.
 
     Args:
         model, registration, curvature, fallback, remark: As of `table`.
+        warn: Says a warning about the model.
     """
     logging.info(
         "%s: %s", model.name, summary_line(model, registration, curvature)
@@ -105,11 +109,6 @@ def log(
         if not reason.endswith(UNSEEN)
     ]
     if named:
-        logging.warning(
-            "%s: no curvature for %s; their update: %s.",
-            model.name,
-            ", ".join(named),
-            fallback,
-        )
+        warn(f"no curvature for {', '.join(named)}; their update: {fallback}.")
     if remark:
-        logging.warning("%s: %s", model.name, remark)
+        warn(remark)

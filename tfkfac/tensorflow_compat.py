@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
+from tensorflow.python.eager import record
 from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import gen_linalg_ops, gen_math_ops, gen_nn_ops
 
@@ -50,7 +51,8 @@ class Listener(Protocol):
         Args:
             kind: Its type, such as "MatMul".
             name: Its name in the graph; None in eager mode.
-            inputs, attributes, outputs: What it is of.
+            inputs, attributes, outputs: What it is of; in eager mode last the
+                handles of variables that it has read.
             graph: The graph that it was added to; None in eager mode.
         """
 
@@ -58,11 +60,45 @@ class Listener(Protocol):
         """Returns what stands in place of a product or a sum, or itself."""
 
 
+class ReadVariables:
+    """Hears which trainable variables this thread reads."""
+
+    def __init__(self):
+        self._watcher: Any = None
+
+    def begin(self) -> None:
+        """Begins to listen."""
+        self._watcher = record.VariableWatcher().__enter__()
+
+    def end(self) -> None:
+        """Ends it."""
+        self._watcher.__exit__(None, None, None)
+
+    def take(self) -> list[tf.Variable]:
+        """Returns those that were read since it began, or the last time."""
+        variables = list(self._watcher.watched_variables())
+        if variables:
+            self.end()
+            self.begin()
+        return variables
+
+
 class _Thread(threading.local):
-    """The listeners of a thread, the innermost last."""
+    """The listeners of a thread, the innermost last, and what they hear of."""
 
     def __init__(self):
         self.listeners: list[Listener] = []
+        self.reads = ReadVariables()
+
+    def begin(self) -> None:
+        """Begins to hear operations, and reads of trainable variables."""
+        op_callbacks.add_op_callback(_hear)
+        self.reads.begin()
+
+    def end(self) -> None:
+        """Ends what `begin` began."""
+        op_callbacks.remove_op_callback(_hear)
+        self.reads.end()
 
 
 _thread, _lock = _Thread(), threading.Lock()
@@ -76,14 +112,14 @@ def heard_by(listener: Listener) -> Iterator[None]:
     _begin()
     listeners = _thread.listeners
     if not listeners:
-        op_callbacks.add_op_callback(_hear)
+        _thread.begin()
     listeners.append(listener)
     try:
         yield
     finally:
         listeners.remove(listener)
         if not listeners:
-            op_callbacks.remove_op_callback(_hear)
+            _thread.end()
         _end()
 
 
@@ -140,6 +176,11 @@ def _hear(kind, inputs, attributes, outputs, op_name=None, graph=None):
     pairs = zip(attributes[::2], attributes[1::2])
     known = {name: _value(value) for name, value in pairs}
     name = None if graph is None else op_name
+    if graph is None:
+        # Eagerly a variable as an operand is read by the operation itself.
+        read = [v.handle for v in _thread.reads.take()]
+        more = [h for h in read if all(h is not t for t in inputs)]
+        inputs = [*inputs, *more]
     for listener in list(_thread.listeners):
         listener.hear(kind, name, inputs, known, outputs, graph)
     return outputs
@@ -152,8 +193,9 @@ def _value(attribute):
         attribute = None if kind is None else getattr(attribute, kind)
         if kind == "list":
             attribute = list(attribute.i)  # Of strides and dilations.
-    is_text = isinstance(attribute, bytes)
-    return attribute.decode() if is_text else attribute
+    if isinstance(attribute, bytes):  # A message, of calls of functions.
+        return attribute.decode(errors="replace")
+    return attribute
 
 
 def handle(variable: keras.Variable) -> tf.Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from tfkfac import keras_compat, structure, tensorflow_compat
 from tfkfac.blocks import low_rank
@@ -114,6 +115,7 @@ class OwnLayer:
         self.parts: dict[str, Part] | None = None
         self.reasons: dict[str, str] = {}
         self.declared: Declaration | None = None
+        self._said: set[str] = set()
 
     @staticmethod
     def of(
@@ -162,7 +164,10 @@ class OwnLayer:
 
         def mark(use: Use, result: tf.Tensor) -> tf.Tensor:
             x, name = use.other, use.weight
-            return keep(LayerCall(layer, x, mask, result, name, saved=use))
+            noted = LayerCall(layer, x, mask, result, name, saved=use)
+            result = keep(noted)
+            self._say_if_mask_is_lost(layer, noted)
+            return result
 
         eager = tf.executing_eagerly()
         graph = None if eager else tf.compat.v1.get_default_graph()
@@ -175,6 +180,21 @@ class OwnLayer:
         if self.declared is not None:
             self.declared.check(layer, self)
         return outputs
+
+    def _say_if_mask_is_lost(self, layer, call: LayerCall) -> None:
+        """Says once of a weight that it is not known which rows are masked."""
+        use, name = call.saved, call.part
+        if use.kind == "convolution" or call.mask is None or name in self._said:
+            return  # Keras' convolutions do not look at masks.
+        if use.mask(call.mask) is None:
+            self._said.add(name)
+            logging.warning(
+                "%s: which rows of the operand of %r its mask masks is not "
+                "known, for its call moves them before: all count in the "
+                "curvature.",
+                layer.name,
+                name,
+            )
 
     def _learn(self, uses: Mapping[str, Use | str]) -> None:
         found = {

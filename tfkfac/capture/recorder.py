@@ -11,17 +11,15 @@ from absl import logging
 
 from tfkfac import keras_compat
 from tfkfac.blocks import LayerCall, Recording
-from tfkfac.capture import losses, marker, masks, records
+from tfkfac.capture import losses, marker, masks, reads, records
 from tfkfac.capture.records import (
     Arrival,
     OuterCall,
     Recorded,
     current_graph,
-    first_known,
     first_tensor,
     is_within,
     keys,
-    sources,
 )
 
 
@@ -49,6 +47,8 @@ class Recorder:
         self.unusable: dict[int, str] = {}
         self.deaf = self.retired = False
         self.calls: list[Recorded] = []
+        self._bare: list[OuterCall] = []  # Those with no recorded call.
+        self.reads = reads.OutsideReads()
         self.losses = losses.LossNotes(model, self._returning)
         self.tape: marker.OwnTape | None = None
         self._tape_is_stale = False
@@ -125,6 +125,8 @@ class Recorder:
         self._outer = outer
         try:
             yield outer.outputs
+            if all(self.outer_of(c) is not outer for c in self.calls):
+                self._bare.append(outer)
         except BaseException:
             if self.tape is not None:
                 self.tape.pause()
@@ -179,11 +181,8 @@ class Recorder:
 
     def _returning(self, tensor) -> list[OuterCall]:
         """Returns the recorded calls that a tensor is an output of."""
-        return [
-            outer
-            for outer in self.outers_of(self.calls)
-            if any(tensor is output for output in outer.outputs)
-        ]
+        outers = self.outers_of(self.calls) or self._bare
+        return [o for o in outers if any(tensor is y for y in o.outputs)]
 
     # While a backward pass runs, in eager mode.
 
@@ -222,38 +221,43 @@ class Recorder:
         if frame is None:
             return True
         own = {key for v in self.model.trainable_variables for key in keys(v)}
-        return any(id(s) in own for s in sources(frame))
+        return any(id(s) in own for s in records.sources(frame))
 
     # At an update.
 
-    def pop(self) -> tuple[list[Recorded], list, "marker.OwnTape | None"]:
+    def pop(
+        self,
+    ) -> tuple[list[Recorded], list[OuterCall], list, "marker.OwnTape | None"]:
         """Returns what the current step has recorded, and forgets it all.
 
         Returns:
-            (calls of layers, calls of the compiled losses in groups, the tape
-            that leads from the outputs to them in eager mode).
+            (calls of layers, calls of the model that they belong to or, without
+            any, all, calls of the compiled losses in groups, the tape that
+            leads from the outputs to them in eager mode).
         """
         graph = current_graph()
         calls = self._within(graph)
+        bare = [o for o in self._bare if is_within(graph, o.graph)]
+        outers, self._bare = self.outers_of(calls) or bare, []
         groups = self.losses.pop(lambda g: is_within(graph, g))
         tape, self.tape = self.tape, None
         if tape is not None:
             tape.pause()
         self.calls, self._tape_is_stale = [], False
-        self.will_restore(calls)
-        return calls, groups, tape
+        self.will_restore(outers)
+        return calls, outers, groups, tape
 
-    def will_restore(self, calls: list[Recorded]) -> None:
+    def will_restore(self, outers: Iterable[OuterCall]) -> None:
         """Takes the state before these calls for that to go back to."""
         state: dict[int, tuple] = {}
-        for outer in self.outers_of(calls):
+        for outer in outers:
             for variable, value in outer.state:
                 state.setdefault(id(variable), (variable, value))
         self._restorable = list(state.values())
 
     def undo_forward_pass(self) -> None:
         """Restores the non-trainable variables seen at the step's entry."""
-        if self.calls:
+        if self.calls or self._bare:
             self.pop()
         for variable, value in self._restorable:
             variable.assign(value)
@@ -302,6 +306,8 @@ def _heard(layer, original):
                 stack.enter_context(r.inside(layer, (args, options)))
                 for r in hearing
             ]
+            for r in hearing:
+                stack.enter_context(r.reads.within(layer))
             outputs = _run(layer, original, hearing, *args, **options)
             for of_recorder in inside:
                 of_recorder.extend(keras.tree.flatten(outputs))
@@ -328,7 +334,7 @@ def _run(layer, original, hearing, *args, **options):
         return original(inputs, *more, **options)
 
     def keep(call: LayerCall) -> tf.Tensor:
-        call.mask = first_known(
+        call.mask = records.first_known(
             masks.given_to(layer), call.mask, masks.of_examples()
         )
         source, refs = call.pre_activation, [weakref.ref(r) for r in types]

@@ -42,19 +42,21 @@ class Statistics:
     ):
         self._settings, self._recorder = optimizer, recorder
         self._model, self._loss_scale = recorder.model, loss_scale
-        recorded, groups, self._tape = recorder.pop()
-        if not recorded:
+        recorded, outers, groups, self._tape = recorder.pop()
+        if not outers or (not recorded and _any_is_of(blocks, variables)):
             raise RuntimeError(
                 f"KFAC saw no forward pass of {self._model.name!r} before this "
                 "update: call the model, or its layers, under the gradient "
                 "tape, in the same tf.function as the update."
             )
+        _warn_of_other_uses(recorder, blocks)
         self._calls = _calls_of_blocks(blocks, recorded, V, variables, recorder)
         recorder.forget_arrivals(recorded)
         counted = [r for pairs in self._calls.values() for r, _ in pairs]
-        counted = sorted(counted or recorded, key=recorded.index)
-        outers = recorder.outers_of(counted)
-        recorder.will_restore(counted)
+        if counted:
+            counted.sort(key=recorded.index)
+            outers = recorder.outers_of(counted)
+        recorder.will_restore(outers)
         self._fisher = fisher.choose(
             recorder,
             _groups_of(groups, outers),
@@ -111,7 +113,7 @@ class Statistics:
             compute: Returns the moments of a block.
             dtype: The type of the gradients at the outputs.
         """
-        if self._uses_training_step:
+        if self._uses_training_step or not self._calls:
             _, count = loss_terms.weigh(self._fisher.terms, dtype)
             found = self._of_training_step(self._calls, dtype, compute)
             return found, count
@@ -168,6 +170,26 @@ class Statistics:
                 "training step: compute that with `model.compute_loss`."
             )
         return True
+
+
+def _warn_of_other_uses(recorder, blocks) -> None:
+    """Says which weights with a block were read in calls of other layers."""
+    found = recorder.reads.pop()
+    for v in [v for block in blocks for v in block.variables]:
+        reader = found.get(id(keras_compat.tensorflow_variable(v)))
+        if reader is not None:
+            recorder.warn_once(
+                f"the call of {reader!r} reads {v.path}, a weight of another "
+                "layer. If the loss depends on it, the curvature lacks the "
+                "rows of that use: name the layer of the weight in skip=, or "
+                "tie embeddings by keras.layers.ReversibleEmbedding."
+            )
+
+
+def _any_is_of(blocks, variables) -> bool:
+    """Whether a block is of one of the variables."""
+    of_blocks = {id(v) for block in blocks for v in block.variables}
+    return any(id(v) in of_blocks for v in variables)
 
 
 def _groups_of(groups, outers):

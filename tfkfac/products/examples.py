@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 _REORDERING = (
@@ -15,35 +16,73 @@ _REORDERING = (
     "Where",
 )
 AXES, ROWS = "axes", "rows"
-# Operations on each element, as far as they are common; in doubt, no mask.
-_ELEMENTWISE = {
+# Where operations have the axes that they act along: the number of an operand,
+# or the name of an attribute.
+_AXES: dict[str, int | str] = {
+    "All": 1,
+    "Any": 1,
+    "ConcatV2": -1,
+    "Max": 1,
+    "Mean": 1,
+    "Min": 1,
+    "Pack": "axis",
+    "Prod": 1,
+    "Split": 0,
+    "SplitV": 2,
+    "Sum": 1,
+    "Unpack": "axis",
+}
+# Operations on each position, as far as they are common.
+_ON_POSITIONS = {
+    "Abs",
     "Add",
     "AddV2",
+    "Atan",
     "BiasAdd",
     "Cast",
+    "Ceil",
+    "CheckNumerics",
+    "Cos",
     "Elu",
     "Erf",
+    "Erfc",
     "Exp",
+    "Expm1",
+    "Floor",
     "Identity",
+    "IdentityN",
+    "IsFinite",
     "LeakyRelu",
     "Log",
+    "Log1p",
+    "LogSoftmax",
     "Maximum",
     "Minimum",
     "Mul",
     "Neg",
     "Pow",
+    "PreventGradient",
     "RealDiv",
+    "Reciprocal",
     "Relu",
     "Relu6",
+    "Round",
     "Rsqrt",
     "SelectV2",
     "Selu",
     "Sigmoid",
+    "Sign",
+    "Sin",
+    "Softmax",
     "Softplus",
+    "Softsign",
     "Sqrt",
     "Square",
+    "SquaredDifference",
+    "StopGradient",
     "Sub",
     "Tanh",
+    "Xlogy",
 }
 
 
@@ -87,8 +126,22 @@ def _reshaped(before, count, after) -> int | None:
     return count * inner // last
 
 
+def _axes_of(kind, attributes, inputs) -> list[int] | None:
+    """Returns the axes that an operation of `_AXES` acts along."""
+    place = _AXES[kind]
+    value = attributes[place] if isinstance(place, str) else inputs[place]
+    axes, new = tf.get_static_value(value), int(kind == "Pack")
+    if axes is None:
+        return None
+    rank = inputs[1 if kind == "Split" else 0].shape.rank + new
+    return [int(axis) % rank for axis in np.ravel(axes)]
+
+
 def _is_first(kind, attributes, inputs, i) -> bool:
     """Whether the first axis of an operand is that of the result."""
+    if kind in _AXES:
+        axes = _axes_of(kind, attributes, inputs)
+        return axes is not None and 0 not in axes
     if kind == "Transpose":
         order = tf.get_static_value(inputs[1])
         return order is not None and order[0] == 0
@@ -125,6 +178,12 @@ def positions(
     if len(places) != 1 or output.shape.rank is None:
         return None
     (place,), x = places, inputs[having[0]]
+    if kind == "IdentityN":  # As of functions with a gradient of their own.
+        same = all(inputs[i].shape == output.shape for i in having)
+        return place if same else None
+    if kind in _AXES:
+        last = _axes_of(kind, attributes, inputs) == [x.shape.rank - 1]
+        return place if last and output.shape.rank == x.shape.rank else None
     if kind == "Reshape":
         return _place_of_reshaped(place, x.shape, output.shape, of.shape)
     if output.shape.rank != x.shape.rank:
@@ -141,7 +200,7 @@ def positions(
     if "MatMul" in kind:
         moved = attributes.get("transpose_a") or attributes.get("adj_x")
         return place if having == [0] and not moved else None
-    return place if kind in _ELEMENTWISE else None
+    return place if kind in _ON_POSITIONS else None
 
 
 def _place_of_reshaped(place, before, after, inputs) -> str | None:
