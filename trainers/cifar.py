@@ -15,6 +15,8 @@ SETTINGS = {
         "damping": 0.01,
         "momentum": 0.9,
         "kl_clip": 0.001,
+        "factor_update_period": 1,
+        "inverse_update_period": 10,
     },
     "momentum": {"learning_rate": 0.1, "momentum": 0.9},
     "nesterov": {"learning_rate": 0.1, "momentum": 0.9},
