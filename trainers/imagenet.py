@@ -18,6 +18,8 @@ SETTINGS = {
         "damping": 0.001,
         "momentum": 0.9,
         "kl_clip": 0.001,
+        "factor_update_period": 1,
+        "inverse_update_period": 10,
         "fisher": "empirical",
     },
     "momentum": {

@@ -33,6 +33,7 @@ SETTINGS = {
         "damping": 0.003,
         "momentum": 0.5,
         "kl_clip": 0.003,
+        "factor_update_period": 1,
         "inverse_update_period": 5,
     },
     "momentum": {"learning_rate": 0.1, "momentum": 0.9},
