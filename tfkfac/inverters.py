@@ -34,6 +34,8 @@ class Inverter(abc.ABC):
     ) -> list[tf.Tensor]:
         """Returns the new state, not finite where it cannot be computed.
 
+        Blocks of equal shapes come together, as the groups of one.
+
         Args:
             diagonal: For each factor, whether only its diagonal is given.
             matrices: The factors, [groups, dim, dim] or [groups, dim].

@@ -105,7 +105,9 @@ def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     for dtype in {t.dtype: None for t in tensors if t.dtype.is_floating}:
         scale = tf.constant(2.0**-64, dtype)
         of_type = [t for t in tensors if t.dtype == dtype]
-        found = [tf.reduce_sum(t * scale) for t in of_type]
+        ranks = dict.fromkeys(t.shape.rank for t in of_type)
+        axes = {r: tf.constant([*range(r)], tf.int32) for r in ranks}
+        found = [tf.reduce_sum(t * scale, axes[t.shape.rank]) for t in of_type]
         finite.append(
             tf.reduce_all(tf.math.is_finite(tf.stack(found)))
             if len(found) > 1
@@ -117,8 +119,18 @@ def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 def mean_diagonal(matrix: tf.Tensor) -> tf.Tensor:
     """Returns tr M / dim M, [groups]; of rank 2, M is [groups, diagonal]."""
     diagonal = matrix.shape.rank == 2
-    values = matrix if diagonal else tf.linalg.diag_part(matrix)
+    values = matrix if diagonal else _diagonal(matrix)
     return tf.reduce_mean(values, axis=-1)
+
+
+def _diagonal(matrix: tf.Tensor) -> tf.Tensor:
+    """As `tf.linalg.diag_part`, by one operation in place of four."""
+    return tf.raw_ops.MatrixDiagPart(input=matrix)
+
+
+def _of_each(numbers: tf.Tensor, rank: int) -> tf.Tensor:
+    """Returns [groups, 1, ...] of this rank for [groups]."""
+    return tf.reshape(numbers, [-1, *[1] * (rank - 1)])
 
 
 def nonnegative(diagonal: tf.Tensor) -> tf.Tensor:
@@ -143,9 +155,8 @@ def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
         matrix: [groups, n, n], symmetric positive semi-definite.
         damping: [groups], positive.
     """
-    damped = tf.linalg.set_diag(
-        matrix, tf.linalg.diag_part(matrix) + damping[:, tf.newaxis]
-    )
+    diagonal = _diagonal(matrix) + _of_each(damping, 2)
+    damped = tf.raw_ops.MatrixSetDiag(input=matrix, diagonal=diagonal)
     return _product_with_transpose(_inverse_of_cholesky(damped))
 
 
@@ -153,11 +164,12 @@ def _inverse_of_cholesky(M: tf.Tensor) -> tf.Tensor:
     """Returns L^-1, lower triangular, for M = L L^T; else NaN."""
     n, m = M.shape[-1], _split(M)
     if n <= _LEAF[M.dtype]:
-        identity = tf.eye(n, batch_shape=M.shape[:1], dtype=M.dtype)
+        ones = tf.ones([M.shape[0], n], M.dtype)
+        identity = tf.raw_ops.MatrixDiag(diagonal=ones)
         L = tf.linalg.triangular_solve(tf.linalg.cholesky(M), identity)
         # An infinite matrix has zeros here.
-        good = tf.reduce_all(tf.linalg.diag_part(L) > 0, axis=-1)
-        return tf.where(good[:, tf.newaxis, tf.newaxis], L, float("nan"))
+        good = tf.reduce_all(_diagonal(L) > 0, axis=-1)
+        return tf.where(_of_each(good, 3), L, float("nan"))
     first = _inverse_of_cholesky(M[:, :m, :m])
     below = tf.matmul(M[:, m:, :m], first, transpose_b=True)  # Of L.
     rest = M[:, m:, m:] - tf.matmul(below, below, transpose_b=True)
