@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from tfkfac import linalg
 from tfkfac.factors import Factor
-from tfkfac.tracing import traced_once
 
 
 class Inverter(abc.ABC):
@@ -99,7 +98,6 @@ def _product_of_one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.expand_dims(tf.matmul(tf.squeeze(a, 0), tf.squeeze(b, 0)), 0)
 
 
-@traced_once
 def _factored_damping(a, g, damping):
     """Returns pi sqrt(l) and sqrt(l) / pi for the mean diagonals of A, G."""
     usable = tf.logical_and(a > 0, g > 0)
