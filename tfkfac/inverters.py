@@ -137,8 +137,8 @@ class CholeskyInverter(Inverter):
         if self.pi is not None:
             root = tf.fill([matrices[0].shape[0]], tf.sqrt(damping))
             return [self.pi * root, root / self.pi]
-        means = map(linalg.mean_diagonal, matrices)
-        return list(_factored_damping(*means, damping))
+        a, g = map(linalg.mean_diagonal, matrices)
+        return list(_factored_damping(a, g, damping))
 
     def invert(self, diagonal, matrices, damping):
         return self.invert_all([(diagonal, matrices, damping)])[0]
