@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from tfkfac import linalg
+from tfkfac import inversion
 from tfkfac.blocks import CurvatureBlock, LayerCall, Moment
-from tfkfac.blocks.factored import MAX_FAILURES
 from tfkfac.distributed.distributor import Distributor
 from tfkfac.inverters import Inverter
 from tfkfac.state import Curvature
-from tfkfac.tracing import apart
 
 
 class Estimator:
@@ -206,43 +204,17 @@ class Estimator:
         """Inverts blocks that this rank owns, with their dampings by name."""
         types = {b: state_dtype(b.variables[0]) for b in blocks}
         for dtype in dict.fromkeys(types.values()):
-            of_type = [b for b in blocks if types[b] == dtype]
-            self._invert(of_type, dtype, dampings)
+            inversion.invert(
+                [m for b in blocks if types[b] == dtype for m in b.members],
+                self._inverter,
+                {name: tf.cast(x, dtype) for name, x in dampings.items()},
+                self.may_print,
+            )
         for block in blocks:
             for variable, factor in zip(
                 self.inverted.get(block, ()), block.factors
             ):
                 variable.assign(factor.value())
-
-    def _invert(self, blocks, dtype, dampings):
-        members = [member for block in blocks for member in block.members]
-        problems = [
-            member.problem(tf.cast(dampings[member.damping], dtype))
-            for member in members
-        ]
-        values = self._inverter.invert_all(problems)
-        flat = [value for of_member in values for value in of_member]
-
-        def invert_again():
-            wide = [
-                (
-                    diagonal,
-                    [tf.cast(matrix, tf.float64) for matrix in matrices],
-                    10 * tf.cast(damping, tf.float64),
-                )
-                for diagonal, matrices, damping in problems
-            ]
-            again = self._inverter.invert_all(wide)
-            return [tf.cast(v, dtype) for of_member in again for v in of_member]
-
-        good = linalg.all_finite(flat)
-        again = iter(tf.cond(good, lambda: flat, apart(invert_again)))
-        gave_up = [
-            member.take(of_member, [next(again) for _ in of_member])
-            for member, of_member in zip(members, values)
-        ]
-        if self.may_print:
-            _warn([member.path for member in members], tf.stack(gave_up))
 
     def precondition(
         self,
@@ -264,24 +236,6 @@ class Estimator:
                 U = block.precondition(V, damping)
                 result.update(zip(keys, U))
         return result
-
-
-def _warn(paths: Sequence[str], gave_up: tf.Tensor) -> None:
-    """Says once of each block that it gave up."""
-
-    def warn():
-        which = tf.boolean_mask(tf.constant(paths), gave_up)
-        parts = [
-            "tfkfac: ",
-            tf.strings.reduce_join(which, separator=", "),
-            f": {MAX_FAILURES} inversions failed in a row; the plain gradient "
-            "is taken until one succeeds. Raise the damping, or look for "
-            "infinities in the inputs.",
-        ]
-        tf.print(tf.strings.join(parts), output_stream="file:///dev/stderr")
-        return tf.constant(True)
-
-    tf.cond(tf.reduce_any(gave_up), warn, lambda: tf.constant(False))
 
 
 def state_dtype(variable) -> tf.DType:

@@ -94,16 +94,30 @@ class Factor(abc.ABC):
         """The shape of the state."""
 
 
-@traced_once
 def _average(moment, weight, X, decay):
     """Returns M_k and c_k for M_(k-1) and c_(k-1); as they were for a bad X."""
+    sums = linalg.scaled_sums([X, moment])
+    old, new, weight = _parts(*sums, weight, decay)
+    times = tf.math.multiply_no_nan  # What counts 0 may be anything.
+    return times(moment, old) + times(X, new), weight
+
+
+@traced_once
+def _parts(of_X, of_moment, weight, decay):
+    """Returns what M_(k-1) and X count in M_k, and c_k.
+
+    Args:
+        of_X, of_moment: Sums that are finite where X and M_(k-1) are.
+        weight: c_(k-1).
+        decay: rho.
+    """
     one, zero = tf.ones_like(decay), tf.zeros_like(decay)
-    usable = linalg.all_finite([X])
-    sound = tf.logical_and(linalg.all_finite([moment, weight]), weight > 0)
+    usable = tf.math.is_finite(of_X)
+    sound = tf.math.is_finite(tf.stack([of_moment, weight]))
+    sound = tf.logical_and(tf.reduce_all(sound), weight > 0)
     old = tf.where(usable, tf.where(sound, decay, zero), one)
     new = tf.where(usable, 1 - decay, zero)
-    times = tf.math.multiply_no_nan  # What counts 0 may be anything.
-    return times(moment, old) + times(X, new), times(weight, old) + new
+    return old, new, tf.math.multiply_no_nan(weight, old) + new
 
 
 class DenseFactor(Factor):

@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from tfkfac import linalg
 from tfkfac.factors import Factor
-from tfkfac.tracing import traced_once
 
 
 class Inverter(abc.ABC):
@@ -33,6 +32,8 @@ class Inverter(abc.ABC):
         damping: tf.Tensor,
     ) -> list[tf.Tensor]:
         """Returns the new state, not finite where it cannot be computed.
+
+        Blocks of equal shapes come together, as the groups of one.
 
         Args:
             diagonal: For each factor, whether only its diagonal is given.
@@ -97,7 +98,6 @@ def _product_of_one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.expand_dims(tf.matmul(tf.squeeze(a, 0), tf.squeeze(b, 0)), 0)
 
 
-@traced_once
 def _factored_damping(a, g, damping):
     """Returns pi sqrt(l) and sqrt(l) / pi for the mean diagonals of A, G."""
     usable = tf.logical_and(a > 0, g > 0)
@@ -137,8 +137,8 @@ class CholeskyInverter(Inverter):
         if self.pi is not None:
             root = tf.fill([matrices[0].shape[0]], tf.sqrt(damping))
             return [self.pi * root, root / self.pi]
-        means = map(linalg.mean_diagonal, matrices)
-        return list(_factored_damping(*means, damping))
+        a, g = map(linalg.mean_diagonal, matrices)
+        return list(_factored_damping(a, g, damping))
 
     def invert(self, diagonal, matrices, damping):
         return self.invert_all([(diagonal, matrices, damping)])[0]

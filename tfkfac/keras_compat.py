@@ -310,8 +310,10 @@ def index_of(
 def decays(
     optimizer: keras.optimizers.Optimizer, variable: keras.Variable
 ) -> bool:
-    """Whether the optimizer's weight decay is for a variable."""
-    return optimizer._use_weight_decay(variable)
+    """Whether the optimizer has a weight decay, and it is for a variable."""
+    return optimizer.weight_decay is not None and optimizer._use_weight_decay(
+        variable
+    )
 
 
 def moving_averages(

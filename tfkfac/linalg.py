@@ -96,16 +96,10 @@ def append_sums(S: tf.Tensor, sums: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
 
 
 def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns whether all elements of all tensors are finite, a scalar.
-
-    By sums, which take a third of the time of flags for the elements; scaled,
-    so that those of finite numbers are finite.
-    """
+    """Returns whether all elements of all tensors are finite, a scalar."""
     finite = []
     for dtype in {t.dtype: None for t in tensors if t.dtype.is_floating}:
-        scale = tf.constant(2.0**-64, dtype)
-        of_type = [t for t in tensors if t.dtype == dtype]
-        found = [tf.reduce_sum(t * scale) for t in of_type]
+        found = scaled_sums([t for t in tensors if t.dtype == dtype])
         finite.append(
             tf.reduce_all(tf.math.is_finite(tf.stack(found)))
             if len(found) > 1
@@ -114,11 +108,33 @@ def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     return functools.reduce(tf.logical_and, finite or [tf.constant(True)])
 
 
+def scaled_sums(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns a scalar of each that is finite if and only if its elements are.
+
+    In a third of the time of flags for the elements. They are scaled, so that
+    sums of finite numbers are finite. The tensors are of one floating type.
+    """
+    scale = tf.constant(2.0**-64, tensors[0].dtype)
+    ranks = dict.fromkeys(t.shape.rank for t in tensors)
+    axes = {rank: tf.constant([*range(rank)], tf.int32) for rank in ranks}
+    return [tf.reduce_sum(t * scale, axes[t.shape.rank]) for t in tensors]
+
+
 def mean_diagonal(matrix: tf.Tensor) -> tf.Tensor:
     """Returns tr M / dim M, [groups]; of rank 2, M is [groups, diagonal]."""
     diagonal = matrix.shape.rank == 2
-    values = matrix if diagonal else tf.linalg.diag_part(matrix)
+    values = matrix if diagonal else _diagonal(matrix)
     return tf.reduce_mean(values, axis=-1)
+
+
+def _diagonal(matrix: tf.Tensor) -> tf.Tensor:
+    """As `tf.linalg.diag_part`, by one operation in place of four."""
+    return tf.raw_ops.MatrixDiagPart(input=matrix)
+
+
+def _of_each(numbers: tf.Tensor, rank: int) -> tf.Tensor:
+    """Returns [groups, 1, ...] of this rank for [groups]."""
+    return tf.reshape(numbers, [-1, *[1] * (rank - 1)])
 
 
 def nonnegative(diagonal: tf.Tensor) -> tf.Tensor:
@@ -126,38 +142,70 @@ def nonnegative(diagonal: tf.Tensor) -> tf.Tensor:
     return tf.where(diagonal >= 0, diagonal, float("nan"))
 
 
-# Blocks of this side have routines of their own; larger ones are products. In
-# float64, mostly for what fails in float32, few operations count for more.
-_LEAF = {tf.float32: 192, tf.float64: 1024}
+_LEAF = 192  # Blocks of this side have routines of their own.
 
 
-@traced_once
 def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
     """Returns (M + damping I)^-1 = L^-T L^-1, for M + damping I = L L^T.
 
     By blocks, n^3 multiplications in all, nearly all in matrix products:
     2/3 for L^-1, which L follows from block by block, and 1/3 for the product.
+    In float64, mostly for what fails in float32, there is one block.
     It is NaN where the damped matrix is not positive definite.
 
     Args:
         matrix: [groups, n, n], symmetric positive semi-definite.
-        damping: [groups], positive.
+        damping: [groups].
     """
-    damped = tf.linalg.set_diag(
-        matrix, tf.linalg.diag_part(matrix) + damping[:, tf.newaxis]
-    )
-    return _product_with_transpose(_inverse_of_cholesky(damped))
+    if matrix.dtype == tf.float64:
+        inverse = _wide_damped_inverse(matrix, damping)
+        inverse.set_shape(matrix.shape)
+        return inverse
+    return _damped_inverse_by_blocks(matrix, damping)
+
+
+@traced_once
+def _damped_inverse_by_blocks(matrix, damping):
+    M = _damped(matrix, damping)
+    return _product_with_transpose(_inverse_of_cholesky(M))
+
+
+def _damped_inverse_at_once(matrix, damping):
+    L = _inverse_of_leaf(_damped(matrix, damping))
+    return _symmetric(tf.matmul(L, L, transpose_a=True))
+
+
+# Of any side, such that there is one trace.
+_WIDE_SIGNATURE = [
+    tf.TensorSpec([None, None, None], tf.float64),
+    tf.TensorSpec([None], tf.float64),
+]
+_wide_damped_inverse = traced_once(_damped_inverse_at_once, _WIDE_SIGNATURE)
+
+
+def _damped(matrix, damping):
+    diagonal = _diagonal(matrix) + _of_each(damping, 2)
+    return tf.raw_ops.MatrixSetDiag(input=matrix, diagonal=diagonal)
+
+
+def _identity_like(matrix):
+    ones = tf.ones_like(_diagonal(matrix))
+    return tf.raw_ops.MatrixDiag(diagonal=ones)
+
+
+def _inverse_of_leaf(M: tf.Tensor) -> tf.Tensor:
+    """Returns L^-1, lower triangular, for M = L L^T; else NaN."""
+    L = tf.linalg.triangular_solve(tf.linalg.cholesky(M), _identity_like(M))
+    # An infinite matrix has zeros here.
+    good = tf.reduce_all(_diagonal(L) > 0, axis=-1)
+    return tf.where(_of_each(good, 3), L, float("nan"))
 
 
 def _inverse_of_cholesky(M: tf.Tensor) -> tf.Tensor:
-    """Returns L^-1, lower triangular, for M = L L^T; else NaN."""
+    """As `_inverse_of_leaf`, by blocks."""
     n, m = M.shape[-1], _split(M)
-    if n <= _LEAF[M.dtype]:
-        identity = tf.eye(n, batch_shape=M.shape[:1], dtype=M.dtype)
-        L = tf.linalg.triangular_solve(tf.linalg.cholesky(M), identity)
-        # An infinite matrix has zeros here.
-        good = tf.reduce_all(tf.linalg.diag_part(L) > 0, axis=-1)
-        return tf.where(good[:, tf.newaxis, tf.newaxis], L, float("nan"))
+    if n <= _LEAF:
+        return _inverse_of_leaf(M)
     first = _inverse_of_cholesky(M[:, :m, :m])
     below = tf.matmul(M[:, m:, :m], first, transpose_b=True)  # Of L.
     rest = M[:, m:, m:] - tf.matmul(below, below, transpose_b=True)
@@ -170,7 +218,7 @@ def _inverse_of_cholesky(M: tf.Tensor) -> tf.Tensor:
 def _product_with_transpose(L: tf.Tensor) -> tf.Tensor:
     """Returns L^T L for a lower triangular L."""
     n, m = L.shape[-1], _split(L)
-    if n <= 2 * _LEAF[L.dtype]:
+    if n <= 2 * _LEAF:
         return _symmetric(tf.matmul(L, L, transpose_a=True))
     first, corner, last = L[:, :m, :m], L[:, m:, :m], L[:, m:, m:]
     top = _product_with_transpose(first)
@@ -225,7 +273,6 @@ def by_side(
     return found
 
 
-@traced_once
 def eigendecomposition(
     matrix: tf.Tensor, tolerance: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -235,19 +282,29 @@ def eigendecomposition(
     NaN where M is not finite (the decomposition itself would raise) or has
     eigenvalues below -tolerance and beyond rounding; others below 0 become 0.
     """
+    if matrix.dtype == tf.float64:
+        d, Q = _wide_eigendecomposition(matrix, tolerance)
+        d.set_shape(matrix.shape[:2])
+        Q.set_shape(matrix.shape)
+        return d, Q
+    return _traced_eigendecomposition(matrix, tolerance)
+
+
+def _eigendecomposition(matrix, tolerance):
     finite = tf.reduce_all(tf.math.is_finite(matrix), axis=[1, 2])
-    finite = finite[:, tf.newaxis]
-    identity = tf.eye(
-        matrix.shape[-1], batch_shape=matrix.shape[:1], dtype=matrix.dtype
-    )
-    sound = finite[:, :, tf.newaxis]
-    d, Q = tf.linalg.eigh(tf.where(sound, matrix, identity))
+    finite = _of_each(finite, 2)
+    sound = _of_each(finite, 3)
+    d, Q = tf.linalg.eigh(tf.where(sound, matrix, _identity_like(matrix)))
     rounding = 1e-3 * tf.reduce_max(tf.abs(d), axis=-1, keepdims=True)
     least = tf.reduce_min(d, axis=-1, keepdims=True)
-    negligible = tf.maximum(tolerance[:, tf.newaxis], rounding)
+    negligible = tf.maximum(_of_each(tolerance, 2), rounding)
     semidefinite = least >= -negligible
     good = tf.logical_and(finite, semidefinite)
     return tf.where(good, tf.maximum(d, 0), float("nan")), Q
+
+
+_traced_eigendecomposition = traced_once(_eigendecomposition)
+_wide_eigendecomposition = traced_once(_eigendecomposition, _WIDE_SIGNATURE)
 
 
 def pack_symmetric(matrix: tf.Tensor) -> tf.Tensor:

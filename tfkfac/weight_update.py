@@ -106,7 +106,7 @@ class WeightUpdate:
                     u *= tf.cast(scale, dtype)
                     self._move(v, self._fallback.step(v, u, eta_), eta_)
                 else:
-                    self._move(v, self._momentum(v, u, eta_nu, mu_), eta_)
+                    self._accelerate(v, u, eta_nu, mu_, eta_)
         if optimizer.use_ema:
             self._average_weights()
 
@@ -128,21 +128,41 @@ class WeightUpdate:
         nu = tf.sqrt(bound / tf.where(usable, square, 1))
         return tf.where(usable, tf.minimum(nu, 1), 1)
 
-    def _momentum(self, variable, u, eta_nu, mu):
-        """Returns m <- mu m - eta nu U."""
-        momentum = self._momentum_of(variable)
-        m = mu * momentum - eta_nu * u
-        momentum.assign(m)
-        return m
+    def _accelerate(self, variable, u, eta_nu, mu, eta):
+        """Makes m <- mu m - eta nu U and W <- (1 - eta wd) W + m."""
+        optimizer, momentum = self._optimizer, self._momentum_of(variable)
+        if variable.dtype != momentum.dtype:
+            m = mu * momentum - eta_nu * u
+            momentum.assign(m)
+            self._move(variable, m, eta)
+            return
+        if keras_compat.decays(optimizer, variable):
+            variable.assign(self._decayed(variable.value, eta))
+        # One operation in place of eight.
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=keras_compat.tensorflow_variable(variable).handle,
+            accum=keras_compat.tensorflow_variable(momentum).handle,
+            lr=eta_nu,
+            grad=u,
+            momentum=mu,
+            use_locking=True,
+        )
+        self._constrain(variable)
 
     def _move(self, variable, step, eta):
         """Makes W <- (1 - eta wd) W + step."""
-        optimizer = self._optimizer
         w = tf.cast(variable.value, step.dtype)
-        decay = optimizer.weight_decay
-        if decay is not None and keras_compat.decays(optimizer, variable):
-            w = w * (1 - eta * tf.constant(decay, step.dtype))
+        if keras_compat.decays(self._optimizer, variable):
+            w = self._decayed(w, eta)
         variable.assign(tf.cast(w + step, variable.dtype))
+        self._constrain(variable)
+
+    def _decayed(self, w, eta):
+        """Returns (1 - eta wd) W."""
+        decay = tf.constant(self._optimizer.weight_decay, eta.dtype)
+        return w * (1 - eta * decay)
+
+    def _constrain(self, variable):
         if variable.constraint is not None:
             variable.assign(variable.constraint(variable.value))
 

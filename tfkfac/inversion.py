@@ -1,0 +1,216 @@
+"""Inversion of blocks, those of equal shapes as one.
+
+Blocks of equal shapes are a family, which an inverter takes for one block: what
+the graph of a step holds goes with the number of families, not of layers.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfkfac import linalg
+from tfkfac.blocks.factored import MAX_FAILURES, FactoredBlock
+from tfkfac.inverters import Inverter
+from tfkfac.tracing import apart
+
+
+def invert(
+    members: Sequence[FactoredBlock],
+    inverter: Inverter,
+    dampings: Mapping[str, tf.Tensor],
+    may_print: bool,
+) -> None:
+    """Inverts the factors of blocks, whose state has one type.
+
+    What fails is tried again in float64 with ten times the damping, and counts
+    as `FactoredBlock` says.
+
+    Args:
+        members: The blocks.
+        inverter: How they are inverted.
+        dampings: By name, in the type of the state.
+        may_print: Whether blocks that give up may be named on stderr.
+    """
+    families = _families(members)
+    problems = [f.problem(dampings[f.damping]) for f in families]
+    found = inverter.invert_all(problems)
+    good = linalg.all_finite(_flat(found))
+
+    def recover():
+        again = iter(
+            tf.cond(
+                good,
+                lambda: _flat(found),
+                lambda: _flat(_wide(inverter, problems)),
+            )
+        )
+        chosen = [
+            family.choose(values, [next(again) for _ in values])
+            for family, values in zip(families, found)
+        ]
+        new, gave_up = zip(*chosen)
+        if may_print:
+            paths = [m.path for f in families for m in f.members]
+            _warn(paths, tf.concat(gave_up, axis=0))
+        return _flat(new)
+
+    is_usual = tf.logical_and(good, _is_usual(families))
+    new = iter(tf.cond(is_usual, lambda: _flat(found), apart(recover)))
+    for family, values in zip(families, found):
+        family.take([next(new) for _ in values])
+
+
+def _flat(values):
+    return [tensor for of_family in values for tensor in of_family]
+
+
+def _wide(inverter, problems):
+    """Returns the inverses of a second attempt, in the type of the first."""
+    wide = [
+        (
+            diagonal,
+            [tf.cast(matrix, tf.float64) for matrix in matrices],
+            10 * tf.cast(damping, tf.float64),
+        )
+        for diagonal, matrices, damping in problems
+    ]
+    return [
+        [tf.cast(tensor, matrices[0].dtype) for tensor in values]
+        for values, (_, matrices, _) in zip(inverter.invert_all(wide), problems)
+    ]
+
+
+def _is_usual(families):
+    """Returns whether all factors are known, and no inversion has failed."""
+    weights = tf.concat([w for f in families for w in f.weights], axis=0)
+    failures = tf.concat([f.failures for f in families], axis=0)
+    in_a_row, _ = tf.unstack(failures, axis=1)
+    known = tf.reduce_all(tf.not_equal(weights, 0))
+    return tf.logical_and(known, tf.reduce_all(tf.equal(in_a_row, 0)))
+
+
+def _families(members):
+    found: dict[tuple, list[FactoredBlock]] = {}
+    for member in members:
+        shapes = [(f.diagonal, f.shape) for f in member.factors]
+        found.setdefault((member.damping, *shapes), []).append(member)
+    return [_Family(of_shape) for of_shape in found.values()]
+
+
+class _Family:
+    """Blocks of equal shapes, as they are before an inversion.
+
+    Args:
+        members: The blocks.
+
+    Attributes:
+        weights: c of all members, [members], for each of their factors.
+        failures: Those of all members, in a row and in all, [members, 2].
+    """
+
+    def __init__(self, members: Sequence[FactoredBlock]):
+        self.members, self.damping = members, members[0].damping
+        self._factors = list(zip(*(m.factors for m in members)))
+        self.weights = [
+            tf.stack([factor.weight.value() for factor in of_members])
+            for of_members in self._factors
+        ]
+        self.failures = tf.stack([m.failures.value() for m in members])
+
+    def problem(self, damping):
+        """Returns the arguments of `Inverter.invert`."""
+        diagonal = [f.diagonal for f in self.members[0].factors]
+        return diagonal, list(map(self._values, range(len(diagonal)))), damping
+
+    def _values(self, i):
+        """Returns factor i of all members, one after the other."""
+        factors = self._factors[i]
+        if len(factors) == 1:
+            return factors[0].value()
+        moments = tf.stack([factor.moment.value() for factor in factors])
+        weights = _column(self.weights[i], moments)
+        values = tf.math.divide_no_nan(moments, weights)
+        return tf.reshape(values, [-1, *moments.shape[2:]])
+
+    def take(self, values: Sequence[tf.Tensor]) -> None:
+        """Sets the inverses of all members."""
+        for i, tensor in enumerate(values):
+            of_members = tf.split(tensor, len(self.members))
+            for member, value in zip(self.members, of_members):
+                member.inverses[i].assign(value)
+
+    def choose(self, first, second) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Chooses the first of two attempts that is finite, by member.
+
+        Where both failed, the inverses stay and the averages of the factors
+        start anew. Where not all factors have a weight, all is as it was.
+
+        Returns:
+            (the inverses; whether a member gives up with this failure, the last
+            of `MAX_FAILURES` in a row, [members]).
+        """
+        known = tf.reduce_all(tf.not_equal(tf.stack(self.weights), 0), axis=0)
+        good = self._finite(first)
+        usable = tf.logical_or(good, self._finite(second))
+        failed = tf.logical_and(known, tf.logical_not(usable))
+        usable = tf.logical_and(known, usable)
+        chosen = []
+        for i, (a, b) in enumerate(zip(first, second)):
+            old = [m.inverses[i].value() for m in self.members]
+            new = tf.where(self._rows(good, a), a, b)
+            old = tf.concat(old, axis=0)
+            chosen.append(tf.where(self._rows(usable, a), new, old))
+        in_a_row = self._count(known, failed)
+        for weights, factors in zip(self.weights, self._factors):
+            weights = tf.where(failed, tf.zeros_like(weights), weights)
+            for factor, weight in zip(factors, tf.unstack(weights)):
+                factor.weight.assign(weight)
+        return chosen, tf.logical_and(failed, tf.equal(in_a_row, MAX_FAILURES))
+
+    def _finite(self, tensors):
+        """Returns which members' inverses are finite, [members]."""
+        n = len(self.members)
+        by_member = tf.concat([tf.reshape(x, [n, -1]) for x in tensors], axis=1)
+        return tf.reduce_all(tf.math.is_finite(by_member), axis=1)
+
+    def _rows(self, of_members, like):
+        """Returns what broadcasts to inverses, for a number of each member."""
+        n = len(self.members)
+        groups = like.shape[0] // n
+        if groups > 1:
+            of_members = tf.gather(of_members, np.repeat(range(n), groups))
+        return _column(of_members, like)
+
+    def _count(self, known, failed):
+        """Counts failures; returns how many there were in a row, [members]."""
+        in_a_row, total = tf.unstack(self.failures, axis=1)
+        one = tf.cast(failed, total.dtype)
+        in_a_row = tf.where(known, one * (in_a_row + 1), in_a_row)
+        new = tf.stack([in_a_row, total + one], axis=1)
+        for member, value in zip(self.members, tf.unstack(new)):
+            member.failures.assign(value)
+        return in_a_row
+
+
+def _column(vector, like):
+    """Returns [n, 1, ...] of the rank of another tensor, for [n]."""
+    return tf.reshape(vector, [-1, *[1] * (like.shape.rank - 1)])
+
+
+def _warn(paths: Sequence[str], gave_up: tf.Tensor) -> None:
+    """Says once of each block that it gave up."""
+
+    def warn():
+        which = tf.boolean_mask(tf.constant(paths), gave_up)
+        parts = [
+            "tfkfac: ",
+            tf.strings.reduce_join(which, separator=", "),
+            f": {MAX_FAILURES} inversions failed in a row; the plain gradient "
+            "is taken until one succeeds. Raise the damping, or look for "
+            "infinities in the inputs.",
+        ]
+        tf.print(tf.strings.join(parts), output_stream="file:///dev/stderr")
+        return tf.constant(True)
+
+    tf.cond(tf.reduce_any(gave_up), warn, lambda: tf.constant(False))
