@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tfkfac.blocks import CurvatureBlock, LayerCall
-from tfkfac.distributed import assignment
 
 _SAMPLED_PASS = 1 / 3  # Of a gradient step: no product for the kernels.
 _INVERSION = 2  # Of d^3.
@@ -39,9 +38,13 @@ class RelativeCosts(NamedTuple):
         """
         if not self.gradient:
             return 1.0
-        items = assignment.model_items(blocks, ())
-        flops = _INVERSION * sum(item.inversion for item in items)
-        return flops / self.gradient / examples
+        cubes = sum(
+            f.groups * f.dim**3
+            for block in blocks
+            for f in block.factors
+            if not f.diagonal
+        )
+        return _INVERSION * cubes / self.gradient / examples
 
 
 def of_step(
