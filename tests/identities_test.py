@@ -102,7 +102,9 @@ def test_sampled_block_approaches_the_exact_fisher(loss, float64):
         y, compiled = RNG.normal(size=(B, d_out)), "mse"
     exact = exact_fisher(x, model, loss)
     # Weights stay: the learning rate is 0. Each factor is of one batch.
-    optimizer = tfkfac.KFAC(0.0, damping=1.0, factor_decay=0, model=model)
+    optimizer = tfkfac.KFAC(
+        0.0, damping=1.0, factor_decay=0, factor_update_period=1, model=model
+    )
     model.compile(optimizer, compiled)
     blocks = []
     for _ in range(rounds):

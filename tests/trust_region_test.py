@@ -60,6 +60,15 @@ def test_the_bound_follows_the_slope_along_the_last_step(run_eagerly):
     assert 0 < raised < 11  # It went up and down.
 
 
+def test_in_float64():
+    keras.config.set_floatx("float64")
+    model, optimizer = compiled()
+    for i in range(3):
+        model.train_on_batch(*batch(i))
+    assert optimizer.kl_clip.dtype == tf.float64
+    assert float(optimizer.kl_clip) != trust_region.START
+
+
 def test_a_number_given_or_assigned_stays():
     given, assigned = compiled(kl_clip=0.02), compiled()
     assigned[1].kl_clip = 0.02

@@ -72,18 +72,23 @@ class TrustRegion(Hyperparameter):
         Args:
             slope: <V_t, m_(t-1)>, a float64 scalar.
         """
-        before = tf.cast(self._slope.value, tf.float64)
+        before = _number(self._slope)
         r = tf.math.divide_no_nan(slope, tf.abs(before))
         change = RATE * (TARGET - tf.clip_by_value(r, -1.0, 1.0))
         counts = tf.logical_or(self._clipped.value, change < 0)
         counts = tf.logical_and(counts, tf.not_equal(before, 0))
         counts = tf.logical_and(counts, self._adapts.value)
-        bound = tf.cast(self._variable.value, tf.float64)
-        bound *= tf.exp(tf.where(counts, change, 0))
-        bound = tf.where(counts, tf.clip_by_value(bound, LEAST, MOST), bound)
+        bound = _number(self._variable)
+        new = tf.clip_by_value(bound * tf.exp(change), LEAST, MOST)
+        bound = tf.where(counts, new, bound)
         self._variable.assign(tf.cast(bound, self._variable.dtype))
 
     def note(self, slope: tf.Tensor, clipped: tf.Tensor) -> None:
         """Notes <V_t, m_t> of the update, and whether nu was less than 1."""
         self._slope.assign(tf.cast(slope, self._slope.dtype))
         self._clipped.assign(clipped)
+
+
+def _number(variable) -> tf.Tensor:
+    """Returns the value now; a cast to its own type would be the variable."""
+    return tf.cast(tf.convert_to_tensor(variable.value), tf.float64)
