@@ -64,7 +64,12 @@ def test_bytes_sent_are_those_of_an_update(build, strategy, half):
         with counted(OneOfSeveral(rank, 4)) as counting:
             model = build()
             model.compile(
-                tfkfac.KFAC(factor_update_period=2, model=model, **settings),
+                tfkfac.KFAC(
+                    factor_update_period=2,
+                    inverse_update_period=10,
+                    model=model,
+                    **settings,
+                ),
                 LOSS,
                 run_eagerly=True,
             )
@@ -93,9 +98,9 @@ def sent(kind, **options):
 
 
 def test_bytes_by_hand():
-    """On two ranks: with V go 2 + 2 numbers, with U 2, with sums N and R."""
+    """On two ranks: with V go 2 + 2 numbers, with U 3, with sums N and R."""
     # To the other its part of V, to it the own U.
-    plain = [4 * ((4 + 6) + (2 + 10)), 4 * ((4 + 10) + (2 + 6))]
+    plain = [4 * ((4 + 6) + (3 + 10)), 4 * ((4 + 10) + (3 + 6))]
     assert sent("plain", group_size=1) == plain
     # The other's triangles.
     factors = [plain[0] + 4 * (1 + 2), plain[1] + 4 * (1 + 4 + 5 - 2 + 2 - 2)]

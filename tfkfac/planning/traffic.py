@@ -103,11 +103,11 @@ class Traffic:
         return [times * (1 + own) for own in lengths]
 
     def _updates(self) -> list[float]:
-        """U of the group, <U, V> and |V|^2, to one rank of each other group."""
+        """U of the group and three sums, to one rank of each other group."""
         g, groups = self.group_size, self.ranks // self.group_size
         lengths = self._sum(lambda part: part.gradient)
         of_groups = [sum(lengths[i : i + g]) for i in range(0, self.ranks, g)]
         return [
-            self.item_size * (groups - 1) * (2 + of_groups[rank // g])
+            self.item_size * (groups - 1) * (3 + of_groups[rank // g])
             for rank in range(self.ranks)
         ]
