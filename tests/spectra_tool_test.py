@@ -112,6 +112,9 @@ def test_what_is_refused(tmp_path):
     other = shutil.copytree(bare, tmp_path / "other")
     (other / output.CHECKPOINTS).mkdir(exist_ok=True)
     (other / output.CHECKPOINTS / "00000001.keras").touch()
+    saved = json.loads((other / output.CONFIGURATION).read_text())
+    saved["dataset"] = "cifar10"  # None of that trainer's.
+    (other / output.CONFIGURATION).write_text(json.dumps(saved))
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / output.CONFIGURATION).write_text("{")

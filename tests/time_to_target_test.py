@@ -336,7 +336,7 @@ def test_run_ends_at_the_target(optimizer, monkeypatch):
 
 
 def test_run_that_stays_goes_on_over_as_many_steps_again(monkeypatch):
-    tiny(monkeypatch, target=0.05)
+    tiny(monkeypatch, target=1e-5)
     found = training.train("tiny", "kfac", {}, seed=0, stay=True)
     assert found["curve"][-1][0] == 2 * found["steps"] > 40
     after = [v for s, v, _ in found["curve"] if s > found["steps"]]
