@@ -22,7 +22,7 @@ def dues(period, cost, updates):
     found = []
     for t in range(updates):
         update = tf.constant(t, tf.int64)
-        if bool(period.due(update, cost)):
+        if bool(period.due(update, lambda: cost)):
             period.done(update)
             found.append(t)
     return found

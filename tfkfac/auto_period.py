@@ -52,10 +52,10 @@ class AutoPeriod(Period):
             name=f"times_{name}",
         )
 
-    def due(self, update, cost=0.0):
+    def due(self, update, cost=lambda: 0.0):
         times = tf.cast(self._times.value, tf.float64)
         allowed = self._share * (tf.cast(update, tf.float64) + HEAD_START)
-        affordable = times * tf.cast(cost, tf.float64) <= allowed
+        affordable = times * tf.cast(cost(), tf.float64) <= allowed
         due = tf.logical_and(super().due(update), affordable)
         return tf.logical_or(tf.equal(times, 0), due)
 

@@ -7,7 +7,7 @@
 At the first update, and after a change of the layers, all are inverted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,14 +35,14 @@ class InverseSchedule:
         self,
         update: tf.Tensor,
         dampings: Mapping[str, tf.Tensor],
-        cost: Any = 0.0,
+        cost: Callable[[], Any] = lambda: 0.0,
     ) -> None:
         """Inverts what is due.
 
         Args:
             update: t.
             dampings: By name.
-            cost: That of inverting all, over the gradient step.
+            cost: Returns that of inverting all, over the gradient step.
         """
         forced = self._estimator.refresh_needed.value()
 
@@ -130,7 +130,7 @@ class StaggeredSchedule(InverseSchedule):
             turns.setdefault(offsets[place], []).append(block)
         return turns
 
-    def run(self, update, dampings, cost=0.0):
+    def run(self, update, dampings, cost=lambda: 0.0):
         """As `InverseSchedule.run`; turns do not depend on the cost."""
         del cost
         estimator = self._estimator

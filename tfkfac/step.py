@@ -32,7 +32,6 @@ class Step:
             tf.cast(tf.convert_to_tensor(g), state_dtype(v))
             for g, v in zip(grads, variables)
         ]
-        self.costs = self.recorded.costs()
         self.t = optimizer.updates
 
     def run(self) -> None:
@@ -68,10 +67,13 @@ class Step:
         )
         V = weights.clip(V)
         self._update_factors_if_due(update_factors)
-        cost = self.costs.inversions(
-            self.estimator.blocks, tf.cast(examples, tf.float64)
+        self.layers.inverse_schedule.run(
+            self.t,
+            self._dampings(),
+            lambda: self.recorded.costs().inversions(
+                self.estimator.blocks, tf.cast(examples, tf.float64)
+            ),
         )
-        self.layers.inverse_schedule.run(self.t, self._dampings(), cost)
         U = self.estimator.precondition(V, self._dampings())
         shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
         U, sums = self.distributor.gather_updates(U, weights.sums(U, V), shapes)
@@ -157,7 +159,7 @@ class Step:
         """Returns whether this update takes statistics, a boolean scalar."""
         forced = self.estimator.refresh_needed.value()
         period = self.optimizer.periods["factor_update_period"]
-        due = period.due(self.t, self.costs.factors)
+        due = period.due(self.t, lambda: self.recorded.costs().factors)
         return tf.logical_or(due, forced)
 
     def _update_factors_if_due(self, update_factors):

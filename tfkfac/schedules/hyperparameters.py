@@ -178,13 +178,15 @@ class Period:
         """The longest that is known to come; None for a schedule."""
         return self.number
 
-    def due(self, update: tf.Tensor, cost: Any = 0.0) -> tf.Tensor:
+    def due(
+        self, update: tf.Tensor, cost: Callable[[], Any] = lambda: 0.0
+    ) -> tf.Tensor:
         """Returns a boolean scalar.
 
         Args:
             update: t.
-            cost: Of the work, over that of a gradient step; what is given, a
-                number or a schedule, does not depend on it.
+            cost: Returns that of the work, over a gradient step's; what is
+                given, a number or a schedule, does not ask for it.
         """
         del cost
         if self._schedule is None:
