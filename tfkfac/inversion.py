@@ -29,11 +29,12 @@ def invert(
     Args:
         members: The blocks.
         inverter: How they are inverted.
-        dampings: By name, in the type of the state.
+        dampings: By name, in the type of the state; "by_units" is 1 where
+            damping is by the units of the inputs, 0 where it is not.
         may_print: Whether blocks that give up may be named on stderr.
     """
     families = _families(members)
-    problems = [f.problem(dampings[f.damping]) for f in families]
+    problems = [f.problem(dampings) for f in families]
     found = inverter.invert_all(problems)
     good = linalg.all_finite(_flat(found))
 
@@ -118,10 +119,13 @@ class _Family:
         ]
         self.failures = tf.stack([m.failures.value() for m in members])
 
-    def problem(self, damping):
+    def problem(self, dampings):
         """Returns the arguments of `Inverter.invert`."""
         diagonal = [f.diagonal for f in self.members[0].factors]
-        return diagonal, list(map(self._values, range(len(diagonal)))), damping
+        matrices = list(map(self._values, range(len(diagonal))))
+        if len(matrices) > 2:
+            matrices[2] *= dampings["by_units"]
+        return diagonal, matrices, dampings[self.damping]
 
     def _values(self, i):
         """Returns factor i of all members, one after the other."""

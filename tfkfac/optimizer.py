@@ -40,7 +40,9 @@ class KFAC(OptimizerState, Assignable):
 
     Args:
         learning_rate: eta, number or schedule.
-        damping: lambda > 0, number or schedule.
+        damping: lambda > 0, number or schedule; "auto": 0.001, where weights
+            of linear layers with a bias count in units of their inputs (see
+            `input_units`), until a number is assigned.
         momentum: mu >= 0, number or schedule. Applied to U, not Nesterov.
         factor_decay: rho in [0, 1), number or schedule; 0 takes the factors of
             the last batch alone.
@@ -114,7 +116,7 @@ class KFAC(OptimizerState, Assignable):
         self,
         learning_rate: float | Callable = 0.1,
         *,
-        damping: float | Callable = 1e-3,
+        damping: float | str | Callable = "auto",
         momentum: float | Callable = 0.5,
         factor_decay: float | Callable = 0.95,
         factor_update_period: int | str | Callable = "auto",
@@ -196,6 +198,7 @@ class KFAC(OptimizerState, Assignable):
             factor_update_period=factor_update_period,
             inverse_update_period=inverse_update_period,
         )
+        self.knows_units = damping == "auto" and self.inverter.knows_units
         if self.gradient_accumulation_steps:
             self.window_is_finite = self.add_variable(
                 shape=(), initializer="ones", dtype="bool", name="finite"

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac.auto_damping import AutoDamping
 from tfkfac.auto_period import AutoPeriod
 from tfkfac.capture.distributions import Likelihood
 from tfkfac.schedules import (
@@ -182,6 +183,9 @@ def hyperparameters(
             continue
         if name == "kl_clip" and value == "auto":
             found[name] = TrustRegion(add_variable)
+            continue
+        if name == "damping" and value == "auto":
+            found[name] = AutoDamping(add_variable)
             continue
         found[name] = Hyperparameter(
             name,

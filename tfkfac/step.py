@@ -176,7 +176,11 @@ class Step:
         damping = norm_damping = at_update("damping", tf.float64)
         if "norm_damping" in self.optimizer.hyperparameters:
             norm_damping = at_update("norm_damping", tf.float64)
-        return {"damping": damping, "norm_damping": norm_damping}
+        return {
+            "damping": damping,
+            "norm_damping": norm_damping,
+            "by_units": self.optimizer.hyperparameters["damping"].by_units(),
+        }
 
     # A step that is not finite.
 

@@ -122,6 +122,10 @@ class Hyperparameter:
             return tf.cast(value, dtype)
         return tf.cast(self._variable.value, dtype)
 
+    def by_units(self) -> tf.Tensor:
+        """Returns 1 where a damping is by the units of the inputs, else 0."""
+        return tf.zeros([], tf.float64)
+
     def assign(self, value: float) -> None:
         """Sets the number; raises TypeError where a schedule was given."""
         if self._variable is None:
