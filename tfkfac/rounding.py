@@ -1,0 +1,65 @@
+"""What rounding leaves of a factor, and how far it may change U."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfkfac.tracing import traced_once
+
+_RESOLUTION = 2  # Machine epsilons of the largest eigenvalue.
+
+
+def epsilon(dtype: tf.DType) -> float:
+    """Returns the distance from 1 to the next number of a floating type."""
+    return float(np.finfo(dtype.as_numpy_dtype).eps)
+
+
+def resolved(d: tf.Tensor) -> tf.Tensor:
+    """Returns float32 eigenvalues, those below 2 eps d_max raised to that.
+
+    No eigenvalue moves further than |E|_2, with E the error of the matrix
+    (Weyl's inequality). Of E, what bears on the small eigenvalues is measured
+    at 0.1 to 1 eps d_max for the products, their sums over 64 to 1e5 rows and
+    100 updates of the average, and at 0.2 to 2 for the decomposition (6 to 512
+    inputs, with means of 0 to 3000 standard deviations). What lies below is
+    noise, half of it negative.
+
+    Too small an eigenvalue makes U, and with it the KL of a step, too large,
+    without bound as the damping falls; one that is too large makes U too small,
+    along directions of which nothing is known. Factors of condition up to 4e6
+    stay as they are, and all in float64.
+
+    Args:
+        d: [groups, n], not negative, or NaN.
+    """
+    if d.dtype != tf.float32:
+        return d
+    largest = tf.reduce_max(d, axis=-1, keepdims=True)
+    return tf.maximum(d, _RESOLUTION * epsilon(d.dtype) * largest)
+
+
+def condition(matrix: tf.Tensor, inverse: tf.Tensor) -> tf.Tensor:
+    """Returns |M|_1 |M^-1|_1, the condition number in the 1-norm, [groups].
+
+    NaN or infinite where the inverse is not finite.
+
+    Args:
+        matrix: M, [groups, n, n], symmetric; it may lack a damping, which is
+            small beside it where the condition number is large.
+        inverse: M^-1.
+    """
+    return _TRACED[matrix.dtype](matrix, inverse)
+
+
+def _condition(*matrices):
+    a, b = (
+        tf.reduce_max(tf.reduce_sum(tf.abs(x), axis=-1), axis=-1)
+        for x in matrices
+    )
+    return a * b
+
+
+# Of any side, such that there is one trace.
+_TRACED = {
+    dtype: traced_once(_condition, 2 * [tf.TensorSpec([None] * 3, dtype)])
+    for dtype in (tf.float32, tf.float64)
+}
