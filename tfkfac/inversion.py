@@ -21,7 +21,7 @@ def invert(
     members: Sequence[FactoredBlock],
     inverter: Inverter,
     dampings: Mapping[str, tf.Tensor],
-    may_print: bool,
+    named: Mapping[FactoredBlock, tf.Variable] | None,
 ) -> None:
     """Inverts the factors of blocks, whose state has one type.
 
@@ -33,41 +33,37 @@ def invert(
         members: The blocks.
         inverter: How they are inverted.
         dampings: By name, in the type of the state.
-        may_print: Whether blocks may be named on stderr.
+        named: For each block, whether it was named; None where nothing can be
+            printed.
     """
     families = _families(members)
     problems = [f.problem(dampings[f.damping]) for f in families]
     found = inverter.invert_all(problems)
     good = linalg.all_finite(_flat(found))
-    is_usual = tf.logical_and(good, _is_usual(families))
-    if may_print:
+    usual = tf.logical_and(good, _is_usual(families))
+    if named is not None:
         inexact = [
-            family.inexact(inverter.rounding(problem, values))
+            family.inexact(inverter.rounding(problem, values), named)
             for family, problem, values in zip(families, problems, found)
         ]
-        inexact = tf.concat(inexact, axis=0)
-        sound = tf.logical_not(tf.reduce_any(inexact))
-        is_usual = tf.logical_and(is_usual, sound)
+        none = tf.logical_not(tf.reduce_any(tf.concat(inexact, axis=0)))
+        usual = tf.logical_and(usual, none)
 
     def recover():
-        again = iter(
-            tf.cond(
-                good,
-                lambda: _flat(found),
-                lambda: _flat(_wide(inverter, problems)),
-            )
-        )
+        def wide():
+            return _flat(_wide(inverter, problems))
+
+        again = iter(tf.cond(good, lambda: _flat(found), wide))
         chosen = [
             family.choose(values, [next(again) for _ in values])
             for family, values in zip(families, found)
         ]
         new, usable, gave_up = zip(*chosen)
-        if may_print:
-            of_usable = tf.logical_and(inexact, tf.concat(usable, axis=0))
-            _report(families, of_usable, tf.concat(gave_up, axis=0))
+        if named is not None:
+            _report(families, named, inexact, usable, gave_up)
         return _flat(new)
 
-    new = iter(tf.cond(is_usual, lambda: _flat(found), apart(recover)))
+    new = iter(tf.cond(usual, lambda: _flat(found), apart(recover)))
     for family, values in zip(families, found):
         family.take([next(new) for _ in values])
 
@@ -129,15 +125,23 @@ class _Family:
         ]
         self.failures = tf.stack([m.failures.value() for m in members])
 
-    def inexact(self, rounding: tf.Tensor) -> tf.Tensor:
-        """Returns which members are to be named, [members], for [groups].
+    def inexact(
+        self,
+        rounding: tf.Tensor,
+        named: Mapping[FactoredBlock, tf.Variable],
+    ) -> tf.Tensor:
+        """Returns which members are to be named, [members].
 
-        Those that rounding may change by more than `MAX_ROUNDING`, or that were
-        not inverted, and that were not named before.
+        Those whose U rounding may change by more than `MAX_ROUNDING`, or that
+        were not inverted, and that were not named before.
+
+        Args:
+            rounding: Of `Inverter.rounding`, [groups].
+            named: By member, whether it was named.
         """
         exact = tf.reshape(rounding <= MAX_ROUNDING, [len(self.members), -1])
-        named = tf.stack([m.named.value() for m in self.members])
-        return tf.logical_not(tf.logical_or(tf.reduce_all(exact, 1), named))
+        before = tf.stack([named[m].value() for m in self.members])
+        return tf.logical_not(tf.logical_or(tf.reduce_all(exact, 1), before))
 
     def problem(self, damping):
         """Returns the arguments of `Inverter.invert`."""
@@ -223,11 +227,22 @@ def _column(vector, like):
     return tf.reshape(vector, [-1, *[1] * (like.shape.rank - 1)])
 
 
-def _report(families, inexact, gave_up):
-    """Names members that are inexact, which it notes, and that gave up."""
+def _report(families, named, inexact, usable, gave_up):
+    """Names members that are inexact but usable, and those that gave up.
+
+    Args:
+        families: The families.
+        named: By member, whether it was named; it is noted here.
+        inexact, usable, gave_up: Of each family, [members].
+    """
     members = [m for f in families for m in f.members]
+    inexact, usable, gave_up = (
+        tf.concat(of_families, axis=0)
+        for of_families in (inexact, usable, gave_up)
+    )
+    inexact = tf.logical_and(inexact, usable)
     for member, value in zip(members, tf.unstack(inexact)):
-        member.named.assign(tf.logical_or(member.named, value))
+        named[member].assign(tf.logical_or(named[member], value))
     dtype = members[0].inverses[0].dtype
     mend = "Center or normalize the inputs of the layer, or raise the damping"
     if dtype == tf.float32:

@@ -25,7 +25,6 @@ class FactoredBlock(CurvatureBlock):
             `members` of another block.
         inverses: The state of the inverter, set by `build_inverses`.
         failures: How many inversions failed: in a row, and in all.
-        named: Whether it was named for its rounding; not of the state.
     """
 
     prefix = ""
@@ -63,8 +62,6 @@ class FactoredBlock(CurvatureBlock):
         self.inverses = [add_state(name, v) for name, v in start.items()]
         name = f"{self.prefix}failures"
         self.failures = add_state(name, tf.zeros([2], tf.int64))
-        with tf.init_scope():
-            self.named = tf.Variable(False, trainable=False)
         return [*self.inverses, self.failures]
 
     def precondition(self, gradients, damping):
