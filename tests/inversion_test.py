@@ -53,11 +53,14 @@ def expected(A, G, damping=DAMPING):
     )
 
 
-def invert(blocks, in_graph):
+def invert(blocks, in_graph, named=None):
+    if named is None:
+        named = {block: tf.Variable(False) for block in blocks}
+
     def run():
         damping = {"damping": tf.constant(DAMPING, tf.float64)}
         kind = inverters.CholeskyInverter()
-        inversion.invert(blocks, kind, damping, may_print=True)
+        inversion.invert(blocks, kind, damping, named)
 
     (tf.function(run, autograph=False) if in_graph else run)()
 
@@ -105,3 +108,39 @@ def test_one_that_fails_leaves_the_others(in_graph, capfd):
     assert [float(f.weight) for f in bad.factors] == [0, 0]
     assert float(unknown.factors[0].weight) > 0
     assert capfd.readouterr().err.count("member_1: 5 inversions failed") == 1
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_members_that_are_not_resolved_are_named_once(in_graph, capfd):
+    """One of condition 3e16; one that takes ten times the damping. Their
+    inverses are those of any other member, and one that fails is not named."""
+    rng = np.random.default_rng(2)
+    values = [matrices(rng) for _ in range(4)]
+    A, G = values[1]
+    A[0] = np.diag([1e32, 0, 0])
+    G[0] = np.eye(OUTPUTS)
+    A, G = values[2]
+    A[1] = np.diag([3.0, 3.0, -2.0])
+    G[1] = np.eye(OUTPUTS) * 0.5
+    blocks = members(4, values)
+    blocks[3].factors[0].moment.assign(
+        -1e6 * tf.ones_like(blocks[3].factors[0].moment)
+    )
+    named = {block: tf.Variable(False) for block in blocks}
+    for _ in range(2):
+        invert(blocks, in_graph, named)
+    error = capfd.readouterr().err
+    assert error.count("tfkfac: ") == 1
+    assert "member_1, member_2: float64 does not resolve the factors" in error
+    assert "set_floatx" not in error
+    assert [bool(named[block]) for block in blocks] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    for i, damping in ((0, DAMPING), (1, DAMPING), (2, 10 * DAMPING)):
+        for j in range(GROUPS):
+            right = expected(*(m[j] for m in values[i]), damping)
+            for found, value in zip(inverses(blocks[i]), right):
+                np.testing.assert_allclose(found[j], value, 1e-9, 1e-12)

@@ -105,6 +105,57 @@ def test_before_a_refresh_u_is_v(kind, flags):
     np.testing.assert_array_equal(found, V)
 
 
+def cond(d, damping):
+    return (d[-1] + damping) / (d[0] + damping)
+
+
+@flags
+def test_rounding_of_exact_damping(flags):
+    """The condition of A (x) G + l I; that of the worst part where a factor is
+    diagonal; no error where both are."""
+    given = [tf.constant(as_given(m, d)) for m, d in zip((A, G), flags)]
+    inverter = inverters.EigenInverter()
+    problem = flags, given, tf.constant(DAMPING, tf.float64)
+    found = inverter.rounding(problem, inverter.invert(*problem))
+    for i in range(GROUPS):
+        d_A, d_G = np.linalg.eigvalsh(A[i]), np.linalg.eigvalsh(G[i])
+        if flags[0]:
+            d_A = np.diag(A[i]).max(keepdims=True)
+        if flags[1]:
+            d_G = np.diag(G[i]).max(keepdims=True)
+        expected = cond(np.sort(np.outer(d_A, d_G).ravel()), DAMPING)
+        expected *= 2.0**-52 * (not all(flags))
+        np.testing.assert_allclose(found[i], expected, rtol=1e-9)
+
+
+@flags
+def test_rounding_of_factored_damping(flags):
+    """The worse condition of the dense factors, within the damping."""
+    given = [tf.constant(as_given(m, d)) for m, d in zip((A, G), flags)]
+    inverter = inverters.CholeskyInverter()
+    problem = flags, given, tf.constant(DAMPING, tf.float64)
+    state = inverter.invert(*problem)
+    found = inverter.rounding(problem, state)
+    for i in range(GROUPS):
+        conds = [0.0] + [
+            np.linalg.norm(m[i], 1) * np.linalg.norm(inverse[i].numpy(), 1)
+            for m, inverse, flag in zip((A, G), state, flags)
+            if not flag
+        ]
+        np.testing.assert_allclose(found[i], 2.0**-52 * max(conds), rtol=1e-9)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_rounding_of_a_block_of_one_factor(diagonal):
+    inverter = inverters.EigenInverter()
+    given = tf.constant(as_given(A, diagonal))
+    problem = [diagonal], [given], tf.constant(DAMPING, tf.float64)
+    found = inverter.rounding(problem, inverter.invert(*problem))
+    conds = [cond(np.linalg.eigvalsh(m), DAMPING) for m in A]
+    expected = 2.0**-52 * np.array(conds) * (not diagonal)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_several_blocks_at_once():
     """As one by one, whatever their sides."""
     damping = tf.constant(DAMPING, tf.float64)

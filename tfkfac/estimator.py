@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfkfac import inversion
 from tfkfac.blocks import CurvatureBlock, LayerCall, Moment
+from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.distributed.distributor import Distributor
 from tfkfac.inverters import Inverter
 from tfkfac.state import Curvature
@@ -57,6 +58,8 @@ class Estimator:
         # By block, what U takes, for those that this rank preconditions.
         self._inverses: dict[CurvatureBlock, list[tf.Variable]] = {}
         self.inverted: dict[CurvatureBlock, list[tf.Variable]] = {}
+        # Not of the state: what `inversion` has named on stderr.
+        self._named: dict[FactoredBlock, tf.Variable] = {}
         names = ["refresh_needed"]
         self.refresh_needed = curvature.add("refresh_needed", tf.constant(True))
         for block in self.blocks:
@@ -67,6 +70,9 @@ class Estimator:
 
             dtype = state_dtype(block.variables[0])
             if distributor.owns(block):
+                with tf.init_scope():
+                    for member in block.members:
+                        self._named[member] = tf.Variable(False, False)
                 block.build_factors(add_state, dtype, accumulates)
                 if accumulates:
                     zero = tf.zeros([len(block.sums)], dtype)
@@ -208,7 +214,7 @@ class Estimator:
                 [m for b in blocks if types[b] == dtype for m in b.members],
                 self._inverter,
                 {name: tf.cast(x, dtype) for name, x in dampings.items()},
-                self.may_print,
+                self._named if self.may_print else None,
             )
         for block in blocks:
             for variable, factor in zip(

@@ -14,50 +14,57 @@ from tfkfac.blocks.factored import MAX_FAILURES, FactoredBlock
 from tfkfac.inverters import Inverter
 from tfkfac.tracing import apart
 
+MAX_ROUNDING = 0.1  # Of U, relative; a layer with more is named.
+
 
 def invert(
     members: Sequence[FactoredBlock],
     inverter: Inverter,
     dampings: Mapping[str, tf.Tensor],
-    may_print: bool,
+    named: Mapping[FactoredBlock, tf.Variable] | None,
 ) -> None:
     """Inverts the factors of blocks, whose state has one type.
 
     What fails is tried again in float64 with ten times the damping, and counts
-    as `FactoredBlock` says.
+    as `FactoredBlock` says. Where rounding may change U by more than
+    `MAX_ROUNDING`, or float64 was needed, the layer is named on stderr, once.
 
     Args:
         members: The blocks.
         inverter: How they are inverted.
         dampings: By name, in the type of the state; "by_units" is 1 where
             damping is by the units of the inputs, 0 where it is not.
-        may_print: Whether blocks that give up may be named on stderr.
+        named: For each block, whether it was named; None where nothing can be
+            printed.
     """
     families = _families(members)
     problems = [f.problem(dampings) for f in families]
     found = inverter.invert_all(problems)
     good = linalg.all_finite(_flat(found))
+    usual = tf.logical_and(good, _is_usual(families))
+    if named is not None:
+        inexact = [
+            family.inexact(inverter.rounding(problem, values), named)
+            for family, problem, values in zip(families, problems, found)
+        ]
+        none = tf.logical_not(tf.reduce_any(tf.concat(inexact, axis=0)))
+        usual = tf.logical_and(usual, none)
 
     def recover():
-        again = iter(
-            tf.cond(
-                good,
-                lambda: _flat(found),
-                lambda: _flat(_wide(inverter, problems)),
-            )
-        )
+        def wide():
+            return _flat(_wide(inverter, problems))
+
+        again = iter(tf.cond(good, lambda: _flat(found), wide))
         chosen = [
             family.choose(values, [next(again) for _ in values])
             for family, values in zip(families, found)
         ]
-        new, gave_up = zip(*chosen)
-        if may_print:
-            paths = [m.path for f in families for m in f.members]
-            _warn(paths, tf.concat(gave_up, axis=0))
+        new, usable, gave_up = zip(*chosen)
+        if named is not None:
+            _report(families, named, inexact, usable, gave_up)
         return _flat(new)
 
-    is_usual = tf.logical_and(good, _is_usual(families))
-    new = iter(tf.cond(is_usual, lambda: _flat(found), apart(recover)))
+    new = iter(tf.cond(usual, lambda: _flat(found), apart(recover)))
     for family, values in zip(families, found):
         family.take([next(new) for _ in values])
 
@@ -119,6 +126,24 @@ class _Family:
         ]
         self.failures = tf.stack([m.failures.value() for m in members])
 
+    def inexact(
+        self,
+        rounding: tf.Tensor,
+        named: Mapping[FactoredBlock, tf.Variable],
+    ) -> tf.Tensor:
+        """Returns which members are to be named, [members].
+
+        Those whose U rounding may change by more than `MAX_ROUNDING`, or that
+        were not inverted, and that were not named before.
+
+        Args:
+            rounding: Of `Inverter.rounding`, [groups].
+            named: By member, whether it was named.
+        """
+        exact = tf.reshape(rounding <= MAX_ROUNDING, [len(self.members), -1])
+        before = tf.stack([named[m].value() for m in self.members])
+        return tf.logical_not(tf.logical_or(tf.reduce_all(exact, 1), before))
+
     def problem(self, dampings):
         """Returns the arguments of `Inverter.invert`."""
         diagonal = [f.diagonal for f in self.members[0].factors]
@@ -144,15 +169,18 @@ class _Family:
             for member, value in zip(self.members, of_members):
                 member.inverses[i].assign(value)
 
-    def choose(self, first, second) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def choose(
+        self, first, second
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """Chooses the first of two attempts that is finite, by member.
 
         Where both failed, the inverses stay and the averages of the factors
         start anew. Where not all factors have a weight, all is as it was.
 
         Returns:
-            (the inverses; whether a member gives up with this failure, the last
-            of `MAX_FAILURES` in a row, [members]).
+            (the inverses; whether those of a member are new; whether it gives
+            up with this failure, the last of `MAX_FAILURES` in a row; both
+            [members]).
         """
         known = tf.reduce_all(tf.not_equal(tf.stack(self.weights), 0), axis=0)
         good = self._finite(first)
@@ -170,7 +198,8 @@ class _Family:
             weights = tf.where(failed, tf.zeros_like(weights), weights)
             for factor, weight in zip(factors, tf.unstack(weights)):
                 factor.weight.assign(weight)
-        return chosen, tf.logical_and(failed, tf.equal(in_a_row, MAX_FAILURES))
+        last = tf.equal(in_a_row, MAX_FAILURES)
+        return chosen, usable, tf.logical_and(failed, last)
 
     def _finite(self, tensors):
         """Returns which members' inverses are finite, [members]."""
@@ -202,19 +231,50 @@ def _column(vector, like):
     return tf.reshape(vector, [-1, *[1] * (like.shape.rank - 1)])
 
 
-def _warn(paths: Sequence[str], gave_up: tf.Tensor) -> None:
-    """Says once of each block that it gave up."""
+def _report(families, named, inexact, usable, gave_up):
+    """Names members that are inexact but usable, and those that gave up.
 
-    def warn():
-        which = tf.boolean_mask(tf.constant(paths), gave_up)
-        parts = [
-            "tfkfac: ",
-            tf.strings.reduce_join(which, separator=", "),
-            f": {MAX_FAILURES} inversions failed in a row; the plain gradient "
-            "is taken until one succeeds. Raise the damping, or look for "
-            "infinities in the inputs.",
-        ]
-        tf.print(tf.strings.join(parts), output_stream="file:///dev/stderr")
+    Args:
+        families: The families.
+        named: By member, whether it was named; it is noted here.
+        inexact, usable, gave_up: Of each family, [members].
+    """
+    members = [m for f in families for m in f.members]
+    inexact, usable, gave_up = (
+        tf.concat(of_families, axis=0)
+        for of_families in (inexact, usable, gave_up)
+    )
+    inexact = tf.logical_and(inexact, usable)
+    for member, value in zip(members, tf.unstack(inexact)):
+        named[member].assign(tf.logical_or(named[member], value))
+    dtype = members[0].inverses[0].dtype
+    mend = "Center or normalize the inputs of the layer, or raise the damping"
+    if dtype == tf.float32:
+        mend += ', or call keras.config.set_floatx("float64") before all else'
+    paths = [m.path for m in members]
+    _say(
+        paths,
+        inexact,
+        f"{dtype.name} does not resolve the factors with this damping, and "
+        f"rounding may change U by more than {MAX_ROUNDING:.0%}. {mend}.",
+    )
+    _say(
+        paths,
+        gave_up,
+        f"{MAX_FAILURES} inversions failed in a row; the plain gradient is "
+        "taken until one succeeds. Raise the damping, or look for infinities "
+        "in the inputs.",
+    )
+
+
+def _say(paths: Sequence[str], which: tf.Tensor, what: str) -> None:
+    """Prints what is to be said of some paths; [paths] tells which."""
+
+    def say():
+        chosen = tf.boolean_mask(tf.constant(paths), which)
+        names = tf.strings.reduce_join(chosen, separator=", ")
+        line = tf.strings.join(["tfkfac: ", names, f": {what}"])
+        tf.print(line, output_stream="file:///dev/stderr")
         return tf.constant(True)
 
-    tf.cond(tf.reduce_any(gave_up), warn, lambda: tf.constant(False))
+    tf.cond(tf.reduce_any(which), say, lambda: tf.constant(False))

@@ -1,13 +1,17 @@
 """How a Kronecker-factored block is damped and inverted."""
 
 import abc
+import functools
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
-from tfkfac import input_units, linalg
+from tfkfac import input_units, linalg, rounding
 from tfkfac.factors import Factor
+
+# What is to be inverted: the arguments of `Inverter.invert`.
+Problem = tuple[Sequence[bool], Sequence[tf.Tensor], tf.Tensor]
 
 
 class Inverter(abc.ABC):
@@ -50,7 +54,7 @@ class Inverter(abc.ABC):
 
     def invert_all(
         self,
-        problems: Sequence[tuple[Sequence[bool], Sequence, tf.Tensor]],
+        problems: Sequence[Problem],
     ) -> list[list[tf.Tensor]]:
         """Returns what `invert` does for each of several blocks.
 
@@ -58,6 +62,22 @@ class Inverter(abc.ABC):
             problems: The arguments of `invert`; all matrices of one type.
         """
         return [self.invert(*problem) for problem in problems]
+
+    def rounding(
+        self, problem: Problem, state: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
+        """Returns how far rounding may change U, [groups]: |error| / |U|.
+
+        For the least favourable V, and NaN where the state is. 0, as here,
+        where it is not known.
+
+        Args:
+            problem: The arguments of `invert`.
+            state: What it returned.
+        """
+        del state
+        _, matrices, damping = problem
+        return tf.zeros([matrices[0].shape[0]], damping.dtype)
 
     @abc.abstractmethod
     def precondition(
@@ -188,6 +208,24 @@ class CholeskyInverter(Inverter):
         )
         return [[next(inverses) for _ in ms[:2]] for _, ms, _ in problems]
 
+    def rounding(self, problem, state):
+        """As the base class says: eps times the worse `rounding.condition`.
+
+        The error is relative in the norm of F, <U, A U G>. It may be more in
+        the Euclidean norm, by what V has, from rounding, in the null space of
+        F, where U does not change the model's predictions.
+        """
+        diagonal, matrices, _ = problem
+        found = [
+            rounding.condition(matrix, inverse)
+            for flag, matrix, inverse in zip(diagonal, matrices, state)
+            if not flag
+        ]
+        if not found:
+            return super().rounding(problem, state)
+        epsilon = rounding.epsilon(matrices[0].dtype)
+        return epsilon * functools.reduce(tf.maximum, found)
+
     def precondition(self, V, state, damping):
         U = _multiply(state[0], V)
         return U if len(state) == 1 else _multiply_right(U, state[1])
@@ -201,7 +239,8 @@ class EigenInverter(Inverter):
 
     with A = Q_A diag(d_A) Q_A^T and G likewise ("normal damping", Ma et al.
     2019, appendix B). The eigendecompositions are those of the last refresh,
-    the damping l is that of the step.
+    the damping l is that of the step. Eigenvalues that float32 does not resolve
+    are raised to what it does (`rounding.resolved`).
     """
 
     def start(self, factors, dtype):
@@ -225,7 +264,7 @@ class EigenInverter(Inverter):
             for flag, matrix in zip(diagonal, matrices)
             if not flag
         ]
-        found = iter(linalg.by_side(linalg.eigendecomposition, dense))
+        found = iter(linalg.by_side(_resolved_eigendecomposition, dense))
         values = []
         for diagonal, matrices, _ in problems:
             of_block = []
@@ -236,6 +275,23 @@ class EigenInverter(Inverter):
                     of_block.extend(next(found))
             values.append(of_block)
         return values
+
+    def rounding(self, problem, state):
+        """As the base class says: eps (max d_A d_G + l) / (min d_A d_G + l).
+
+        The directions of a dense factor mix; those of a diagonal one do not,
+        and the largest of them suffers most.
+        """
+        diagonal, _, damping = problem
+        if all(diagonal):
+            return super().rounding(problem, state)
+        largest = least = tf.ones([], damping.dtype)
+        for d, Q in self._pairs(state):
+            top = tf.reduce_max(d, axis=-1)
+            largest *= top
+            least *= top if Q is None else tf.reduce_min(d, axis=-1)
+        epsilon = rounding.epsilon(damping.dtype)
+        return epsilon * (largest + damping) / (least + damping)
 
     def precondition(self, V, state, damping):
         pairs = self._pairs(state)
@@ -262,6 +318,11 @@ class EigenInverter(Inverter):
             else:
                 pairs[-1][1] = tensor
         return pairs
+
+
+def _resolved_eigendecomposition(matrix, tolerance):
+    d, Q = linalg.eigendecomposition(matrix, tolerance)
+    return rounding.resolved(d), Q
 
 
 _NO = (None, None)  # In place of a second factor.
