@@ -37,7 +37,16 @@ def test_condition(dtype):
     found = rounding.condition(
         tf.constant(M, dtype), tf.constant(inverse, dtype)
     )
-    np.testing.assert_allclose(found, np.linalg.cond(M, 1), rtol=1e-5)
+    d = np.sqrt(np.diagonal(inverse, axis1=1, axis2=2))
+    scaled = M * d[:, None] * d[:, :, None]
+    expected = np.linalg.cond(scaled, 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    units = np.array([1e-4, 1.0, 1e3, 1.0, 1e-2])
+    units = np.outer(units, units)
+    same = rounding.condition(
+        tf.constant(M * units, dtype), tf.constant(inverse / units, dtype)
+    )
+    np.testing.assert_allclose(same, expected, rtol=1e-5)
 
 
 def data(mean, seed=0, number=64, dim=6):

@@ -6,11 +6,11 @@ import tensorflow as tf
 
 from tfkfac.schedules import Hyperparameter
 
-DAMPING = 1e-3
+DAMPING = 3e-3
 
 
 class AutoDamping(Hyperparameter):
-    """`damping="auto"`: 0.001 by `input_units`, until a number is assigned.
+    """`damping="auto"`: 0.003 by `input_units`, until a number is assigned.
 
     Args:
         add_variable: Makes its variables, as `Optimizer.add_variable`.

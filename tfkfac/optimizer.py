@@ -40,7 +40,7 @@ class KFAC(OptimizerState, Assignable):
 
     Args:
         learning_rate: eta, number or schedule.
-        damping: lambda > 0, number or schedule; "auto": 0.001, where weights
+        damping: lambda > 0, number or schedule; "auto": 0.003, where weights
             of linear layers with a bias count in units of their inputs (see
             `input_units`), until a number is assigned.
         momentum: mu >= 0, number or schedule. Applied to U, not Nesterov.
