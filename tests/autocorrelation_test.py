@@ -87,7 +87,7 @@ KINDS = [
     ((8, 8), 8, 1, window((3, 3)), "convolution"),
     ((8, 8), 8, 1, window((5, 5)), "frequencies"),
     ((9, 9), 8, 1, window((3, 3), padding="valid"), "convolution"),
-    ((9, 9), 4, 1, window((3, 3), strides=2), "convolution"),
+    ((8, 8), 4, 1, window((3, 3), strides=2), "convolution"),
     ((9, 9), 8, 1, window((3, 3), dilation=2), "convolution"),
     ((8, 8), 8, 2, window((3, 3)), "convolution"),
     ((8, 8), 4, 4, window((3, 3)), "channels"),

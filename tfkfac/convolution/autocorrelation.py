@@ -81,7 +81,6 @@ def _unless_rounded(window, groups, dtype):
         whole = tf.linalg.diag_part(whole)
         seen = tf.linalg.diag_part(A)
         seen = tf.reshape(seen, [groups, -1, tf.shape(whole)[-1]])
-
         return rarely(
             method.is_rounded(whole, seen),
             lambda: patches.second_moment(x, window, groups),
