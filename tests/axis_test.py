@@ -60,3 +60,10 @@ def test_weights_give_the_sums_of_boxes(dilation, outputs, low):
         for other in begins
     ]
     np.testing.assert_allclose(found, expected)
+
+
+def test_the_box_with_the_fewest_positions():
+    """Of 10 positions offset 0 or 2 does not see one; of 5 each sees 3."""
+    assert Axis(3, 1, 10, 10, 1, half=True).least == 9
+    assert Axis(3, 1, 5, 3, 0, half=True).least == 3
+    assert Axis(3, 4, 3, 3, 4, half=True).least == 0

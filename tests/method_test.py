@@ -171,3 +171,28 @@ def test_examples_of_a_part():
     assert method.examples_of_part((32, 32, 64)) == 32
     assert method.examples_of_part((32, 32, 64), 8) == 16
     assert method.examples_of_part((224, 224, 64)) == 1
+
+
+def test_patches_where_an_offset_sees_little_of_the_image():
+    """2 of 4 positions on both axes, but 1 of 3."""
+    ones = window((3, 3), padding="valid")
+    assert method.choose((4, 4), 1, 1, ones, gpu=False).name == "convolution"
+    assert method.choose((3, 3), 1, 1, ones, gpu=False).name == "patches"
+    sparse = window((3, 3), dilation=4)
+    assert method.choose((9, 9), 1, 1, sparse, gpu=False).name == "convolution"
+    # Here 4 of 10 positions, and patches would take longer.
+    sparse = window((7, 7), padding="valid")
+    assert method.choose((10, 10), 1, 1, sparse, gpu=False).name == "patches"
+
+
+def test_what_is_rounded():
+    """A channel of which an offset sees less than a 32nd; none at all is 0."""
+    whole = tf.constant([[64.0, 0.0]])
+
+    def seen(least):
+        return tf.constant([[[64.0, 0.0], [least, 0.0]]])
+
+    assert not method.is_rounded(whole, seen(2.0))
+    assert method.is_rounded(whole, seen(1.9))
+    assert method.is_rounded(whole, seen(-1e-3))
+    assert not method.is_rounded(whole, seen(math.nan))

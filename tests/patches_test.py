@@ -58,3 +58,28 @@ def test_patches_of_planes(padding, steps):
     for found in patches.extract(tf.constant(x), window), unknown(x):
         rows = loops(x, window).reshape(-1, 2, 6, 3).swapaxes(0, 1)
         np.testing.assert_array_equal(found, rows.reshape(-1, 6, 3))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_second_moment_without_known_sides(padding, steps, jit_compile):
+    window = Window((2, 3), *STEPS[steps], padding)
+    x = RNG.normal(size=(2, 7, 8, 4))
+    found = tf.function(
+        lambda x: patches.second_moment(x, window, 2),
+        input_signature=[tf.TensorSpec([None] * 4, tf.float64)],
+        jit_compile=jit_compile,
+    )(x)
+    rows = loops(x, window).reshape(-1, 6, 2, 2)
+    rows = rows.transpose(2, 0, 1, 3).reshape(2, -1, 12)
+    expected = rows.swapaxes(1, 2) @ rows
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_second_moment_of_zeros_around_and_inputs_left_out():
+    """Two zeros before; the last of three positions is left out."""
+    window = Window((2,), (1,), (1,), ((2, -1),))
+    rows = np.array([[0, 0, 0, 0], [0, 0, 1, 2], [1, 2, 3, 4]])
+    found = patches.second_moment(X, window, 1)
+    np.testing.assert_array_equal(found[0], rows.T @ rows)

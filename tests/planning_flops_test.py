@@ -8,6 +8,7 @@ from planned_models import TOKENS, convolutional, dense, tokens
 
 import tfkfac
 from tfkfac.planning import flops
+from tfkfac.tracing import rarely
 from tools import image_models
 
 
@@ -158,3 +159,14 @@ def test_loops_count_where_their_length_is_known():
 def test_sides_that_are_open_are_left_out():
     found, names = counted(lambda x, y: tf.matmul(x, y), [None, 4], [4, 5])
     assert not found and names == ["MatMul"]
+
+
+def test_branches_that_are_rarely_taken_count_nothing():
+    def square(x):
+        return rarely(x[0, 0] > 0, lambda: x @ x, x)
+
+    assert counted(square, [4, 4]) == (0, [])
+    found, names = counted(
+        lambda x: tf.cond(x[0, 0] > 0, lambda: x @ x, lambda: x), [4, 4]
+    )
+    assert not found and names == ["cond"]

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfkfac.tracing import apart, traced_once
+from tfkfac.tracing import apart, rarely, traced_once
 
 
 def noted(function):
@@ -57,3 +57,15 @@ def test_a_branch_apart_is_a_function_of_its_own():
 
     graph = alone.get_concrete_function().graph
     assert "Exp" not in {op.type for op in graph.get_operations()}
+
+
+def test_what_is_rarely_done():
+    x = tf.Variable(3.0)
+
+    @tf.function(autograph=False)
+    def step(flag):
+        return rarely(flag, lambda: tf.exp(x), -x)
+
+    assert float(step(tf.constant(True))) == np.float32(np.exp(3.0))
+    assert float(step(tf.constant(False))) == -3
+    assert float(rarely(tf.constant(False), lambda: tf.exp(x), -x)) == -3

@@ -40,3 +40,13 @@ def apart(branch: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
         branch, autograph=False, experimental_attributes={"_noinline": True}
     )
     return lambda: branch() if tf.executing_eagerly() else in_graph()
+
+
+RARELY = "rarely"  # Is in the name of the operation, for who counts FLOPs.
+
+
+def rarely(
+    condition: tf.Tensor, branch: Callable[[], tf.Tensor], usual: tf.Tensor
+) -> tf.Tensor:
+    """Returns `usual`, or what `branch` returns where the condition holds."""
+    return tf.cond(condition, apart(branch), lambda: usual, name=RARELY)

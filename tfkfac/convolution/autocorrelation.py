@@ -13,17 +13,27 @@ x. A box is all q but those outside on an axis, so that, over n axes,
 
 is 2^n sums of which all but the first are of few rows and columns.
 
+What is subtracted has been rounded: each element has an error relative to the
+sums of squares over the whole image, where patches have one relative to what
+the two offsets see. The two are alike but for channels that are large at a
+border alone, as with one bright pixel in a corner. These are told by the
+diagonal, and then patches are built.
+
 D and -D give transposed blocks, so that half of the plane is enough. Other
 strides become channels (`tfkfac.convolution.stride_one`).
 """
 
+import functools
+import math
+
 import tensorflow as tf
 
-from tfkfac.convolution import method
+from tfkfac.convolution import method, patches
 from tfkfac.convolution.axis import Axis
 from tfkfac.convolution.correlation import correlations
 from tfkfac.convolution.patches import Window
 from tfkfac.convolution.stride_one import StrideOneConvolution
+from tfkfac.tracing import rarely, traced_once
 
 
 def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
@@ -38,10 +48,49 @@ def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
         group; in kernel order.
     """
     convolution = StrideOneConvolution(tuple(x.shape[1:-1]), window)
+    axes = convolution.axes
     E = _of_parts(x, convolution, groups)
-    for i in reversed(range(len(convolution.axes))):
-        E = _join(E, i, convolution.axes[i])
-    return convolution.in_kernel_order(E + tf.linalg.matrix_transpose(E))
+    whole = E[tuple(axis.offsets.index(0) for axis in axes)]
+    for i in reversed(range(len(axes))):
+        E = _join(E, i, axes[i])
+    A = E + tf.linalg.matrix_transpose(E)
+    unless_rounded = _unless_rounded(window, groups, x.dtype)
+    found = unless_rounded(convolution.in_kernel_order(A), A, whole, x)
+    side = math.prod(window.size) * x.shape[-1] // groups
+    found.set_shape([groups, side, side])
+    return found
+
+
+@functools.cache
+def _unless_rounded(window, groups, dtype):
+    """Returns the function of x and its moment that corrects the moment.
+
+    One for all shapes: patches are seldom built, and every first step traces
+    how.
+    """
+
+    def unless_rounded(found, A, whole, x):
+        """Returns `found`, or the moment of patches where it is rounded.
+
+        Args:
+            found: The moment, [groups, side, side].
+            A: The same, by (place, phase, c).
+            whole: sum_q x[q] x[q]^T, [groups, K, K].
+            x: [batch, *space, channels].
+        """
+        whole = tf.linalg.diag_part(whole)
+        seen = tf.linalg.diag_part(A)
+        seen = tf.reshape(seen, [groups, -1, tf.shape(whole)[-1]])
+        return rarely(
+            method.is_rounded(whole, seen),
+            lambda: patches.second_moment(x, window, groups),
+            found,
+        )
+
+    ranks = 3, 3, 3, len(window.size) + 2
+    return traced_once(
+        unless_rounded, [tf.TensorSpec([None] * rank, dtype) for rank in ranks]
+    )
 
 
 def _of_parts(x, convolution, groups):

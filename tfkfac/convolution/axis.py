@@ -54,6 +54,16 @@ class Axis:
             found += [(q, D) for D in sorted(set(ends))]
         return found
 
+    @property
+    def least(self) -> int:
+        """The number of positions of the image in the box with the fewest."""
+        begins = [o * self.dilation - self.low for o in range(self.size)]
+        held = [
+            min(begin + self.outputs, self.space) - max(begin, 0)
+            for begin in begins
+        ]
+        return max(min(held), 0)
+
     def _outside(self, q: int) -> list[int]:
         """Returns the offsets of the kernel whose box does not hold q."""
         begins = [o * self.dilation - self.low for o in range(self.size)]

@@ -10,7 +10,9 @@ take these multiplications:
     frequencies    about 3 n^2 C^2 / (2 G) + 3 n^3 C (`convolution.frequencies`)
 
 The last three take the autocorrelation of the input, and the sums at its
-borders, which are O(n k^3) C^2 / G more (`convolution.autocorrelation`).
+borders, which are O(n k^3) C^2 / G more (`convolution.autocorrelation`). Where
+that would round away what an offset of the kernel sees, at run time, patches
+are taken in their place.
 """
 
 import dataclasses
@@ -32,6 +34,10 @@ _COST_OF_PATCHES = 220
 _COST_OF_FREQUENCIES = 2.3
 _MOST_GROUPS = 16  # Each is a convolution, unless it has one channel.
 _LARGEST_SIZE = 32  # Of a kernel: the weights of its borders grow with size^4.
+# Of the whole image beside what an offset of the kernel sees, at most: the
+# rounding errors are those of sums over the whole.
+_LARGEST_SHARE = 4  # In positions, where the autocorrelation is chosen.
+_LARGEST_ENERGY = 32  # In squares of a channel, where it is kept.
 _PART = 2**23  # Bytes of an input that are taken at a time.
 
 
@@ -78,6 +84,10 @@ def choose(
     side = math.prod(window.size) * channels // groups
     patches = positions * groups * side * (side + _COST_OF_PATCHES)
     convolution = StrideOneConvolution(tuple(sides), window)
+    least = math.prod(axis.least for axis in convolution.axes)
+    whole = math.prod(axis.space for axis in convolution.axes)
+    if whole > _LARGEST_SHARE * least:
+        return Method("patches")
     examples = examples_of_part([*sides, channels])
     found = without_patches(
         convolution, channels, groups, gpu=gpu, examples=examples
@@ -135,6 +145,21 @@ def possible(
 def examples_of_part(sides: Sequence[int], bytes_of_element: int = 4) -> int:
     """Returns how many examples of these sides are taken at a time."""
     return max(1, _PART // (math.prod(sides) * bytes_of_element))
+
+
+def is_rounded(whole: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
+    """Whether the autocorrelation rounds what some offset sees too much.
+
+    A moment by the autocorrelation has the rounding error of sums of squares
+    over the whole image. That is far above what an offset sees where most of a
+    channel lies at a border that the offset does not see.
+
+    Args:
+        whole: The sum of squares of each channel, [groups, K].
+        seen: Those that each offset sees, [groups, offsets, K].
+    """
+    limit = _LARGEST_ENERGY * seen
+    return tf.reduce_any(whole[:, tf.newaxis] > limit)
 
 
 def has_gpu() -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -101,6 +102,38 @@ def group_rows(patches: tf.Tensor, groups: int) -> tf.Tensor:
     split = tf.reshape(patches, [-1, k, groups, channels // groups])
     split = tf.transpose(split, [2, 0, 1, 3])
     return tf.reshape(split, [groups, -1, k * channels // groups])
+
+
+def second_moment(x: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
+    """Returns the sum over all patches of a a^T, in few operations.
+
+    Args:
+        x: [batch, *space, channels]; no side needs to be known.
+        window, groups: The convolution's.
+
+    Returns:
+        [groups, prod(size) c, prod(size) c], c the channels of a group; in
+        kernel order.
+    """
+    shape = tf.unstack(tf.shape(x), len(window.size) + 2)
+    channels = shape[-1] // groups
+    x = tf.pad(x, [(0, 0), *[(0, 1)] * len(window.size), (0, 0)])
+    x = tf.reshape(
+        x, [shape[0], *(n + 1 for n in shape[1:-1]), groups, channels]
+    )
+    for i, size in enumerate(window.size):
+        # Of [batch, *(outputs, size) on the axes before, *space, groups, c].
+        n = shape[i + 1]
+        begins = window.strides[i] * tf.range(window.outputs(i, n))
+        places = np.arange(size) * window.dilation[i] - window.pads(i, n)[0]
+        q = begins[:, tf.newaxis] + places
+        q = tf.where((q < 0) | (q > n), n, q)  # To the zeros after all.
+        x = tf.gather(x, q, axis=2 * i + 1)
+    last = x.shape.rank - 2
+    order = [last, 0, *range(1, last, 2), *range(2, last, 2), last + 1]
+    side = math.prod(window.size) * channels
+    a = tf.reshape(tf.transpose(x, order), [groups, -1, side])
+    return tf.matmul(a, a, transpose_a=True)
 
 
 def _axes(window: Window) -> range:

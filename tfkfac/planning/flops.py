@@ -12,13 +12,15 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac import tracing
+
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _LOOPS = ("While", "StatelessWhile")
 # How often their bodies run is not known from the graph. Loops of a constant
 # `maximum_iterations` are taken to run as often.
+_BRANCHES = ("If", "StatelessIf")
 _CONTROL_FLOW = (
-    *_LOOPS, "If", "StatelessIf", "Case", "StatelessCase",
-    "XlaWhile", "XlaIf",
+    *_LOOPS, *_BRANCHES, "Case", "StatelessCase", "XlaWhile", "XlaIf",
 )  # fmt: skip
 
 
@@ -35,7 +37,7 @@ def count(
 
     Returns:
         The FLOPs, and the names of loops and branches and of products whose
-        shape is not known.
+        shape is not known. Branches that are rarely taken count nothing.
     """
     total, left_out = 0, []
     for op in operations:
@@ -47,6 +49,8 @@ def count(
             flops, more = count(inner.get_operations(), dict(zip(names, given)))
             total += times * flops
             left_out += more
+        elif op.type in _BRANCHES and tracing.RARELY in op.name:
+            continue
         elif op.type in _CONTROL_FLOW:
             left_out.append(op.name)
         elif op.type in _PRODUCTS:
