@@ -64,7 +64,8 @@ def test_inputs_that_do_not_change_have_a_unit():
     assert units[2] == pytest.approx(49)
     assert units[1] == pytest.approx(np.mean(np.delete(units, 1)) * 3 / 4)
     np.testing.assert_array_equal(
-        input_units.squared_units(averages(np.zeros((5, 2))), 4), np.ones((1, 4))
+        input_units.squared_units(averages(np.zeros((5, 2))), 4),
+        np.ones((1, 4)),
     )
 
 
@@ -158,9 +159,7 @@ def test_a_number_depends_on_the_units():
 @pytest.mark.parametrize("eager", [False, True])
 def test_the_first_update_is_that_of_the_equations(eager):
     x, y = data("dense", 12)
-    model = compiled(
-        "dense", eager=eager, fisher="empirical", momentum=0.0
-    )
+    model = compiled("dense", eager=eager, fisher="empirical", momentum=0.0)
     kernel, bias, *_ = (w.astype("float64") for w in model.get_weights())
     with tf.GradientTape() as tape:
         s = tf.constant(x @ kernel + bias)
@@ -202,9 +201,7 @@ def test_masked_rows_do_not_count():
                 keras.layers.Dense(1),
             ]
         )
-        model.compile(
-            tfkfac.KFAC(0.1, model=model, fisher="empirical"), "mse"
-        )
+        model.compile(tfkfac.KFAC(0.1, model=model, fisher="empirical"), "mse")
         for _ in range(3):
             model.train_on_batch(inputs, np.ones((8, 1)))
         found.append(model.get_weights())
@@ -230,10 +227,8 @@ def test_layers_without_a_bias_and_long_sides_are_damped_as_by_a_number():
 
     np.testing.assert_array_equal(trained("auto"), trained(3e-3))
     model = compiled("dense", max_factor_size=5)
-    names = [
-        [f.name for f in block.factors]
-        for block in model.optimizer.require_attached().layers.registration.blocks
-    ]
+    layers = model.optimizer.require_attached().layers
+    names = [[f.name for f in b.factors] for b in layers.registration.blocks]
     assert names == [
         ["input_factor", "output_factor"],
         ["input_factor", "output_factor", "input_powers"],

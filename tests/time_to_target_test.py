@@ -187,11 +187,19 @@ def test_invariance_compares_steps_with_those_in_other_units():
     records = [
         record("kfac", seed, steps, 1.0, task=task)
         for seed in study.seeds
-        for task, steps in (("diabetes", 40), ("diabetes_scaled", 50))
+        for task, steps in (
+            ("diabetes", 40),
+            ("diabetes_in_units", 50),
+            ("diabetes_scaled", 80),
+        )
     ]
     table = tables.rows(study, records)
     lines = summaries.SUMMARIES["invariance"](study, table, records)
-    assert lines == ["diabetes, kfac: 40 steps, in other units 50, ratio 1.25"]
+    assert lines == [
+        "diabetes, kfac: 40 steps, in other units 50, ratio 1.25",
+        "diabetes, kfac: 40 steps, in other units, weights drawn as before 80, "
+        "ratio 2.00",
+    ]
 
 
 def test_defaults_are_ordered_by_the_mean_of_their_ranks():
@@ -440,6 +448,18 @@ def test_inputs_in_other_units_are_the_same_but_for_units():
     assert np.abs(shifts) == pytest.approx(3 * plain.x.std(0), rel=1e-3)
     back = found.x_validation / deviations - shifts
     assert back == pytest.approx(plain.x_validation, abs=1e-3)
+
+
+def test_in_other_units_a_model_is_the_same_function():
+    keras.utils.set_random_seed(0)
+    plain = tasks.TASKS["breast_cancer"].model()
+    keras.utils.set_random_seed(0)
+    other = tasks.TASKS["breast_cancer_in_units"].model()
+    expected = plain.predict(data.breast_cancer().x, verbose=0)
+    x = tasks.TASKS["breast_cancer_in_units"].data().x
+    found = other.predict(x, verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert np.std(expected) > 0.1
 
 
 def test_generator_makes_images():

@@ -37,7 +37,7 @@ def resolved(d: tf.Tensor) -> tf.Tensor:
 
 
 def condition(matrix: tf.Tensor, inverse: tf.Tensor) -> tf.Tensor:
-    """Returns the condition number in the 1-norm of M for scaled rows, [groups].
+    """Returns the condition number of a scaled M in the 1-norm, [groups].
 
     |D M D|_1 |D^-1 M^-1 D^-1|_1 where D^-2 is the diagonal of M^-1: second
     moments and Cholesky factors have errors that are relative to their rows and

@@ -179,6 +179,7 @@ class CurvatureBlock(abc.ABC):
 
     def know_units(self) -> None:
         """Keeps what `input_units` takes besides the factors, if it can."""
+        return
 
     @abc.abstractmethod
     def build_factors(

@@ -64,8 +64,9 @@ def plan(
         batch_size: The examples of each rank.
         ranks: How many there are.
         damping, strategy, factor_update_period, inverse_update_period, fisher,
-            inverter, norm_curvature, tied, max_factor_size, skip, communication_dtype,
-            fallback: As of `tfkfac.KFAC`, the periods as numbers.
+            inverter, norm_curvature, tied, max_factor_size, skip,
+            communication_dtype, fallback: As of `tfkfac.KFAC`, the periods as
+            numbers.
         budget: The overhead to find periods for: 0.1 is a tenth more than the
             gradient step. Of what preconditioning leaves of it, factors and
             inversions get half each, or one period where inversions are the

@@ -174,17 +174,22 @@ def breast_cancer() -> Data:
     return _split(x.astype("float32"), y.astype("float32")[:, np.newaxis])
 
 
+def units_of(data: Data, shift: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the units and shifts of `in_other_units`, drawn once."""
+    rng = np.random.default_rng(0)
+    shifts = shift * data.x.std(0) * rng.choice([-1, 1], data.x.shape[1])
+    return 10.0 ** rng.integers(-2, 3, data.x.shape[1]), shifts
+
+
 @functools.cache
-def in_other_units(data: Callable[[], Data], shift: float = 3.0) -> Data:
+def in_other_units(data: Callable[[], Data]) -> Data:
     """The same examples, each input in a unit and from a zero of its own.
 
-    Column j is `10^k_j (x_j + s_j)`, with whole numbers k_j from -2 to 2, drawn
-    once, and s_j a shift of so many deviations, up or down. The weights at the
-    start are drawn as before, so that the function there is another.
+    Column j is `10^k_j (x_j + s_j)`, with whole numbers k_j from -2 to 2, and
+    s_j a shift of three deviations, up or down.
     """
-    found, rng = data(), np.random.default_rng(0)
-    shifts = shift * found.x.std(0) * rng.choice([-1, 1], found.x.shape[1])
-    units = 10.0 ** rng.integers(-2, 3, found.x.shape[1])
+    found = data()
+    units, shifts = units_of(found)
     x, held = (
         ((v + shifts) * units).astype("float32")
         for v in (found.x, found.x_validation)

@@ -8,7 +8,8 @@ after_steps  The loss after the same steps, and the seconds beside it, of
 robustness   Each of four numbers of K-FAC, and of Adam, at a third and at three
              times its default: how many reach the target within twice the
              steps of the default.
-invariance   Inputs in other units, and shifted: steps to the same target.
+invariance   Inputs in other units, and shifted: steps to the same target, from
+             the same function and from weights that are drawn as before.
 defaults     A grid over K-FAC's arguments, ranked over tasks.
 refresh      Steps and seconds with cheaper statistics and inverses.
 stale        Statistics that grow old, and what is kept of the curvature of
@@ -115,7 +116,7 @@ _ADAM_AFTER_STEPS = _grid(
 DEFAULTS: dict[str, dict[str, float]] = {
     "kfac": {
         "learning_rate": 0.1,
-        "damping": 1e-3,
+        "damping": 3e-3,
         "kl_clip": 1e-3,
         "momentum": 0.5,
     },
@@ -223,7 +224,11 @@ STUDIES = {
         tuple(
             name
             for task in ("diabetes", "breast_cancer")
-            for name in (task, f"{task}{all_tasks.SCALED}")
+            for name in (
+                task,
+                f"{task}{all_tasks.IN_UNITS}",
+                f"{task}{all_tasks.SCALED}",
+            )
         ),
         {"kfac": Arm("kfac"), "adam": Arm("adam")},
     ),

@@ -1,5 +1,6 @@
 """What a study comes to, in lines below its table."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -94,12 +95,18 @@ def _robustness(study, table, records) -> list[str]:
 def _invariance(study, table, records) -> list[str]:
     """Returns the steps with inputs in other units by those without."""
     lines = []
-    for task, row in table.items():
-        scaled = table.get(task + tasks.SCALED, {})
-        for label in (x for x in row if x in scaled):
-            before, after = row[label]["steps"], scaled[label]["steps"]
+    changes = {
+        tasks.IN_UNITS: "in other units",
+        tasks.SCALED: "in other units, weights drawn as before",
+    }
+    for (task, row), (suffix, name) in itertools.product(
+        table.items(), changes.items()
+    ):
+        changed = table.get(task + suffix, {})
+        for label in (x for x in row if x in changed):
+            before, after = row[label]["steps"], changed[label]["steps"]
             lines.append(
-                f"{task}, {label}: {before:g} steps, in other units {after:g}, "
+                f"{task}, {label}: {before:g} steps, {name} {after:g}, "
                 f"ratio {after / before:.2f}"  # NaN where neither comes to it.
             )
     return lines

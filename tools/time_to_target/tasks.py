@@ -26,6 +26,7 @@ from tools.time_to_target.data import (
     patches,
     pydocs,
     sources,
+    units_of,
 )
 from trainers import models
 
@@ -45,7 +46,9 @@ BENCHMARK = (
     "unet",
 )
 KEPT = ("autoencoder", "gru", "breast_cancer")
-SCALED = "_scaled"  # After the name of a task: its inputs in other units.
+# After the name of a task: its inputs in other units; weights drawn as before,
+# or in those units, so that the function at the start is that of the task.
+SCALED, IN_UNITS = "_scaled", "_in_units"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +213,17 @@ def _tabular(inputs: int, width: int):
     )
 
 
+def _in_units(task: "Task"):
+    """The model of a task, for its inputs in other units: the same function."""
+    model = task.model()
+    units, shifts = units_of(task.data())
+    kernel, bias = model.layers[0].get_weights()
+    model.layers[0].set_weights(
+        [kernel / units[:, None], bias - shifts @ kernel]
+    )
+    return model
+
+
 def _unet():
     """Two halvings, two transposed convolutions, joined at each size."""
 
@@ -303,4 +317,8 @@ for _name in ("diabetes", "breast_cancer"):
     TASKS[_name + SCALED] = dataclasses.replace(
         TASKS[_name],
         data=functools.partial(in_other_units, TASKS[_name].data),
+    )
+    TASKS[_name + IN_UNITS] = dataclasses.replace(
+        TASKS[_name + SCALED],
+        model=functools.partial(_in_units, TASKS[_name]),
     )
