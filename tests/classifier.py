@@ -24,8 +24,8 @@ def small(name=None, **dense):
 
 def compiled(model=None, loss=LOSS, compile_settings=None, **settings):
     model = model or small()
-    settings = {"damping": 0.1, **settings}
-    optimizer = tfkfac.KFAC(0.05, model=model, **settings)
+    settings = {"learning_rate": 0.05, "damping": 0.1, **settings}
+    optimizer = tfkfac.KFAC(model=model, **settings)
     model.compile(optimizer, loss, **(compile_settings or {}))
     return model, optimizer
 

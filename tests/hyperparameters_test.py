@@ -144,3 +144,107 @@ def test_what_a_file_can_hold():
 
     with pytest.raises(ValueError, match="needs get_config"):
         serialize("x", Bare())
+
+
+# Numbers that no step could be made with.
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("learning_rate", -0.1),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("momentum", 1.5),
+        ("momentum", float("inf")),
+        ("damping", float("inf")),
+        ("norm_damping", float("inf")),
+        ("factor_decay", 1.0),
+        ("kl_clip", float("nan")),
+        ("fallback_learning_rate", float("inf")),
+        ("weight_decay", float("nan")),
+        ("weight_decay", -0.1),
+        ("clipnorm", float("nan")),
+        ("clipnorm", 0.0),
+        ("global_clipnorm", 0.0),
+        ("clipvalue", -1.0),
+    ],
+)
+def test_numbers_are_refused_where_they_enter(name, value):
+    with pytest.raises(ValueError, match=f"{name}"):
+        tfkfac.KFAC(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("learning_rate", -1.0),
+        ("momentum", 1.0),
+        ("damping", float("inf")),
+        ("kl_clip", float("nan")),
+    ],
+)
+def test_numbers_are_refused_where_they_are_assigned(name, value):
+    optimizer = tfkfac.KFAC(kl_clip=0.1, damping=0.1)
+    before = float(getattr(optimizer, name))
+    with pytest.raises(ValueError, match=f"{name}="):
+        setattr(optimizer, name, value)
+    assert float(getattr(optimizer, name)) == before
+    setattr(optimizer, name, 0.25)
+    assert float(getattr(optimizer, name)) == 0.25
+
+
+def test_no_clip_is_infinity():
+    assert float(tfkfac.KFAC(kl_clip=float("inf")).kl_clip) == float("inf")
+
+
+@pytest.mark.parametrize("accumulated", [None, 2])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "damping", "momentum", "kl_clip"]
+)
+def test_a_schedule_that_fails_costs_its_update_and_is_named(
+    name, accumulated, capfd
+):
+    """Nothing moves in update 1, which is tried with each batch."""
+
+    def schedule(update):
+        return tf.where(tf.equal(update, 1), float("nan"), 0.1)
+
+    model, optimizer = compiled(
+        **{name: schedule}, gradient_accumulation_steps=accumulated
+    )
+
+    def train():
+        for _ in range(accumulated or 1):
+            model.train_on_batch(X, Y)
+
+    train()
+    assert "skipped" not in capfd.readouterr().err
+    before = [v.numpy() for v in optimizer.momenta]
+    weights = model.get_weights()
+    train()
+    train()
+    error = capfd.readouterr().err
+    assert f"negative, NaN or infinite: {name}\n" in error
+    assert "update 1 is skipped" in error
+    for a, b in zip(weights, model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(before, optimizer.momenta):
+        np.testing.assert_array_equal(a, b)
+    assert int(optimizer.skipped_steps) == 2
+
+
+def test_a_rate_that_is_not_finite_on_a_variable_of_keras_is_found(capfd):
+    model, optimizer = compiled(compile_settings={"run_eagerly": True})
+    model.train_on_batch(X, Y)
+    weights = model.get_weights()
+    optimizer._learning_rate.assign(float("nan"))
+    model.train_on_batch(X, Y)
+    assert "infinite: learning_rate" in capfd.readouterr().err
+    for a, b in zip(weights, model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    optimizer.learning_rate = 0.1
+    model.train_on_batch(X, Y)
+    assert any((a != b).any() for a, b in zip(weights, model.get_weights()))

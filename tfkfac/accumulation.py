@@ -7,7 +7,7 @@ joint batch. One micro-step that is not finite costs the whole update.
 import tensorflow as tf
 
 from tfkfac import keras_compat, linalg
-from tfkfac.step import Step
+from tfkfac.step import Step, false
 
 
 class MicroStep(Step):
@@ -22,11 +22,11 @@ class MicroStep(Step):
         tf.cond(
             self.factors_are_due(),
             lambda: self._add_statistics(first),
-            _false,
+            false,
         )
         n = optimizer.gradient_accumulation_steps
         last = tf.equal(optimizer.micro_step, n - 1)
-        tf.cond(last, lambda: self._finish(sound), _false)
+        tf.cond(last, lambda: self._finish(sound), false)
 
     def _note_finiteness(self, first):
         """Returns whether all gradients of the window so far were finite."""
@@ -38,7 +38,7 @@ class MicroStep(Step):
 
     def _undo(self):
         self.attached.recorder.undo_forward_pass()
-        return _false()
+        return false()
 
     def _add_gradients(self, first):
         """Adds D V and D to their sums over the micro-steps."""
@@ -82,6 +82,7 @@ class MicroStep(Step):
         ranks = self.distributor.size
         fits = linalg.all_finite([ranks * s for s in sums])
         sound = tf.logical_and(sound, fits)
+        sound = tf.logical_and(sound, self.numbers_are_sound())
         V, sound, (_, examples) = self.reduce(sums, D, sound)
         return tf.cond(
             sound,
@@ -94,8 +95,4 @@ class MicroStep(Step):
             self.estimator.discard()
             return tf.constant(True)
 
-        tf.cond(self.factors_are_due(), discard, _false)
-
-
-def _false():
-    return tf.constant(False)
+        tf.cond(self.factors_are_due(), discard, false)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from tfkfac import settings
 from tfkfac.schedules import Hyperparameter, is_number
 
 
@@ -18,6 +19,16 @@ class Assignable(keras.optimizers.Optimizer):
 
     hyperparameters: dict[str, Hyperparameter]
     skip_counter: keras.Variable
+
+    @property
+    def learning_rate(self):
+        """eta at the next update."""
+        return self._get_current_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        settings.check_learning_rate(value)
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
     @property
     def damping(self):
@@ -87,6 +98,21 @@ class Assignable(keras.optimizers.Optimizer):
         """Returns the value of a hyperparameter at the next update."""
         dtype = dtype or tf.as_dtype(keras.backend.floatx())
         return self.hyperparameters[name].at(self.updates, dtype)
+
+    def unsound_numbers(self) -> tuple[list[str], tf.Tensor]:
+        """Returns names, and which no step can be made with, [names].
+
+        Schedules, and the learning rate, whose variable may be assigned; other
+        numbers are checked where they enter.
+        """
+        rate = tf.cast(tf.convert_to_tensor(self.learning_rate), tf.float64)
+        sound = {
+            "learning_rate": tf.logical_and(tf.math.is_finite(rate), rate >= 0)
+        }
+        for name, number in self.hyperparameters.items():
+            if (at_update := number.is_sound(self.updates)) is not None:
+                sound[name] = at_update
+        return list(sound), tf.logical_not(tf.stack(list(sound.values())))
 
     @property
     def updates(self) -> tf.Tensor:

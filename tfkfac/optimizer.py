@@ -145,7 +145,9 @@ class KFAC(OptimizerState, Assignable):
         name: str = "kfac",
         **kwargs,
     ):
+        settings.check_learning_rate(learning_rate)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        settings.check_keras_numbers(self)
         self._choices = {
             "refresh": refresh,
             "fisher": fisher,

@@ -1,8 +1,10 @@
 """The settings of `KFAC`: what is allowed, and what becomes of numbers."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfkfac.auto_damping import AutoDamping
@@ -165,10 +167,6 @@ def hyperparameters(
     fallback_learning_rate,
 ) -> dict[str, Hyperparameter]:
     """Returns those that are given, by name; raises ValueError as `check`."""
-    if is_number(factor_decay) and factor_decay >= 1:
-        raise ValueError(
-            f"KFAC(factor_decay={factor_decay}): must be less than 1."
-        )
     positive = {
         "damping": damping,
         "kl_clip": kl_clip,
@@ -177,6 +175,7 @@ def hyperparameters(
     }
     not_negative = {"momentum": momentum, "factor_decay": factor_decay}
     may_be_none = ("kl_clip", "norm_damping", "fallback_learning_rate")
+    below = {"momentum": 1, "factor_decay": 1, "kl_clip": None}
     found: dict[str, Hyperparameter] = {}
     for name, value in {**positive, **not_negative}.items():
         if value is None and name in may_be_none:
@@ -192,6 +191,31 @@ def hyperparameters(
             value,
             minimum=0.0,
             exclusive=name in positive,
+            below=below.get(name, math.inf),
             add_variable=add_variable,
         )
     return found
+
+
+def check_learning_rate(value: Any) -> None:
+    """Raises ValueError for a number that no step could be made with."""
+    if is_number(value) and not 0 <= value < math.inf:
+        raise ValueError(
+            f"KFAC(learning_rate={value}): must be at least 0 and finite."
+        )
+
+
+def check_keras_numbers(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises ValueError for numbers that Keras takes as they are.
+
+    A norm of 0 is refused, which would have no gradient at all.
+    """
+    for name in ("weight_decay", "clipnorm", "global_clipnorm", "clipvalue"):
+        value = getattr(optimizer, name)
+        least = "at least 0" if name == "weight_decay" else "greater than 0"
+        if value is None or value is False:
+            continue
+        if not 0 <= value < math.inf or (not value and "clip" in name):
+            raise ValueError(
+                f"KFAC({name}={value}): must be {least} and finite."
+            )

@@ -36,7 +36,9 @@ class Step:
 
     def run(self) -> None:
         """Makes the update; where V is not finite, counts a skipped step."""
-        finite = linalg.all_finite(self.grads)
+        finite = tf.logical_and(
+            linalg.all_finite(self.grads), self.numbers_are_sound()
+        )
         V, finite, (before, examples) = self._joint_gradients(finite)
 
         def update_factors(decay):
@@ -83,6 +85,30 @@ class Step:
 
     # Gradients.
 
+    def numbers_are_sound(self) -> tf.Tensor:
+        """Returns whether an update can be made with the optimizer's numbers.
+
+        Those that it cannot be made with are named on stderr.
+        """
+        names, unsound = self.optimizer.unsound_numbers()
+        found = tf.reduce_any(unsound)
+        if self.estimator.may_print:
+            tf.cond(found, lambda: self._name(names, unsound), false)
+        return tf.logical_not(found)
+
+    def _name(self, names, unsound):
+        named = tf.strings.reduce_join(
+            tf.boolean_mask(tf.constant(names), unsound), separator=", "
+        )
+        parts = [
+            "tfkfac: update ",
+            tf.strings.as_string(self.t),
+            " is skipped, for a number that is negative, NaN or infinite: ",
+            named,
+        ]
+        tf.print(tf.strings.join(parts), output_stream="file:///dev/stderr")
+        return tf.constant(True)
+
     def _joint_gradients(self, finite):
         """Returns (V of the joint batch, whether it is finite, the numbers of
         examples of the ranks before and of all)."""
@@ -94,9 +120,8 @@ class Step:
         sums = [g * tf.cast(D, g.dtype) for g in self.grads]
         # All ranks skip what their sum could not hold.
         ranks = self.distributor.size
-        return self.reduce(
-            sums, D, linalg.all_finite([ranks * s for s in sums])
-        )
+        fits = linalg.all_finite([ranks * s for s in sums])
+        return self.reduce(sums, D, tf.logical_and(finite, fits))
 
     def divisor(self) -> tf.Tensor:
         """Returns D, such that the joint V is sum D V / sum D."""
@@ -200,9 +225,14 @@ class Step:
             message=(
                 "KFAC skipped more than "
                 f"max_skipped_steps={optimizer.max_skipped_steps} updates in a "
-                "row: their gradients held NaN or infinity. Look for such "
-                "values in the data, or lower the learning rate or raise the "
+                "row: their gradients held NaN or infinity, or a schedule or "
+                "the learning rate did. Look for such values in the data and "
+                "the schedules, or lower the learning rate or raise the "
                 "damping."
             ),
         )
         return tf.constant(False)
+
+
+def false():
+    return tf.constant(False)

@@ -70,6 +70,8 @@ class Hyperparameter:
             number, such as a `LearningRateSchedule`.
         minimum: The least number allowed.
         exclusive: Whether `minimum` itself is refused.
+        below: What the number is less than; a number that is infinity may be
+            so.
         add_variable: Makes the variable: `add_variable(shape=, initializer=,
             name=)`, as `keras.optimizers.Optimizer.add_variable`.
     """
@@ -81,10 +83,12 @@ class Hyperparameter:
         *,
         minimum: float,
         exclusive: bool,
+        below: float | None = math.inf,
         add_variable: Callable,
     ):
         self.name = name
         self._minimum, self._exclusive = minimum, exclusive
+        self._below = below
         self._schedule: Callable | None = None
         self._variable: Any = None
         if isinstance(value, numbers.Real) and is_number(value):
@@ -107,11 +111,28 @@ class Hyperparameter:
         low = value <= self._minimum if self._exclusive else (
             value < self._minimum
         )  # fmt: skip
-        if math.isnan(value) or low:
+        high = self._below is not None and value >= self._below
+        if math.isnan(value) or low or high:
             bound = "greater than" if self._exclusive else "at least"
+            above = "and finite" if self._below == math.inf else (
+                f"and less than {self._below}"
+            )  # fmt: skip
             raise ValueError(
-                f"KFAC({self.name}={value}): must be {bound} {self._minimum}."
+                f"KFAC({self.name}={value}): must be {bound} {self._minimum}"
+                + (f" {above}." if self._below is not None else ".")
             )
+
+    def is_sound(self, update: tf.Tensor) -> tf.Tensor | None:
+        """Returns whether a schedule's value at `update` is finite and no less
+        than the minimum; None for a number, which is checked where it enters.
+        """
+        if self._schedule is None:
+            return None
+        value = self.at(update, tf.float64)
+        finite = tf.math.is_finite(value)
+        if self._below is None:
+            finite = tf.logical_not(tf.math.is_nan(value))
+        return tf.logical_and(finite, value >= self._minimum)
 
     def at(self, update: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns the value at `update`."""
