@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 
 import keras
 import numpy as np
@@ -107,3 +108,56 @@ def test_resumed_from_a_backup_equals_uninterrupted(tmp_path):
     for a, b in zip(resumed.variables, whole.variables):
         np.testing.assert_array_equal(a, b)  # The states of seeds, too.
     assert not folder.exists()
+
+
+def flipped(path, place=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * place)] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def rewritten(**changes):
+    def change(folder):
+        path = folder / "training_metadata.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def written(text):
+    return lambda folder: (folder / "training_metadata.json").write_text(text)
+
+
+DAMAGE = {
+    "weights deleted": lambda f: (f / "2-0.weights.h5").unlink(),
+    "a bit of the weights": lambda f: flipped(f / "2-0.weights.h5"),
+    "a bit of the head": lambda f: flipped(f / "2-0.weights.h5", 0.01),
+    "weights cut": lambda f: (f / "2-0.weights.h5").write_bytes(b"\x89HDF"),
+    "metadata cut": written('{"epoch": 2, "ba'),
+    "metadata empty": written(""),
+    "metadata a list": written("[]"),
+    "metadata a number": written("3"),
+    "metadata binary": lambda f: (f / "training_metadata.json").write_bytes(
+        b"\xff\xfe\x00"
+    ),
+    "another epoch": rewritten(epoch=-7),
+    "an epoch of text": rewritten(epoch="2"),
+    "other weights": rewritten(weights="../2-0.weights.h5"),
+    "weights of no name": rewritten(weights=5),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_backup_that_is_not_whole_is_named_and_left(damage, tmp_path):
+    folder = tmp_path / "backup"
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(compiled(), Die(), callbacks.BackupAndRestore(folder))
+    DAMAGE[damage](folder)
+    there = {path: path.read_bytes() for path in folder.iterdir()}
+    model = compiled()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=f"{folder}.*to train from the begin"):
+        fit(model, callbacks.BackupAndRestore(folder))
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == there

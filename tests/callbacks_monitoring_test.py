@@ -79,3 +79,15 @@ def test_too_many_skipped_steps_end_a_run_under_xla():
             verbose=0,
             callbacks=[tfkfac.callbacks.StopOnSkippedSteps()],
         )
+
+
+def test_skipped_steps_are_those_of_kfac():
+    model = make()
+    model.compile(keras.optimizers.SGD(), "mse")
+    with pytest.raises(TypeError, match="compiled with SGD: leave"):
+        model.fit(
+            X,
+            np.zeros(len(X)),
+            verbose=0,
+            callbacks=[tfkfac.callbacks.StopOnSkippedSteps()],
+        )

@@ -1,6 +1,7 @@
 """Callbacks for `fit` that save a model once, whole, on any number of ranks."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -30,13 +31,15 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     All ranks restore from it: the folder must be one that all of them see. The
     states of seed generators, as of dropout, are each rank's own; on another
     number of ranks all but the first start with new ones.
+
+    Raises:
+        ValueError: `fit` was to go on from a backup of which a file is missing
+            or damaged; the message names it. Nothing is changed.
     """
 
     def _load_model(self):
         if os.path.exists(self._training_metadata_path):
-            metadata = json.loads(
-                pathlib.Path(self._training_metadata_path).read_text()
-            )
+            metadata = _read(pathlib.Path(self._training_metadata_path))
             self._weights_path = os.path.join(
                 self.backup_dir, metadata["weights"]
             )
@@ -67,6 +70,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         metadata["weights"] = "{epoch}-{batch}.weights.h5".format(**metadata)
         with _whole_files(self.model):
             self.model.save_weights(folder / metadata["weights"])
+        metadata["digest"] = _digest(metadata, folder / metadata["weights"])
         # From here on the new file counts, and the old ones can go.
         path = pathlib.Path(self._training_metadata_path)
         part = path.with_suffix(".part")
@@ -80,6 +84,39 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         communicator.current().gather_objects(None)  # All have restored.
         if communicator.current().rank == 0:
             super().on_train_end(logs)
+
+
+def _read(path: pathlib.Path) -> dict:
+    """Returns the metadata of a backup; ValueError where it is not whole."""
+    try:
+        metadata = json.loads(path.read_text())
+        weights = path.parent / metadata["weights"]
+        digest = metadata.pop("digest")
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise _broken(path, "cannot be read as a backup's") from error
+    try:
+        is_whole = _digest(metadata, weights) == digest
+    except OSError as error:
+        raise _broken(weights, f"of {path.name} cannot be read") from error
+    if not is_whole:
+        raise _broken(weights, f"or {path.name} is damaged")
+    return metadata
+
+
+def _broken(path, what) -> ValueError:
+    return ValueError(
+        f"BackupAndRestore: {path} {what}. Put back the files as they were, or "
+        f"delete {path.parent} to train from the beginning."
+    )
+
+
+def _digest(metadata: dict, weights: pathlib.Path) -> str:
+    """Returns the SHA-256 of metadata and of the file of weights."""
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    with weights.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def _gather(model) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkfac.distributed.loss_scale import unwrapped
+from tfkfac.optimizer import KFAC
 
 
 class StopOnSkippedSteps(keras.callbacks.Callback):
@@ -20,7 +21,17 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
     Raises:
         RuntimeError: More than `max_skipped_steps` updates were skipped, or
             the curvature is of another update than the rest of the state.
+        TypeError: The model is compiled with another optimizer.
     """
+
+    def on_train_begin(self, logs=None):
+        optimizer = unwrapped(self.model.optimizer)
+        if not isinstance(optimizer, KFAC):
+            raise TypeError(
+                "StopOnSkippedSteps counts the updates that tfkfac.KFAC skips; "
+                f"the model is compiled with {type(optimizer).__name__}: leave "
+                "the callback out."
+            )
 
     def on_train_batch_end(self, batch, logs=None):
         optimizer = unwrapped(self.model.optimizer)
@@ -29,8 +40,9 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
             raise RuntimeError(
                 f"KFAC skipped {in_a_row} updates in a row, more than "
                 f"max_skipped_steps={optimizer.max_skipped_steps}: their "
-                "gradients held NaN or infinity. Look for such values in the "
-                "data, or lower the learning rate or raise the damping."
+                "gradients held NaN or infinity, or a schedule or the learning "
+                "rate did. Look for such values in the data and the schedules, "
+                "or lower the learning rate or raise the damping."
             )
         optimizer.curvature.require_of(lambda: optimizer.updates)
 
