@@ -1,5 +1,6 @@
 """What the trainers share: flags, directories, resuming, evaluation."""
 
+import io
 import json
 import os
 import shutil
@@ -176,8 +177,15 @@ def test_flags_override_settings(tmp_path):
 def test_another_run_is_kept(tmp_path):
     model_dir = f"--model_dir={tmp_path}"
     (tmp_path / "summary.json").write_text("{}")
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "notes.txt").write_text("kept")
+    for name in ("checkpoints/00000001.keras", "compare_adam/log.jsonl",
+                 "tensorboard/kfac/events.out.tfevents.1"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("of the run")
+    mine = {"notes.txt", "compare_notes.txt", "tensorboard/mine",
+            "spectra/mine/a.txt", "compare_adam/notes"}  # fmt: skip
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("kept")
     with pytest.raises(SystemExit, match="summary.json of another run"):
         check(model_dir)
     assert (tmp_path / "summary.json").read_text() == "{}"
@@ -188,7 +196,33 @@ def test_another_run_is_kept(tmp_path):
     assert (tmp_path / "summary.json").read_text() == "{}"
     run = check(model_dir, "--overwrite")
     output.clear(run.model_dir)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    left = {p for p in tmp_path.rglob("*") if not p.is_dir()}
+    assert {str(p.relative_to(tmp_path)) for p in left} == mine
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_checkpoints_may_lie_elsewhere(tmp_path):
+    there, run = tmp_path / "there", tmp_path / "run"
+    there.mkdir()
+    run.mkdir()
+    (run / "checkpoints").symlink_to(there)
+    for path in (there / "00000002.keras", there / "mine", run / "log.csv"):
+        path.write_text("")
+    output.clear(run)
+    assert [path.name for path in there.iterdir()] == ["mine"]
+    assert not list(run.glob("*.csv"))
+    output.write_json(run / "a.json", {})
+    (run / "partial_a.json").mkdir()
+    with pytest.raises(SystemExit, match="partial_a.json is a folder"):
+        output.write_json(run / "a.json", {"b": 1})
+    assert json.loads((run / "a.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("text", ["3", "null", "[]", '{"settings": 3}', "{"])
+def test_a_configuration_of_another_form_is_named(text, tmp_path):
+    (tmp_path / "configuration.json").write_text(text)
+    with pytest.raises(SystemExit, match="configuration.json is corrupt"):
+        output.resumed(str(tmp_path), {"settings": {}})
 
 
 def test_default_directories_are_fresh(tmp_path, monkeypatch):
@@ -203,6 +237,20 @@ def test_whole_keeps_the_old_file_when_writing_fails(tmp_path):
     with pytest.raises(TypeError, match="JSON"):
         output.write_json(path, {"loss": object()})
     assert json.loads(path.read_text()) == {"loss": "nan"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    output.write_json(path, {"loss": 1.0})
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output.pathlib.Path, "write_text", full)
+    with pytest.raises(SystemExit, match="summary.json cannot .*No space left"):
+        output.write_json(path, {"loss": 2.0})
+    assert json.loads(path.read_text()) == {"loss": 1.0}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -369,12 +417,43 @@ def test_another_configuration_is_not_resumed(argv, message, run_dir):
     assert after == before
 
 
-@pytest.mark.parametrize("state", ["[]", '{"variables": 1, "ranks": 0}'])
+STATE = {"step": 1, "begun": False, "seconds": 0.5, "records": [],
+         "variables": 0, "ranks": 1}  # fmt: skip
+
+
+def without(key):
+    return json.dumps({k: v for k, v in STATE.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "[]",
+        "3",
+        *(without(key) for key in STATE),
+        *(
+            json.dumps(STATE | change)
+            for change in (
+                {"ranks": 0},
+                {"records": 3},
+                {"records": [3]},
+                {"records": [{"step": "1"}]},
+                {"step": "15"},
+                {"step": -5},
+                {"step": 1.5},
+                {"begun": 0},
+                {"seconds": -1},
+            )
+        ),
+    ],
+)
 def test_checkpoint_of_another_form_is_named(state, tmp_path):
     path = tmp_path / "00000001.keras"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("run.json", state)
-        file.writestr("of_ranks.npz", b"")
+        arrays = io.BytesIO()
+        np.savez(arrays, none=np.zeros(1))
+        file.writestr("of_ranks.npz", arrays.getvalue())
     with pytest.raises(SystemExit, match="00000001.keras is corrupt"):
         checkpoints.read(path)
 

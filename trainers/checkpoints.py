@@ -44,21 +44,44 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
             if bad is not None:
                 raise ValueError(f"{bad} is damaged")
             state = json.loads(file.read(_STATE))
+            _check(state)
             arrays = np.load(io.BytesIO(file.read(_OF_RANKS)))
             of_ranks = [
                 [arrays[f"{rank}/{i}"] for i in range(state["variables"])]
                 for rank in range(state["ranks"])
             ]
-            if not of_ranks:
-                raise ValueError("it is of no rank")
-    except (
-        OSError, ValueError, KeyError, TypeError, EOFError, zipfile.error
-    ) as error:  # fmt: skip
+    except Exception as error:  # A damaged file raises what it likes.
         raise SystemExit(
             f"--resume: {path} is corrupt ({error}); remove it to go on from "
             "the checkpoint before it"
         ) from None
     return state, of_ranks
+
+
+def _check(state: Any) -> None:
+    """Raises ValueError where a run could not go on from a state."""
+
+    def is_count(value, least=0):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and value >= least
+
+    def is_record(value):
+        return isinstance(value, dict) and is_count(value.get("step"))
+
+    if not isinstance(state, dict):
+        raise ValueError(f"{_STATE} is no dictionary")
+    seconds, records = state.get("seconds"), state.get("records")
+    good = {
+        "step": is_count(state.get("step")),
+        "variables": is_count(state.get("variables")),
+        "ranks": is_count(state.get("ranks"), 1),
+        "begun": isinstance(state.get("begun"), bool),
+        "seconds": isinstance(seconds, (int, float)) and seconds >= 0,
+        "records": isinstance(records, list) and all(map(is_record, records)),
+    }
+    bad = [f"{key}={state.get(key)!r:.50}" for key in good if not good[key]]
+    if bad:
+        raise ValueError(f"{_STATE} has {', '.join(bad)}")
 
 
 def save(

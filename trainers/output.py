@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,19 +14,25 @@ from typing import Any
 CONFIGURATION, SUMMARY = "configuration.json", "summary.json"
 RECORDS, LOG, CURVES = "log.jsonl", "log.csv", "curves.png"
 CHECKPOINTS = "checkpoints"
-_OF_A_RUN = (
-    CONFIGURATION,
-    SUMMARY,
+_OF_AN_OPTIMIZER = (
     RECORDS,
     LOG,
     CURVES,
-    CHECKPOINTS,
-    "compare_*",
+    "model.keras",
+    f"{CHECKPOINTS}/[0-9]*.keras",
+    f"{CHECKPOINTS}/partial_*.keras",
+)
+_OF_A_RUN = (
+    CONFIGURATION,
+    SUMMARY,
     "loss.csv",
     "loss.png",
-    "model.keras",
-    "spectra",
-    "tensorboard",
+    *_OF_AN_OPTIMIZER,
+    *(f"compare_*/{name}" for name in _OF_AN_OPTIMIZER),
+    "spectra/spectra.json",
+    "spectra/*.png",
+    "spectra/*.txt",
+    "tensorboard/*/events.out.tfevents.*",
 )
 
 
@@ -58,13 +63,19 @@ def make_model_dir(
 
 
 def clear(model_dir: pathlib.Path) -> None:
-    """Removes the files of a run."""
-    for file in _found(model_dir):
-        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    """Removes the files of a run, and folders that are empty then."""
+    found = _found(model_dir)
+    for file in found:
+        file.unlink()
+    folders = {p for file in found for p in file.relative_to(model_dir).parents}
+    for folder in sorted(folders - {pathlib.Path(".")}, reverse=True):
+        with contextlib.suppress(OSError):  # Something else is there.
+            (model_dir / folder).rmdir()
 
 
 def _found(path):
-    return [file for p in _OF_A_RUN for file in path.glob(p)]
+    files = (file for p in _OF_A_RUN for file in sorted(path.glob(p)))
+    return [file for file in files if file.is_file() or file.is_symlink()]
 
 
 def _fresh(parent: pathlib.Path, name: str) -> pathlib.Path:
@@ -106,9 +117,11 @@ def resumed(model_dir: str, configuration: dict[str, Any]) -> pathlib.Path:
             "to go on with; leave --resume out"
         ) from None
     except ValueError:
-        raise SystemExit(
-            f"--resume: {file} is corrupt: give another directory"
-        ) from None
+        saved = None
+    if not isinstance(saved, dict) or not isinstance(
+        saved.get("settings", {}), dict
+    ):
+        raise SystemExit(f"--resume: {file} is corrupt: give another directory")
     if (path / RECORDS).exists() and not any((path / CHECKPOINTS).glob("*")):
         raise SystemExit(
             f"--resume: {path} has the log of a run and no checkpoint: give "
@@ -140,9 +153,18 @@ def _levels(own, other):
 def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a path to write to, which becomes `path` when all is written."""
     partial = path.with_name(f"partial_{path.name}")
+    if partial.is_dir():
+        raise SystemExit(
+            f"{partial} is a folder where a file is to be written: move it away"
+        )
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        raise SystemExit(
+            f"{path} cannot be written ({error.strerror or error}); what was "
+            "there before is whole"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
