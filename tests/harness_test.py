@@ -177,6 +177,11 @@ def test_flags_override_settings(tmp_path):
 def test_another_run_is_kept(tmp_path):
     model_dir = f"--model_dir={tmp_path}"
     (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(SystemExit, match="summary.json is there, and no conf"):
+        check(model_dir, "--overwrite")
+    output.clear(tmp_path)
+    assert (tmp_path / "summary.json").exists()
+    (tmp_path / "configuration.json").write_text("{}")
     for name in ("checkpoints/00000001.keras", "compare_adam/log.jsonl",
                  "tensorboard/kfac/events.out.tfevents.1"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True)
@@ -186,7 +191,7 @@ def test_another_run_is_kept(tmp_path):
     for name in mine:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("kept")
-    with pytest.raises(SystemExit, match="summary.json of another run"):
+    with pytest.raises(SystemExit, match="configuration.json of another run"):
         check(model_dir)
     assert (tmp_path / "summary.json").read_text() == "{}"
     # Until it is known that the new run can be.
@@ -206,7 +211,8 @@ def test_checkpoints_may_lie_elsewhere(tmp_path):
     there.mkdir()
     run.mkdir()
     (run / "checkpoints").symlink_to(there)
-    for path in (there / "00000002.keras", there / "mine", run / "log.csv"):
+    for path in (there / "00000002.keras", there / "mine", run / "log.csv",
+                 run / "configuration.json"):  # fmt: skip
         path.write_text("")
     output.clear(run)
     assert [path.name for path in there.iterdir()] == ["mine"]

@@ -200,17 +200,26 @@ def test_no_clip_is_infinity():
     assert float(tfkfac.KFAC(kl_clip=float("inf")).kl_clip) == float("inf")
 
 
-@pytest.mark.parametrize("accumulated", [None, 2])
 @pytest.mark.parametrize(
-    "name", ["learning_rate", "damping", "momentum", "kl_clip"]
+    "name, bad, accumulated",
+    [
+        ("learning_rate", float("nan"), None),
+        ("learning_rate", -0.1, 2),
+        ("damping", float("inf"), 2),
+        ("damping", 0.0, None),
+        ("momentum", 1.5, None),
+        ("factor_decay", 1.0, None),
+        ("kl_clip", float("nan"), 2),
+        ("kl_clip", 0.0, None),
+    ],
 )
-def test_a_schedule_that_fails_costs_its_update_and_is_named(
-    name, accumulated, capfd
+def test_a_schedule_out_of_its_range_costs_its_update_and_is_named(
+    name, bad, accumulated, capfd
 ):
     """Nothing moves in update 1, which is tried with each batch."""
 
     def schedule(update):
-        return tf.where(tf.equal(update, 1), float("nan"), 0.1)
+        return tf.where(tf.equal(update, 1), bad, 0.1)
 
     model, optimizer = compiled(
         **{name: schedule}, gradient_accumulation_steps=accumulated
@@ -227,7 +236,7 @@ def test_a_schedule_that_fails_costs_its_update_and_is_named(
     train()
     train()
     error = capfd.readouterr().err
-    assert f"negative, NaN or infinite: {name}\n" in error
+    assert f"out of its range: {name}\n" in error
     assert "update 1 is skipped" in error
     for a, b in zip(weights, model.get_weights()):
         np.testing.assert_array_equal(a, b)
@@ -242,9 +251,27 @@ def test_a_rate_that_is_not_finite_on_a_variable_of_keras_is_found(capfd):
     weights = model.get_weights()
     optimizer._learning_rate.assign(float("nan"))
     model.train_on_batch(X, Y)
-    assert "infinite: learning_rate" in capfd.readouterr().err
+    assert "range: learning_rate" in capfd.readouterr().err
     for a, b in zip(weights, model.get_weights()):
         np.testing.assert_array_equal(a, b)
     optimizer.learning_rate = 0.1
     model.train_on_batch(X, Y)
     assert any((a != b).any() for a, b in zip(weights, model.get_weights()))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("weight_decay", float("nan")), ("clipnorm", 0.0), ("ema_momentum", 2)],
+)
+def test_numbers_of_keras_that_are_assigned_are_refused_in_the_step(
+    name, value
+):
+    model, optimizer = compiled(
+        weight_decay=1e-3, clipnorm=1.0, use_ema=True, ema_momentum=0.9
+    )
+    before = model.get_weights()
+    setattr(optimizer, name, value)
+    with pytest.raises(ValueError, match=f"KFAC\\({name}="):
+        model.train_on_batch(X, Y)
+    for a, b in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(a, b)

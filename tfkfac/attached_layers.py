@@ -70,9 +70,6 @@ def make(
         model, optimizer.skip, unusable, optimizer.block_options
     )
     limited = factor_sizes.limit(registration.blocks, optimizer.max_factor_size)
-    if optimizer.knows_units:
-        for block in registration.blocks:
-            block.know_units()
     places = structure.places(model)
     places[registry.OF_MODEL] = "/" + registry.OF_MODEL
     optimizer.curvature.locate(places)

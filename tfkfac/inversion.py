@@ -32,13 +32,12 @@ def invert(
     Args:
         members: The blocks.
         inverter: How they are inverted.
-        dampings: By name, in the type of the state; "by_units" is 1 where
-            damping is by the units of the inputs, 0 where it is not.
+        dampings: By name, in the type of the state.
         named: For each block, whether it was named; None where nothing can be
             printed.
     """
     families = _families(members)
-    problems = [f.problem(dampings) for f in families]
+    problems = [f.problem(dampings[f.damping]) for f in families]
     found = inverter.invert_all(problems)
     good = linalg.all_finite(_flat(found))
     usual = tf.logical_and(good, _is_usual(families))
@@ -144,13 +143,10 @@ class _Family:
         before = tf.stack([named[m].value() for m in self.members])
         return tf.logical_not(tf.logical_or(tf.reduce_all(exact, 1), before))
 
-    def problem(self, dampings):
+    def problem(self, damping):
         """Returns the arguments of `Inverter.invert`."""
         diagonal = [f.diagonal for f in self.members[0].factors]
-        matrices = list(map(self._values, range(len(diagonal))))
-        if len(matrices) > 2:
-            matrices[2] *= dampings["by_units"]
-        return diagonal, matrices, dampings[self.damping]
+        return diagonal, list(map(self._values, range(len(diagonal)))), damping
 
     def _values(self, i):
         """Returns factor i of all members, one after the other."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tfkfac import input_units, linalg, rounding
+from tfkfac import linalg, rounding
 from tfkfac.factors import Factor
 
 # What is to be inverted: the arguments of `Inverter.invert`.
@@ -20,12 +20,7 @@ class Inverter(abc.ABC):
     F is A (x) G for the two factors of a linear layer, and the factor itself
     for blocks with one. An inverter holds no state: what it computes at a
     refresh lies in variables of the block.
-
-    Attributes:
-        knows_units: Whether it takes the units of the inputs, too.
     """
-
-    knows_units = False
 
     @abc.abstractmethod
     def start(
@@ -46,9 +41,7 @@ class Inverter(abc.ABC):
 
         Args:
             diagonal: For each factor, whether only its diagonal is given.
-            matrices: The factors, [groups, dim, dim] or [groups, dim]; where
-                `knows_units`, perhaps third the average of
-                `input_units.powers`, 0 where the units do not matter.
+            matrices: The factors, [groups, dim, dim] or [groups, dim].
             damping: A scalar.
         """
 
@@ -133,26 +126,12 @@ def _factored_damping(a, g, damping):
     return pi * root, root / pi
 
 
-def _by_units(A, G, P, damping, shifts):
-    """Returns damped A, and the shifts that remain; where P is 0, as given."""
-    damped, of_G = input_units.damped(A, linalg.mean_diagonal(G), P, damping)
-    known = P[:, 0] > 0
-    A = tf.where(known[:, tf.newaxis, tf.newaxis], damped, A)
-    zero = tf.zeros_like(shifts[0])
-    return (
-        A,
-        tf.where(known, zero, shifts[0]),
-        tf.where(known, of_G, shifts[1]),
-    )
-
-
 @keras.saving.register_keras_serializable(package="tfkfac")
 class CholeskyInverter(Inverter):
     """Factored damping: U = (A + pi sqrt(l) I)^-1 V (G + sqrt(l) / pi I)^-1.
 
     pi^2 = (tr A / dim A) / (tr G / dim G), one a group, 1 where a trace is 0
-    (Martens and Grosse 2015, section 6.3). Where the units of the inputs are
-    known, damping is as `input_units` says. The damping l and pi are those of
+    (Martens and Grosse 2015, section 6.3). The damping l and pi are those of
     the last refresh.
 
     Args:
@@ -169,12 +148,8 @@ class CholeskyInverter(Inverter):
     def get_config(self) -> dict:
         return {"pi": self.pi}
 
-    @property
-    def knows_units(self):
-        return self.pi is None
-
     def start(self, factors, dtype):
-        return {f"{f.name}/inverse": _identity(f, dtype) for f in factors[:2]}
+        return {f"{f.name}/inverse": _identity(f, dtype) for f in factors}
 
     def _shifts(self, matrices, damping) -> list[tf.Tensor]:
         if len(matrices) == 1:
@@ -188,16 +163,12 @@ class CholeskyInverter(Inverter):
     def invert(self, diagonal, matrices, damping):
         return self.invert_all([(diagonal, matrices, damping)])[0]
 
-    def _terms(self, diagonal, matrices, damping):
-        """Returns (whether diagonal, factor, what its diagonal gains)."""
-        matrices, units = list(matrices[:2]), matrices[2:]
-        shifts = self._shifts(matrices, damping)
-        if units:
-            matrices[0], *shifts = _by_units(*matrices, *units, damping, shifts)
-        return list(zip(diagonal, matrices, shifts))
-
     def invert_all(self, problems):
-        terms = [term for problem in problems for term in self._terms(*problem)]
+        terms = [
+            term
+            for diagonal, matrices, damping in problems
+            for term in zip(diagonal, matrices, self._shifts(matrices, damping))
+        ]
         dense = [(m, shift) for flag, m, shift in terms if not flag]
         found = iter(linalg.by_side(linalg.damped_inverse, dense))
         inverses = iter(
@@ -206,7 +177,7 @@ class CholeskyInverter(Inverter):
             else next(found)
             for flag, m, shift in terms
         )
-        return [[next(inverses) for _ in ms[:2]] for _, ms, _ in problems]
+        return [[next(inverses) for _ in ms] for _, ms, _ in problems]
 
     def rounding(self, problem, state):
         """As the base class says: eps times the worse `rounding.condition`.

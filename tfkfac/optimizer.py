@@ -40,9 +40,7 @@ class KFAC(OptimizerState, Assignable):
 
     Args:
         learning_rate: eta, number or schedule.
-        damping: lambda > 0, number or schedule; "auto": 0.003, where weights
-            of linear layers with a bias count in units of their inputs (see
-            `input_units`), until a number is assigned.
+        damping: lambda > 0, number or schedule.
         momentum: mu >= 0, number or schedule. Applied to U, not Nesterov.
         factor_decay: rho in [0, 1), number or schedule; 0 takes the factors of
             the last batch alone.
@@ -116,7 +114,7 @@ class KFAC(OptimizerState, Assignable):
         self,
         learning_rate: float | Callable = 0.1,
         *,
-        damping: float | str | Callable = "auto",
+        damping: float | Callable = 1e-3,
         momentum: float | Callable = 0.5,
         factor_decay: float | Callable = 0.95,
         factor_update_period: int | str | Callable = "auto",
@@ -200,7 +198,6 @@ class KFAC(OptimizerState, Assignable):
             factor_update_period=factor_update_period,
             inverse_update_period=inverse_update_period,
         )
-        self.knows_units = damping == "auto" and self.inverter.knows_units
         if self.gradient_accumulation_steps:
             self.window_is_finite = self.add_variable(
                 shape=(), initializer="ones", dtype="bool", name="finite"
@@ -313,6 +310,7 @@ class KFAC(OptimizerState, Assignable):
                 f"{len(variables)} variables."
             )
         settings.check_replicas()
+        settings.check_keras_numbers(self)  # They may have been assigned.
         self.require_attached().require_own(variables)
         known = self._trainable_variables_indices
         if self.built and any(self._var_key(v) not in known for v in variables):

@@ -60,7 +60,7 @@ def of_step(
     for block, of_block in calls.items():
         if len(block.factors) < 2:
             continue
-        A, G = block.factors[:2]
+        A, G = block.factors[0], block.factors[-1]
         outputs = G.groups * G.dim
         elements = sum(math.prod(v.shape) for v in block.variables)
         for call in of_block:

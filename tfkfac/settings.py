@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac.auto_damping import AutoDamping
 from tfkfac.auto_period import AutoPeriod
 from tfkfac.capture.distributions import Likelihood
 from tfkfac.schedules import (
@@ -183,9 +182,6 @@ def hyperparameters(
         if name == "kl_clip" and value == "auto":
             found[name] = TrustRegion(add_variable)
             continue
-        if name == "damping" and value == "auto":
-            found[name] = AutoDamping(add_variable)
-            continue
         found[name] = Hyperparameter(
             name,
             value,
@@ -210,6 +206,10 @@ def check_keras_numbers(optimizer: keras.optimizers.Optimizer) -> None:
 
     A norm of 0 is refused, which would have no gradient at all.
     """
+    if optimizer.use_ema and not 0 <= optimizer.ema_momentum <= 1:
+        raise ValueError(
+            f"KFAC(ema_momentum={optimizer.ema_momentum}): must be from 0 to 1."
+        )
     for name in ("weight_decay", "clipnorm", "global_clipnorm", "clipvalue"):
         value = getattr(optimizer, name)
         least = "at least 0" if name == "weight_decay" else "greater than 0"

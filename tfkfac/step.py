@@ -103,7 +103,7 @@ class Step:
         parts = [
             "tfkfac: update ",
             tf.strings.as_string(self.t),
-            " is skipped, for a number that is negative, NaN or infinite: ",
+            " is skipped, for a number that is out of its range: ",
             named,
         ]
         tf.print(tf.strings.join(parts), output_stream="file:///dev/stderr")
@@ -201,11 +201,7 @@ class Step:
         damping = norm_damping = at_update("damping", tf.float64)
         if "norm_damping" in self.optimizer.hyperparameters:
             norm_damping = at_update("norm_damping", tf.float64)
-        return {
-            "damping": damping,
-            "norm_damping": norm_damping,
-            "by_units": self.optimizer.hyperparameters["damping"].by_units(),
-        }
+        return {"damping": damping, "norm_damping": norm_damping}
 
     # A step that is not finite.
 

@@ -29,11 +29,13 @@ _OF_A_RUN = (
     "loss.png",
     *_OF_AN_OPTIMIZER,
     *(f"compare_*/{name}" for name in _OF_AN_OPTIMIZER),
-    "spectra/spectra.json",
-    "spectra/*.png",
-    "spectra/*.txt",
+    *(
+        f"spectra/{name}"
+        for name in ("spectra.json", "eigenvalues.png", "movement.png",
+                     "noise.png", "measured.txt")
+    ),
     "tensorboard/*/events.out.tfevents.*",
-)
+)  # fmt: skip
 
 
 def make_model_dir(
@@ -53,6 +55,11 @@ def make_model_dir(
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
         found = _found(path)
+    if found and not (path / CONFIGURATION).exists():
+        raise SystemExit(
+            f"--model_dir={path}: {found[0].name} is there, and no "
+            f"{CONFIGURATION} of a run; give another directory"
+        )
     if found and not overwrite:
         raise SystemExit(
             f"--model_dir={path}: {found[0].name} of another run is there; "
@@ -63,7 +70,12 @@ def make_model_dir(
 
 
 def clear(model_dir: pathlib.Path) -> None:
-    """Removes the files of a run, and folders that are empty then."""
+    """Removes the files of a run, and folders that are empty then.
+
+    Nothing where no run was.
+    """
+    if not (model_dir / CONFIGURATION).exists():
+        return
     found = _found(model_dir)
     for file in found:
         file.unlink()

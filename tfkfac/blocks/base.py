@@ -177,10 +177,6 @@ class CurvatureBlock(abc.ABC):
         """Keeps less of factors with longer sides than `size`, if it can."""
         del size
 
-    def know_units(self) -> None:
-        """Keeps what `input_units` takes besides the factors, if it can."""
-        return
-
     @abc.abstractmethod
     def build_factors(
         self, add_state: Callable, dtype: tf.DType, accumulates: bool

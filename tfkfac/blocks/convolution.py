@@ -24,7 +24,6 @@ class ConvolutionBlock(KroneckerBlock):
     """
 
     activation_is_last = True
-    has_units = True
     without_patches = True  # False has all blocks take patches.
 
     def __init__(self, layer):
@@ -118,22 +117,14 @@ class ConvolutionBlock(KroneckerBlock):
         last = self.layer.data_format == "channels_last"
         return [x[1:-1] if last else x[2:] for x in shapes]
 
-    @property
-    def channels(self):
-        return self.d_in // math.prod(self._window().size)
-
-    def unit_rows(self, inputs, mask):
-        x = self._channels_last(inputs)
-        if mask is not None:
-            of_examples = _of_examples(mask, x)
-            mask = tf.broadcast_to(of_examples, tf.shape(x[..., :1]))
-            mask = tf.reshape(mask, [-1, 1])
-        return tf.reshape(x, [-1, self.channels]), mask
-
     def input_moment(self, inputs, mask, count, product_dtype, dtype):
         x = self._channels_last(inputs)
         if mask is not None:
-            x *= tf.cast(_of_examples(mask, x), x.dtype)
+            batch = tf.shape(x)[0]
+            of_examples = tf.reshape(mask, [batch, -1])[:, 0]
+            ones = [1] * (x.shape.rank - 1)
+            of_examples = tf.reshape(of_examples, [batch, *ones])
+            x *= tf.cast(of_examples, x.dtype)
         windows = self._windows()
         moments = {
             window: self._moment(x, window, count, product_dtype, dtype)
@@ -196,12 +187,6 @@ def _misplaced_bias(layer, shape):
         f"{channels} channels, which come first; give it no bias, or channels "
         "last"
     )
-
-
-def _of_examples(mask, x):
-    """Returns [batch, 1, ...] for a mask of rows, those of an example alike."""
-    of_examples = tf.reshape(mask, [tf.shape(x)[0], -1])[:, 0]
-    return tf.reshape(of_examples, [-1, *[1] * (x.shape.rank - 1)])
 
 
 @functools.cache

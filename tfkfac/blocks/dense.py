@@ -20,7 +20,6 @@ class DenseBlock(KroneckerBlock):
     """`keras.layers.Dense`: rows are all positions before the last axis."""
 
     activation_is_last = True
-    has_units = True
 
     def __init__(self, layer):
         d_in, d_out = layer.kernel.shape
@@ -48,7 +47,6 @@ class EinsumDenseBlock(KroneckerBlock):
     """
 
     activation_is_last = True
-    has_units = True
 
     def __init__(self, layer):
         self._parse(layer)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfkfac import input_units, linalg
+from tfkfac import linalg
 from tfkfac.blocks.base import LayerCall, Moment
 from tfkfac.blocks.factored import FactoredBlock
-from tfkfac.factors import DenseFactor, DiagonalFactor
+from tfkfac.factors import DenseFactor
 
 
 class KroneckerBlock(FactoredBlock):
@@ -24,11 +24,7 @@ class KroneckerBlock(FactoredBlock):
         groups: The number of independent groups.
         d_in: The number of inputs of a group, the bias not counted.
         d_out: The number of outputs of a group.
-        has_units: Whether `input_units` knows its inputs: they stand as often
-            in a row as `unit_rows` has fewer, one after the other.
     """
-
-    has_units = False
 
     def __init__(
         self, layer, kernel, bias, *, groups=1, d_in, d_out, prefix=""
@@ -47,34 +43,6 @@ class KroneckerBlock(FactoredBlock):
                 ("output_factor", d_out, False),
             )
         ]
-
-    def know_units(self):
-        known = self.has_units and self.bias is not None and self.groups == 1
-        if known and not self.factors[0].diagonal:
-            self.factors.append(
-                DiagonalFactor(
-                    f"{self.prefix}input_powers",
-                    1,
-                    input_units.size(self.channels),
-                    rows_are_terms=True,
-                )
-            )
-
-    @property
-    def channels(self) -> int:
-        """How many inputs there are, those of a patch counted once."""
-        return self.d_in
-
-    def unit_rows(
-        self, inputs: tf.Tensor, mask: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Returns what `input_units.powers` takes.
-
-        Args:
-            inputs: Of a call of the layer.
-            mask: What `mask_rows` gave.
-        """
-        return tf.squeeze(self.input_rows(inputs), 0), mask
 
     def input_rows(self, inputs: tf.Tensor) -> tf.Tensor:
         """Returns the rows `a` without the 1, [groups, rows, d_in].
@@ -138,11 +106,7 @@ class KroneckerBlock(FactoredBlock):
             count = tf.reduce_sum(tf.cast(mask, dtype))
         G = self.output_moment(use, g, mask, count, product_dtype, dtype)
         A = self.input_moment(use.inputs, mask, count, product_dtype, dtype)
-        found = [Moment(A, count), Moment(G, count)]
-        if len(self.factors) > len(found):
-            P = input_units.powers(*self.unit_rows(use.inputs, mask), dtype)
-            found.append(Moment(P, count))
-        return found
+        return [Moment(A, count), Moment(G, count)]
 
     def output_moment(
         self,

@@ -36,8 +36,6 @@ class TransposedConvolutionBlock(ConvolutionBlock):
     strides, share one moment.
     """
 
-    has_units = False
-
     def __init__(self, layer):
         *size, c_out, self._channels = layer.kernel.shape
         KroneckerBlock.__init__(

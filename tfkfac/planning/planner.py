@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -29,7 +29,6 @@ def plan(
     model: keras.Model,
     *,
     batch_size: int = 32,
-    damping: float | str | Callable = "auto",
     ranks: int = 1,
     strategy: str | int = "owner",
     factor_update_period: int = 1,
@@ -63,10 +62,9 @@ def plan(
             and stays as it is.
         batch_size: The examples of each rank.
         ranks: How many there are.
-        damping, strategy, factor_update_period, inverse_update_period, fisher,
-            inverter, norm_curvature, tied, max_factor_size, skip,
-            communication_dtype, fallback: As of `tfkfac.KFAC`, the periods as
-            numbers.
+        strategy, factor_update_period, inverse_update_period, fisher, inverter,
+            norm_curvature, tied, max_factor_size, skip, communication_dtype,
+            fallback: As of `tfkfac.KFAC`, the periods as numbers.
         budget: The overhead to find periods for: 0.1 is a tenth more than the
             gradient step. Of what preconditioning leaves of it, factors and
             inversions get half each, or one period where inversions are the
@@ -170,12 +168,6 @@ def _register(model, arguments, unusable) -> registry.Registration:
     options = {name: arguments[name] for name in ("norm_curvature", "tied")}
     found = registry.register_model(model, arguments["skip"], unusable, options)
     factor_sizes.limit(found.blocks, arguments["max_factor_size"])
-    if (
-        arguments["damping"] == "auto"
-        and inverters.get(arguments["inverter"]).knows_units
-    ):
-        for block in found.blocks:
-            block.know_units()
     return found
 
 

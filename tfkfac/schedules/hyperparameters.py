@@ -123,16 +123,17 @@ class Hyperparameter:
             )
 
     def is_sound(self, update: tf.Tensor) -> tf.Tensor | None:
-        """Returns whether a schedule's value at `update` is finite and no less
-        than the minimum; None for a number, which is checked where it enters.
-        """
+        """Returns whether a schedule's value at `update` is an allowed one;
+        None for a number, which is checked where it enters."""
         if self._schedule is None:
             return None
         value = self.at(update, tf.float64)
-        finite = tf.math.is_finite(value)
+        above = value > self._minimum if self._exclusive else (
+            value >= self._minimum
+        )  # fmt: skip
         if self._below is None:
-            finite = tf.logical_not(tf.math.is_nan(value))
-        return tf.logical_and(finite, value >= self._minimum)
+            return above
+        return tf.logical_and(above, value < self._below)
 
     def at(self, update: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns the value at `update`."""
@@ -142,10 +143,6 @@ class Hyperparameter:
                 return tf.constant(value, dtype)
             return tf.cast(value, dtype)
         return tf.cast(self._variable.value, dtype)
-
-    def by_units(self) -> tf.Tensor:
-        """Returns 1 where a damping is by the units of the inputs, else 0."""
-        return tf.zeros([], tf.float64)
 
     def assign(self, value: float) -> None:
         """Sets the number; raises TypeError where a schedule was given."""

@@ -116,7 +116,7 @@ _ADAM_AFTER_STEPS = _grid(
 DEFAULTS: dict[str, dict[str, float]] = {
     "kfac": {
         "learning_rate": 0.1,
-        "damping": 3e-3,
+        "damping": 1e-3,
         "kl_clip": 1e-3,
         "momentum": 0.5,
     },
