@@ -13,7 +13,7 @@ import pytest
 TESTS = pathlib.Path(__file__).resolve().parent
 
 
-def launch(ranks, program, *arguments, timeout=300, check=True):
+def launch(ranks, program, *arguments, timeout=480, check=True):
     """Runs a program of this folder on several ranks; returns its result."""
     command = [sys.executable, str(TESTS / program), *map(str, arguments)]
     if ranks > 1:
