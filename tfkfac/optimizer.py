@@ -41,7 +41,7 @@ class KFAC(OptimizerState, Assignable):
     Args:
         learning_rate: eta, number or schedule.
         damping: lambda > 0, number or schedule.
-        momentum: mu >= 0, number or schedule. Applied to U, not Nesterov.
+        momentum: mu in [0, 1), number or schedule. Applied to U, not Nesterov.
         factor_decay: rho in [0, 1), number or schedule; 0 takes the factors of
             the last batch alone.
         factor_update_period: Updates from one factor update to the next, number

@@ -36,10 +36,7 @@ class Step:
 
     def run(self) -> None:
         """Makes the update; where V is not finite, counts a skipped step."""
-        finite = tf.logical_and(
-            linalg.all_finite(self.grads), self.numbers_are_sound()
-        )
-        V, finite, (before, examples) = self._joint_gradients(finite)
+        V, finite, (before, examples) = self._joint_gradients()
 
         def update_factors(decay):
             moments, count = self.moments(before)
@@ -109,11 +106,13 @@ class Step:
         tf.print(tf.strings.join(parts), output_stream="file:///dev/stderr")
         return tf.constant(True)
 
-    def _joint_gradients(self, finite):
-        """Returns (V of the joint batch, whether it is finite, the numbers of
-        examples of the ranks before and of all)."""
+    def _joint_gradients(self):
+        """Returns (V of the joint batch, whether it is finite and an update can
+        be made, the numbers of examples of the ranks before and of all)."""
+        sound = self.numbers_are_sound()
         if self.distributor.size == 1:
             V = {id(v): g for v, g in zip(self.variables, self.grads)}
+            finite = tf.logical_and(linalg.all_finite(self.grads), sound)
             return V, finite, (0, self.recorded.examples())
         D = self.divisor()
         self.scale_sums()
@@ -121,7 +120,7 @@ class Step:
         # All ranks skip what their sum could not hold.
         ranks = self.distributor.size
         fits = linalg.all_finite([ranks * s for s in sums])
-        return self.reduce(sums, D, tf.logical_and(finite, fits))
+        return self.reduce(sums, D, tf.logical_and(sound, fits))
 
     def divisor(self) -> tf.Tensor:
         """Returns D, such that the joint V is sum D V / sum D."""

@@ -55,21 +55,24 @@ class Axis:
         return found
 
     @property
+    def _begins(self) -> list[int]:
+        """Where the box of each offset of the kernel begins."""
+        return [o * self.dilation - self.low for o in range(self.size)]
+
+    @property
     def least(self) -> int:
         """The number of positions of the image in the box with the fewest."""
-        begins = [o * self.dilation - self.low for o in range(self.size)]
         held = [
             min(begin + self.outputs, self.space) - max(begin, 0)
-            for begin in begins
+            for begin in self._begins
         ]
         return max(min(held), 0)
 
     def _outside(self, q: int) -> list[int]:
         """Returns the offsets of the kernel whose box does not hold q."""
-        begins = [o * self.dilation - self.low for o in range(self.size)]
         return [
             o
-            for o, begin in enumerate(begins)
+            for o, begin in enumerate(self._begins)
             if not begin <= q < begin + self.outputs
         ]
 

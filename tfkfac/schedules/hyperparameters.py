@@ -70,8 +70,8 @@ class Hyperparameter:
             number, such as a `LearningRateSchedule`.
         minimum: The least number allowed.
         exclusive: Whether `minimum` itself is refused.
-        below: What the number is less than; a number that is infinity may be
-            so.
+        below: What the number is less than; None for no bound, so that it may
+            be infinite.
         add_variable: Makes the variable: `add_variable(shape=, initializer=,
             name=)`, as `keras.optimizers.Optimizer.add_variable`.
     """
@@ -108,11 +108,7 @@ class Hyperparameter:
             )
 
     def _check(self, value: float) -> None:
-        low = value <= self._minimum if self._exclusive else (
-            value < self._minimum
-        )  # fmt: skip
-        high = self._below is not None and value >= self._below
-        if math.isnan(value) or low or high:
+        if not self._is_allowed(value):
             bound = "greater than" if self._exclusive else "at least"
             above = "and finite" if self._below == math.inf else (
                 f"and less than {self._below}"
@@ -122,18 +118,19 @@ class Hyperparameter:
                 + (f" {above}." if self._below is not None else ".")
             )
 
+    def _is_allowed(self, value):
+        """Returns whether a number or tensor is in the range; NaN is not."""
+        above = value > self._minimum if self._exclusive else (
+            value >= self._minimum
+        )  # fmt: skip
+        return above if self._below is None else above & (value < self._below)
+
     def is_sound(self, update: tf.Tensor) -> tf.Tensor | None:
         """Returns whether a schedule's value at `update` is an allowed one;
         None for a number, which is checked where it enters."""
         if self._schedule is None:
             return None
-        value = self.at(update, tf.float64)
-        above = value > self._minimum if self._exclusive else (
-            value >= self._minimum
-        )  # fmt: skip
-        if self._below is None:
-            return above
-        return tf.logical_and(above, value < self._below)
+        return self._is_allowed(self.at(update, tf.float64))
 
     def at(self, update: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns the value at `update`."""
