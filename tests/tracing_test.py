@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfkfac.tracing import apart, rarely, traced_once
+from tfkfac.tracing import apart, on_host, rarely, traced_once
 
 
 def noted(function):
@@ -69,3 +69,32 @@ def test_what_is_rarely_done():
     assert float(step(tf.constant(True))) == np.float32(np.exp(3.0))
     assert float(step(tf.constant(False))) == -3
     assert float(rarely(tf.constant(False), lambda: tf.exp(x), -x)) == -3
+
+
+def test_a_graph_calls_a_function_on_the_host():
+    """Its operations are in no graph; what it assigns is read afterwards."""
+    x, seen = tf.Variable(3.0), []
+
+    def double(times):
+        seen.append(tf.executing_eagerly())
+        for _ in range(int(times)):
+            x.assign(2 * x)
+
+    @tf.function(autograph=False)
+    def step(flag):
+        before = x.value()
+        done = tf.cond(
+            flag,
+            lambda: on_host(double, [tf.constant(20)], [x]),
+            lambda: tf.constant(False),
+        )
+        return before, done, x.value()
+
+    assert [float(v) for v in step(tf.constant(False))] == [3, 0, 3]
+    assert [float(v) for v in step(tf.constant(True))] == [3, 1, 3 * 2**20]
+    assert seen == [True]
+    functions = step.get_concrete_function(
+        tf.TensorSpec([], tf.bool)
+    ).graph.as_graph_def()
+    types = {n.op for f in functions.library.function for n in f.node_def}
+    assert "EagerPyFunc" in types and "Mul" not in types

@@ -97,7 +97,8 @@ class Assignable(keras.optimizers.Optimizer):
     def at_update(self, name: str, dtype: tf.DType | None = None):
         """Returns the value of a hyperparameter at the next update."""
         dtype = dtype or tf.as_dtype(keras.backend.floatx())
-        return self.hyperparameters[name].at(self.updates, dtype)
+        number = self.hyperparameters[name]
+        return number.at(self.updates if number.is_scheduled else None, dtype)
 
     def unsound_numbers(self) -> tuple[list[str], tf.Tensor]:
         """Returns names, and which no step can be made with, [names].
@@ -110,8 +111,8 @@ class Assignable(keras.optimizers.Optimizer):
             "learning_rate": tf.logical_and(tf.math.is_finite(rate), rate >= 0)
         }
         for name, number in self.hyperparameters.items():
-            if (at_update := number.is_sound(self.updates)) is not None:
-                sound[name] = at_update
+            if number.is_scheduled:
+                sound[name] = number.is_sound(self.updates)
         return list(sound), tf.logical_not(tf.stack(list(sound.values())))
 
     @property

@@ -4,6 +4,7 @@ Blocks of equal shapes are a family, which an inverter takes for one block: what
 the graph of a step holds goes with the number of families, not of layers.
 """
 
+import weakref
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ import tensorflow as tf
 from tfkfac import linalg
 from tfkfac.blocks.factored import MAX_FAILURES, FactoredBlock
 from tfkfac.inverters import Inverter
-from tfkfac.tracing import apart
+from tfkfac.tracing import apart, on_host
 
 MAX_ROUNDING = 0.1  # Of U, relative; a layer with more is named.
 
@@ -41,6 +42,7 @@ def invert(
     found = inverter.invert_all(problems)
     good = linalg.all_finite(_flat(found))
     usual = tf.logical_and(good, _is_usual(families))
+    inexact = None
     if named is not None:
         inexact = [
             family.inexact(inverter.rounding(problem, values), named)
@@ -48,6 +50,11 @@ def invert(
         ]
         none = tf.logical_not(tf.reduce_any(tf.concat(inexact, axis=0)))
         usual = tf.logical_and(usual, none)
+
+    def take():
+        for family, values in zip(families, found):
+            family.take(values)
+        return tf.constant(True)
 
     def recover():
         def wide():
@@ -58,14 +65,34 @@ def invert(
             family.choose(values, [next(again) for _ in values])
             for family, values in zip(families, found)
         ]
-        new, usable, gave_up = zip(*chosen)
+        for family, (values, _, _) in zip(families, chosen):
+            family.take(values)
         if named is not None:
+            _, usable, gave_up = zip(*chosen)
             _report(families, named, inexact, usable, gave_up)
-        return _flat(new)
+        return tf.constant(True)
 
-    new = iter(tf.cond(usual, lambda: _flat(found), apart(recover)))
-    for family, values in zip(families, found):
-        family.take([next(new) for _ in values])
+    unusual = apart(recover)
+    if named is not None and not tf.executing_eagerly():
+        unusual = _again_on_host(members, inverter, dampings, named)
+    tf.cond(usual, take, unusual)
+
+
+def _again_on_host(members, inverter, dampings, named):
+    """Returns a branch that inverts once more, in Python.
+
+    It holds what the model holds weakly, as `on_host` asks for.
+    """
+    pairs = [(weakref.ref(m), weakref.ref(named[m])) for m in members]
+    names = tuple(dampings)
+
+    def again(*values):
+        variables = {member(): variable() for member, variable in pairs}
+        invert([*variables], inverter, dict(zip(names, values)), variables)
+
+    state = [v for m in members for v in (m.failures, *m.inverses)]
+    weights = [factor.weight for m in members for factor in m.factors]
+    return lambda: on_host(again, [*dampings.values()], [*state, *weights])
 
 
 def _flat(values):

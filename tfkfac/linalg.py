@@ -157,8 +157,8 @@ def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
         matrix: [groups, n, n], symmetric positive semi-definite.
         damping: [groups].
     """
-    if matrix.dtype == tf.float64:
-        inverse = _wide_damped_inverse(matrix, damping)
+    if matrix.dtype == tf.float64 or matrix.shape[-1] <= _LEAF:
+        inverse = _DAMPED_INVERSE[matrix.dtype](matrix, damping)
         inverse.set_shape(matrix.shape)
         return inverse
     return _damped_inverse_by_blocks(matrix, damping)
@@ -175,12 +175,18 @@ def _damped_inverse_at_once(matrix, damping):
     return _symmetric(tf.matmul(L, L, transpose_a=True))
 
 
-# Of any side, such that there is one trace.
-_WIDE_SIGNATURE = [
-    tf.TensorSpec([None, None, None], tf.float64),
-    tf.TensorSpec([None], tf.float64),
-]
-_wide_damped_inverse = traced_once(_damped_inverse_at_once, _WIDE_SIGNATURE)
+def _of_any_side(function):
+    """Returns `traced_once` by type, with one trace for all shapes."""
+    return {
+        dtype: traced_once(
+            function,
+            [tf.TensorSpec([None] * 3, dtype), tf.TensorSpec([None], dtype)],
+        )
+        for dtype in (tf.float32, tf.float64)
+    }
+
+
+_DAMPED_INVERSE = _of_any_side(_damped_inverse_at_once)
 
 
 def _damped(matrix, damping):
@@ -282,12 +288,10 @@ def eigendecomposition(
     NaN where M is not finite (the decomposition itself would raise) or has
     eigenvalues below -tolerance and beyond rounding; others below 0 become 0.
     """
-    if matrix.dtype == tf.float64:
-        d, Q = _wide_eigendecomposition(matrix, tolerance)
-        d.set_shape(matrix.shape[:2])
-        Q.set_shape(matrix.shape)
-        return d, Q
-    return _traced_eigendecomposition(matrix, tolerance)
+    d, Q = _EIGENDECOMPOSITION[matrix.dtype](matrix, tolerance)
+    d.set_shape(matrix.shape[:2])
+    Q.set_shape(matrix.shape)
+    return d, Q
 
 
 def _eigendecomposition(matrix, tolerance):
@@ -303,8 +307,7 @@ def _eigendecomposition(matrix, tolerance):
     return tf.where(good, tf.maximum(d, 0), float("nan")), Q
 
 
-_traced_eigendecomposition = traced_once(_eigendecomposition)
-_wide_eigendecomposition = traced_once(_eigendecomposition, _WIDE_SIGNATURE)
+_EIGENDECOMPOSITION = _of_any_side(_eigendecomposition)
 
 
 def pack_symmetric(matrix: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """One call of `KFAC.apply`, from gradients to weights, in order."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
@@ -7,6 +8,7 @@ import tensorflow as tf
 from tfkfac import linalg
 from tfkfac.distributed import packing
 from tfkfac.estimator import state_dtype
+from tfkfac.tracing import on_host
 from tfkfac.weight_update import WeightUpdate
 
 UpdateFactors = Callable[[tf.Tensor], None]  # With rho.
@@ -66,14 +68,15 @@ class Step:
         )
         V = weights.clip(V)
         self._update_factors_if_due(update_factors)
+        dampings = self._dampings()
         self.layers.inverse_schedule.run(
             self.t,
-            self._dampings(),
+            dampings,
             lambda: self.recorded.costs().inversions(
                 self.estimator.blocks, tf.cast(examples, tf.float64)
             ),
         )
-        U = self.estimator.precondition(V, self._dampings())
+        U = self.estimator.precondition(V, dampings)
         shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
         U, sums = self.distributor.gather_updates(U, weights.sums(U, V), shapes)
         weights.run(U, sums)
@@ -94,17 +97,15 @@ class Step:
         return tf.logical_not(found)
 
     def _name(self, names, unsound):
-        named = tf.strings.reduce_join(
-            tf.boolean_mask(tf.constant(names), unsound), separator=", "
-        )
-        parts = [
-            "tfkfac: update ",
-            tf.strings.as_string(self.t),
-            " is skipped, for a number that is out of its range: ",
-            named,
-        ]
-        tf.print(tf.strings.join(parts), output_stream="file:///dev/stderr")
-        return tf.constant(True)
+        def name(t, unsound):
+            named = ", ".join(n for n, bad in zip(names, unsound) if bad)
+            print(
+                f"tfkfac: update {int(t)} is skipped, for a number that is out "
+                f"of its range: {named}",
+                file=sys.stderr,
+            )
+
+        return on_host(name, [self.t, unsound])
 
     def _joint_gradients(self):
         """Returns (V of the joint batch, whether it is finite and an update can

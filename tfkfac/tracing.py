@@ -42,6 +42,34 @@ def apart(branch: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
     return lambda: branch() if tf.executing_eagerly() else in_graph()
 
 
+def on_host(
+    function: Callable[..., None],
+    tensors: Sequence[tf.Tensor],
+    variables: Sequence[tf.Variable] = (),
+) -> tf.Tensor:
+    """Has a graph call a function in Python, with eager tensors; True.
+
+    What is seldom needed is then one operation of the graph, and is neither
+    traced nor optimized before. XLA cannot do so.
+
+    Args:
+        function: TensorFlow never lets go of it: it is to hold what the model
+            has weakly, and no tensor of the graph.
+        tensors: What it is called with.
+        variables: What it assigns; the graph reads them afterwards.
+    """
+    handles = [variable.handle for variable in variables]
+    count = len(tensors)
+
+    def call(*values):
+        function(*values[:count])
+        return True
+
+    done = tf.py_function(call, [*tensors, *handles], tf.bool)
+    done.set_shape([])
+    return done
+
+
 RARELY = "rarely"  # Is in the name of the operation, for who counts FLOPs.
 
 

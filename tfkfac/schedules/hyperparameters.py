@@ -125,15 +125,17 @@ class Hyperparameter:
         )  # fmt: skip
         return above if self._below is None else above & (value < self._below)
 
-    def is_sound(self, update: tf.Tensor) -> tf.Tensor | None:
+    @property
+    def is_scheduled(self) -> bool:
+        return self._schedule is not None
+
+    def is_sound(self, update: tf.Tensor) -> tf.Tensor:
         """Returns whether a schedule's value at `update` is an allowed one;
-        None for a number, which is checked where it enters."""
-        if self._schedule is None:
-            return None
+        a number is checked where it enters."""
         return self._is_allowed(self.at(update, tf.float64))
 
-    def at(self, update: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-        """Returns the value at `update`."""
+    def at(self, update: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
+        """Returns the value at `update`, which may be None for a number."""
         if self._schedule is not None:
             value = self._schedule(update)
             if is_number(value):  # A cast would go by way of float32.
