@@ -318,7 +318,7 @@ def test_state_of_an_optimizer():
     clipped = keras_compat.clip(optimizer, [tf.constant([6.0, 8.0])])
     np.testing.assert_allclose(clipped, [[3, 4]], rtol=1e-6)
     optimizer.apply([tf.constant([1.0, 2.0]), tf.constant([3.0])], [a, b])
-    found = [keras_compat.accumulated_gradient(optimizer, v) for v in (a, b)]
+    found = keras_compat.accumulated_gradients(optimizer)
     np.testing.assert_array_equal(found[0], [1, 2])
     np.testing.assert_array_equal(found[1], [3])
     pairs = keras_compat.moving_averages(optimizer)
