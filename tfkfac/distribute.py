@@ -20,7 +20,8 @@ def distribute(
 
     What `hvd.DistributedOptimizer` does no longer under Keras 3. The average is
     taken before Keras' clipping; with gradient accumulation, of the sums.
-    `tfkfac.callbacks.Distributed` starts all ranks alike. A `KFAC` does so by
+    `tfkfac.callbacks.Distributed` starts all ranks alike, and
+    `tfkfac.callbacks.ModelCheckpoint` saves the sums of all ranks. A `KFAC` does so by
     itself; in a `LossScaleOptimizer` that no model is compiled with, for an
     own training loop, it needs this call for what follows.
 

@@ -1,7 +1,7 @@
 """What is done around the methods of a model that is attached to a `KFAC`."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -33,27 +33,6 @@ def keep_xla_away(model: keras.Model, ranks: int) -> None:
     set_untracked(model, make_train_function=make_train_function)
 
 
-class _Brief:
-    """A train function whose failed requirements are raised as a sentence."""
-
-    def __init__(self, function: Callable):
-        self._function = function
-
-    def __call__(self, *args) -> Any:
-        try:
-            return self._function(*args)
-        except tf.errors.InvalidArgumentError as error:
-            found = assertions.sentence(error)
-            if found is None:
-                raise
-        raise tf.errors.InvalidArgumentError(None, None, found)
-
-    def __getattr__(self, name):  # TensorBoard draws the function's graph.
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self._function, name)
-
-
 def raise_sentences(model: keras.Model) -> None:
     """Has Keras' training raise the sentence of a failed requirement alone.
 
@@ -62,12 +41,27 @@ def raise_sentences(model: keras.Model) -> None:
     original = model.make_train_function
 
     def make_train_function(force=False):
+        before = model.train_function
         original(force)
-        if not isinstance(model.train_function, _Brief):
-            model.train_function = _Brief(model.train_function)
+        if model.train_function is not before:
+            model.train_function = _brief(model.train_function)
         return model.train_function
 
     set_untracked(model, make_train_function=make_train_function)
+
+
+def _brief(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def brief(*args):
+        try:
+            return function(*args)
+        except tf.errors.InvalidArgumentError as error:
+            found = assertions.sentence(error)
+            if found is None:
+                raise
+        raise tf.errors.InvalidArgumentError(None, None, found)
+
+    return brief
 
 
 def call_before(model: keras.Model, **checks: Callable[[], None]) -> None:

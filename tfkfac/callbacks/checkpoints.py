@@ -50,7 +50,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def on_train_begin(self, logs=None):
         ranks = communicator.current()
-        self._last = self._find(ranks)
+        self._last = self.find(ranks)
         if self._last is None:
             return
         if not self.model.built:
@@ -73,8 +73,11 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def _path(self, name: str) -> str:
         return os.path.join(self.backup_dir, name)
 
-    def _find(self, ranks) -> dict | None:
-        """Returns the metadata of the backup to go on from; None for none."""
+    def find(self, ranks: communicator.Communicator) -> dict | None:
+        """Returns the metadata of the backup to go on from; None for none.
+
+        To be called on all ranks; it raises on all of them or on none.
+        """
         found, failure = None, None
         try:
             found = self._read_last()
