@@ -110,6 +110,9 @@ def test_resumed_from_a_backup_equals_uninterrupted(tmp_path):
     resumed = compiled()
     fit(resumed, callbacks.BackupAndRestore(folder))
     assert_same(resumed, whole)
+    for model in (resumed, whole):  # It begins with epoch 0.
+        fit(model, epochs=1)
+    assert_same(resumed, whole)
     for a, b in zip(resumed.variables, whole.variables):
         np.testing.assert_array_equal(a, b)  # The states of seeds, too.
     assert not folder.exists()

@@ -244,8 +244,8 @@ def is_in_stock_train_step(model: keras.Model) -> bool:
     return any(self is model for self in callers(stock.train_step))
 
 
-def begin_with_epoch(model: keras.Model, epoch: int) -> None:
-    """Has `fit` begin with an epoch, whatever its `initial_epoch`."""
+def begin_with_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Has `fit` begin with an epoch; None for its `initial_epoch`."""
     model._initial_epoch = epoch
 
 

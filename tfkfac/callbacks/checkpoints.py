@@ -117,6 +117,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._current_epoch = epoch
+        keras_compat.begin_with_epoch(self.model, None)  # As the next `fit`.
 
     def _save_model(self):
         _gather(self.model)
@@ -154,6 +155,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 gfile.remove(self._path(old))
 
     def on_train_end(self, logs=None):
+        keras_compat.begin_with_epoch(self.model, None)
         communicator.current().gather_objects(None)  # All have restored.
         if communicator.current().rank == 0:
             super().on_train_end(logs)
