@@ -42,3 +42,18 @@ def test_a_thawed_layer_is_inverted_at_once():
         model.train_on_batch(X, Y)
     inverse = model.optimizer.curvature.state()["hidden/input_factor/inverse"]
     assert np.abs(inverse[0] - np.eye(5)).max() > 0.1
+
+
+def test_a_refused_save_leaves_the_old_file_whole(tmp_path):
+    """And no new one; weights alone can be saved."""
+    model, optimizer = compiled(learning_rate=lambda: 0.1)
+    path = tmp_path / "old.keras"
+    path.write_text("old")
+    for name in ("old", "new"):
+        with pytest.raises(ValueError, match="learning_rate"):
+            model.save(tmp_path / f"{name}.keras")
+    assert [p.name for p in tmp_path.iterdir()] == ["old.keras"]
+    assert path.read_text() == "old"
+    model.save_weights(tmp_path / "all.weights.h5")
+    model.compile("sgd", LOSS)
+    model.save(path)

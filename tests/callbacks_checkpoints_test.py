@@ -5,10 +5,14 @@
 
 import contextlib
 import json
+import pathlib
+import shutil
 
 import keras
 import numpy as np
 import pytest
+import two_ranks
+from tensorflow.io import gfile
 
 import tfkfac
 from tfkfac import callbacks
@@ -66,13 +70,14 @@ def names(folder):
 def test_a_checkpoint_holds_the_curvature_under_its_name_alone(tmp_path):
     """No part of a file stays, and the model saves as before afterwards."""
     model = compiled()
+    methods = model.save, model.save_weights
     path = tmp_path / "new" / "last.keras"
     fit(model, callbacks.ModelCheckpoint(path))
     assert names(path.parent) == ["last.keras"]
     restored = keras.models.load_model(path)
     tfkfac.attach(restored)
     assert_same(restored, model)
-    assert not {"save", "save_weights"} & set(vars(model))
+    assert (model.save, model.save_weights) == methods
 
 
 def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -83,7 +88,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(filepath, **_):
-        filepath.write_text("half of it")
+        pathlib.Path(filepath).write_text("half of it")
         raise OSError("no space left")
 
     monkeypatch.setattr(model, "save_weights", fail)
@@ -104,6 +109,9 @@ def test_resumed_from_a_backup_equals_uninterrupted(tmp_path):
     assert names(folder) == ["2-0.weights.h5", "training_metadata.json"]
     resumed = compiled()
     fit(resumed, callbacks.BackupAndRestore(folder))
+    assert_same(resumed, whole)
+    for model in (resumed, whole):  # It begins with epoch 0.
+        fit(model, epochs=1)
     assert_same(resumed, whole)
     for a, b in zip(resumed.variables, whole.variables):
         np.testing.assert_array_equal(a, b)  # The states of seeds, too.
@@ -161,3 +169,113 @@ def test_a_backup_that_is_not_whole_is_named_and_left(damage, tmp_path):
     for a, b in zip(model.get_weights(), before):
         np.testing.assert_array_equal(a, b)
     assert {path: path.read_bytes() for path in folder.iterdir()} == there
+
+
+def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path):
+    """To its end as without an interruption, epoch 1 once more."""
+    whole = compiled()
+    fit(whole)
+    folder = tmp_path / "backup"
+
+    def backup(**options):
+        return callbacks.BackupAndRestore(
+            folder, double_checkpoint=True, **options
+        )
+
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(compiled(), Die(), backup())
+    weights = ["1-0.weights.h5", "2-0.weights.h5"]
+    files = ["training_metadata.json", "training_metadata.json.bkp"]
+    assert names(folder) == weights + files
+    flipped(folder / "2-0.weights.h5")
+    resumed = compiled()
+    fit(resumed, backup(delete_checkpoint=False))
+    assert_same(resumed, whole)
+    # The backup before was the one that it went on from.
+    assert names(folder) == ["2-0+.weights.h5", "3-0.weights.h5", *files]
+    flipped(folder / "3-0.weights.h5")
+    (folder / files[1]).write_text("")
+    with pytest.raises(ValueError, match="3-0.weights.h5 or .* is damaged"):
+        fit(compiled(), backup())
+
+
+class Note(keras.callbacks.Callback):
+    """Notes the epochs, and dies in the second batch of the third one."""
+
+    def __init__(self, dies):
+        super().__init__()
+        self.dies, self.epochs = dies, []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epochs.append(epoch)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.dies and (self.epochs[-1], batch) == (2, 1):
+            raise KeyboardInterrupt
+
+
+def test_a_second_interruption_in_mid_epoch(tmp_path):
+    """The epoch goes on to be the third; no file of a backup is written over
+    before the next one is whole."""
+    epochs = []
+    for dies in (True, True, False):
+        note = Note(dies)
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(
+                compiled(),
+                note,
+                callbacks.BackupAndRestore(tmp_path / "backup", save_freq=1),
+            )
+        epochs.append(note.epochs)
+        if dies:
+            (weights, _) = names(tmp_path / "backup")
+            assert weights == "2-0" + "+" * (len(epochs) - 1) + ".weights.h5"
+    assert epochs == [[0, 1, 2], [2], [2]]
+
+
+@pytest.mark.parametrize("scheme", ["ram://", "file://"])
+def test_files_where_tensorflow_puts_them(scheme, tmp_path, monkeypatch):
+    """As Keras' own callbacks; nothing appears in a folder of that name."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = f"{scheme}{tmp_path}/remote"
+    whole = compiled()
+    fit(whole, callbacks.ModelCheckpoint(f"{folder}/last.keras"))
+    assert gfile.listdir(folder) == ["last.keras"]
+    gfile.copy(f"{folder}/last.keras", str(tmp_path / "copy.keras"))
+    restored = keras.models.load_model(tmp_path / "copy.keras")
+    tfkfac.attach(restored)
+    assert_same(restored, whole)
+    backup = f"{folder}/backup"
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(compiled(), Die(), callbacks.BackupAndRestore(backup))
+    found = sorted(gfile.listdir(backup))
+    assert found == ["2-0.weights.h5", "training_metadata.json"]
+    resumed = compiled()
+    fit(resumed, callbacks.BackupAndRestore(backup))
+    assert_same(resumed, whole)
+    assert not gfile.exists(backup) and names(tmp_path / "here") == []
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_ranks_that_see_other_backups_are_told(missing, tmp_path):
+    folders = [tmp_path / "0", tmp_path / "1"]
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(compiled(), Die(), callbacks.BackupAndRestore(folders[0]))
+    shutil.copytree(*folders)
+    made = [callbacks.BackupAndRestore(folder) for folder in folders]
+    found = two_ranks.run(2, lambda ranks: made[ranks.rank].find(ranks))
+    assert found[0] == found[1] and found[0]["epoch"] == 2
+    flipped(folders[missing] / "2-0.weights.h5")
+    errors = []
+
+    def find(ranks):
+        with pytest.raises(ValueError, match="2-0.weights.h5 or") as caught:
+            made[ranks.rank].find(ranks)
+        errors.append(str(caught.value))
+
+    two_ranks.run(2, find)
+    assert sum(e.startswith(f"Rank {missing}: Backup") for e in errors) == 1
+    shutil.rmtree(folders[missing])
+    with pytest.raises(RuntimeError, match="rank 1 sees another backup in"):
+        two_ranks.run(2, lambda ranks: made[ranks.rank].find(ranks))

@@ -83,6 +83,13 @@ class Horovod:
     def allgather(self, tensor, **options):
         return tf.constant([1.0, 2.0, 3.0, 4.0, 5.0])
 
+    def broadcast_variables(self, variables, root_rank):
+        assert root_rank == 0
+        self.asked += [(v.dtype, tuple(v.shape)) for v in variables]
+        for v in variables:  # The bytes of rank 0, all 1 bit further.
+            unsigned = tf.bitcast(v, tf.uint8)
+            v.assign(tf.bitcast(unsigned + 1, v.dtype))
+
     def broadcast_object(self, value, root_rank, process_set):
         return value, root_rank
 
@@ -137,3 +144,19 @@ def test_horovod_as_it_was_initialized(monkeypatch, size):
     monkeypatch.setitem(sys.modules, "horovod.tensorflow", started)
     found = communicator.current()
     assert (found.rank, found.size) == ((0, 1) if size == 1 else (1, 4))
+
+
+@pytest.mark.parametrize(
+    "dtype", [tf.float32, tf.bfloat16, tf.uint32, tf.complex64]
+)
+def test_variables_of_types_that_horovod_does_not_know(ranks, dtype):
+    """Their bytes travel, so that nothing is rounded."""
+    start = tf.cast([[1.0, 2.5, -3.0]], dtype)
+    v, scalar = tf.Variable(start), tf.Variable(start[0, 0])
+    ranks.broadcast_variables([v, scalar])
+    for found, before in ((v, start), (scalar, start[0, 0])):
+        np.testing.assert_array_equal(
+            tf.bitcast(found, tf.uint8), tf.bitcast(before, tf.uint8) + 1
+        )
+    known = dtype == tf.float32
+    assert {d for d, _ in ranks._hvd.asked} == {dtype if known else tf.uint8}

@@ -109,6 +109,22 @@ def check_loss_scale(folder):
     keras.config.set_dtype_policy(policy)
 
 
+def check_bfloat16(folder):
+    """Horovod does not know the type."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    for make in (kfac, lambda _: tfkfac.distribute(keras.optimizers.SGD(0.1))):
+        model = dense()
+        model.compile(make(model), LOSS)
+        model.fit(X, Y, batch_size=4, verbose=0,
+                  callbacks=[callbacks.Distributed()])  # fmt: skip
+        assert model.trainable_weights[0].dtype == "bfloat16"
+        assert equal_on_all_ranks(weights(model).astype("float32"))
+        statistics = np.concatenate(model.layers[1].get_weights())
+        assert equal_on_all_ranks(statistics.astype("float32"))
+    keras.config.set_dtype_policy(policy)
+
+
 def check_sum_reduction(folder):
     """Gradients are added; the regularizer counts once."""
     loss = keras.losses.SparseCategoricalCrossentropy(
@@ -314,8 +330,14 @@ def check_fit(folder):
         assert "logits/output_factor/inverse" in saved
     RANKS.gather_objects(None)
     model.train_on_batch(X, Y)
-    with raises(RuntimeError, "gather_curvature"):
-        model.save(pathlib.Path(folder) / f"{RANK}.keras")
+    for save, suffix in (
+        (model.save, "keras"), (model.save_weights, "weights.h5"),
+    ):  # fmt: skip
+        refused = pathlib.Path(folder) / f"{RANK}.{suffix}"
+        refused.write_text("old")
+        with raises(RuntimeError, "gather_curvature"):
+            save(refused)
+        assert refused.read_text() == "old"
 
 
 if __name__ == "__main__":

@@ -75,6 +75,65 @@ def check_resumed_with_dropout(folder):
     assert abs(float(resumed.optimizer.learning_rate) - 0.05) < 1e-7
 
 
+def check_windows_of_micro_steps_go_on(folder):
+    """Sums of micro-steps differ by rank: over backups and calls of `fit` they
+    come to those of one process on the joint batch."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    def make(kind):
+        model = dense()
+        model.layers[1].trainable = False  # Without local statistics.
+        for i, v in enumerate(model.trainable_variables):
+            v.assign(np.random.default_rng(i).normal(size=v.shape))
+        options = {"gradient_accumulation_steps": 2}
+        if kind == "kfac":
+            optimizer = kfac(model, **options)
+        else:
+            sgd = keras.optimizers.SGD(0.1, momentum=0.9, **options)
+            optimizer = tfkfac.distribute(sgd)
+        model.compile(optimizer, LOSS)
+        return model
+
+    def fit(model, x, y, *given, epochs=2):
+        model.fit(
+            x, y, batch_size=len(x) // 3, epochs=epochs, shuffle=False,
+            verbose=0, callbacks=list(given),
+        )  # fmt: skip
+
+    x, y = X[:6], Y[:6]  # Three batches, each of one and a half windows.
+    every = [np.split(v, 3) for v in (x, y)]
+    every = RANKS.gather_objects(every)
+    joint = [
+        np.concatenate([of_rank[i][k] for k in range(3) for of_rank in every])
+        for i in range(2)
+    ]
+    for kind in ("kfac", "sgd"):
+        backup = pathlib.Path(folder) / f"window_{kind}"
+        with alone():
+            expected = make(kind)
+        for _ in range(2):
+            fit(expected, *joint, epochs=3)
+        found = []
+        for stops in (False, True):
+            given = callbacks.Distributed(), callbacks.BackupAndRestore(backup)
+            if stops:
+                with contextlib.suppress(KeyboardInterrupt):
+                    fit(make(kind), x, y, *given, Stop(), epochs=3)
+            model = make(kind)
+            fit(model, x, y, *given, epochs=3)
+            fit(model, x, y, callbacks.Distributed(), epochs=3)
+            found.append(weights(model))
+        assert equal_on_all_ranks(found[0])
+        np.testing.assert_array_equal(*found)
+        np.testing.assert_allclose(
+            found[0], weights(expected), rtol=1e-5, atol=1e-6
+        )
+
+
 def check_saves_in_mid_epoch(folder):
     """They hold the mean of the moving statistics."""
     path = pathlib.Path(folder) / "middle.weights.h5"

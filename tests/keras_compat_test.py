@@ -287,20 +287,6 @@ def test_steps_that_a_loss_scale_skips_are_told():
     assert told == [1.0]  # After it was halved.
 
 
-def test_xla_is_kept_away_where_it_was_not_asked_for():
-    model = sequential(name="auto")
-    keras_compat.keep_xla_away(model, 2)
-    model.compile("sgd", "mse", jit_compile="auto")
-    model.jit_compile = True  # As "auto" comes to on a GPU.
-    model.make_train_function()
-    assert not model.jit_compile
-    model = sequential(name="asked")
-    keras_compat.keep_xla_away(model, 2)
-    model.compile("sgd", "mse", jit_compile=True)
-    with pytest.raises(ValueError, match="'asked' was compiled .* one of 2 pr"):
-        model.make_train_function()
-
-
 # Optimizers.
 
 
@@ -318,14 +304,18 @@ def test_state_of_an_optimizer():
     clipped = keras_compat.clip(optimizer, [tf.constant([6.0, 8.0])])
     np.testing.assert_allclose(clipped, [[3, 4]], rtol=1e-6)
     optimizer.apply([tf.constant([1.0, 2.0]), tf.constant([3.0])], [a, b])
-    found = [keras_compat.accumulated_gradient(optimizer, v) for v in (a, b)]
+    found = keras_compat.accumulated_gradients(optimizer)
     np.testing.assert_array_equal(found[0], [1, 2])
     np.testing.assert_array_equal(found[1], [3])
+    assert keras_compat.trained_variables(optimizer) == [a, b]
+    assert keras_compat.calls_of_apply(optimizer) == 1
+    assert int(optimizer.iterations) == 0
     pairs = keras_compat.moving_averages(optimizer)
     assert len(pairs) == 2 and pairs[0][0] is a and pairs[0][1].shape == (2,)
     assert keras_compat.has_constant_rate(optimizer)
     decay = keras.optimizers.schedules.PolynomialDecay(0.1, 10)
     assert not keras_compat.has_constant_rate(keras.optimizers.SGD(decay))
+    assert keras_compat.accumulated_gradients(keras.optimizers.SGD(decay)) == []
 
 
 def test_paths_in_state_trees():

@@ -28,13 +28,20 @@ def models(number=2):
     return made
 
 
-def on_ranks(function, size=2, made=None):
+class Kfac(tfkfac.KFAC):
+    """One whose micro-steps can be counted without making them."""
+
+    def advance(self):
+        self._iterations.assign_add(1)
+
+
+def on_ranks(function, size=2, made=None, **settings):
     """Calls function(shared, layers, optimizer, rank) on each rank."""
     made = made or models(size)
 
     def of_rank(ranks):
         model = made[ranks.rank]
-        optimizer = tfkfac.KFAC(name="kfac")
+        optimizer = Kfac(name="kfac", **settings)
         optimizer.build(model.trainable_variables)
         model.compile(optimizer, "mse")
         shared = SharedCurvature(optimizer, ranks)
@@ -146,3 +153,18 @@ def test_one_process_has_it_all():
         return list(saved) == list(before)
 
     assert on_ranks(alone, size=1) == [True]
+
+
+def test_what_was_gathered_is_old_after_a_micro_step():
+    """Also within the window that it was gathered in."""
+
+    def gather(shared, own, optimizer, rank):
+        shared.gather(own)
+        if rank == 0:
+            shared.require_gathered()
+        optimizer.advance()
+        for refused in (optimizer.curvature.to_save, shared.require_gathered):
+            with pytest.raises(RuntimeError, match="gather_curvature"):
+                refused()
+
+    on_ranks(gather, gradient_accumulation_steps=3)

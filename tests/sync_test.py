@@ -1,11 +1,14 @@
 """The same state on all ranks before the first step, or an error."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 import two_ranks
 from keras import layers
 
+import tfkfac
 from tfkfac.distributed import sync
 from tfkfac.state import Curvature
 
@@ -95,3 +98,147 @@ def test_curvature_that_rank_0_has_loaded():
     assert curvatures(None, None) == [[], []]
     with pytest.raises(RuntimeError, match="Rank 1 has loaded .* load it on"):
         curvatures(None, values)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Holding(layers.Layer):
+    """Its configuration holds what it was given."""
+
+    def __init__(self, value, **options):
+        super().__init__(**options)
+        self.value = value
+
+    def call(self, x):
+        return x
+
+    def get_config(self):
+        return super().get_config() | {"value": self.value}
+
+
+class Plain:
+    """It has no text but its address."""
+
+
+class Shuffled(frozenset):
+    """A set with an order of its own, as in another process."""
+
+    def __iter__(self):
+        return iter(sorted(super().__iter__(), reverse=self.reverse))
+
+
+def shuffled(reverse):
+    made = Shuffled("abc")
+    made.reverse = reverse
+    return made
+
+
+ALIKE = {
+    "function": lambda rank: lambda x: x + rank,
+    "method": lambda rank: Plain().__init__,
+    "object": lambda rank: Plain(),
+    "partial": lambda rank: functools.partial(lambda x: x, 3),
+    "set": lambda rank: shuffled(bool(rank)),
+    "within": lambda rank: (1, [shuffled(bool(rank)), Plain()]),
+}
+
+
+def holding(*values):
+    made = []
+    for value in values:
+        keras.utils.clear_session(free_memory=False)
+        m = keras.Sequential(
+            [keras.Input((4,)), Holding(value), layers.Dense(2)]
+        )
+        m.compile("sgd", "mse")
+        made.append(m)
+    return made
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_settings_are_compared_by_what_they_are(kind):
+    """Equal ones have other addresses, and sets another order."""
+    broadcast(*holding(ALIKE[kind](0), ALIKE[kind](1)))
+
+
+@pytest.mark.parametrize(
+    "values", [(frozenset("ab"), frozenset("ac")), ((1, 2), (1, 3)),
+               ("0x12", "0x13"), (Plain(), Holding(0))],
+)  # fmt: skip
+def test_settings_that_differ_are_named(values):
+    with pytest.raises(RuntimeError, match="differs from rank 0 in .* value"):
+        broadcast(*holding(*values))
+
+
+# Sums over micro-steps.
+
+
+def in_mid_window(gradient, calls=1, steps=3, weight=1.0):
+    """An optimizer that has summed a gradient so often."""
+    w = keras.Variable([weight, weight])
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps)
+    optimizer.build([w])
+    for _ in range(calls):
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [w])
+    return optimizer
+
+
+def joined(*optimizers):
+    two_ranks.run(
+        len(optimizers),
+        lambda ranks: sync.join_sums(optimizers[ranks.rank], ranks),
+    )
+    return [sync.sums_of_window(o)[0].numpy().tolist() for o in optimizers]
+
+
+def test_sums_of_the_ranks_become_their_mean():
+    found = joined(in_mid_window([1.0, 8.0]), in_mid_window([3.0, -8.0]))
+    assert found == [[2.0, 0.0]] * 2
+
+
+def test_equal_sums_stay_bit_for_bit():
+    """The mean of three numbers, summed in float32, may be another."""
+    value = np.float32([0.1, 1 / 3])
+    found = joined(*[in_mid_window(value) for _ in range(3)])
+    assert found == [value.tolist()] * 3
+
+
+@pytest.mark.parametrize(
+    "other", [{"calls": 0}, {"calls": 2}, {"weight": 2.0}, {"calls": 3}]
+)
+def test_sums_of_another_state_do_not_count(other):
+    """Such as those of a rank that has not loaded what rank 0 has."""
+    first, stale = in_mid_window([1.0, 8.0]), in_mid_window([3.0, 5], **other)
+    assert joined(first, stale) == [[1.0, 8.0]] * 2
+
+
+def test_a_bad_micro_step_of_one_rank_is_one_of_all():
+    def optimizer(is_finite, D):
+        keras.utils.clear_session(free_memory=False)
+        made = tfkfac.KFAC(gradient_accumulation_steps=2)
+        made.build([keras.Variable([1.0])])
+        made.window_is_finite.assign(is_finite)
+        made.window_divisor.assign(D)
+        return made
+
+    ranks = [optimizer(True, 4.0), optimizer(False, 8.0)]
+    joined(*ranks)
+    for made in ranks:
+        assert not made.window_is_finite.numpy()
+        assert float(made.window_divisor) == 6.0
+    ranks = [optimizer(True, 4.0), optimizer(True, 8.0)]
+    joined(*ranks)
+    assert all(made.window_is_finite.numpy() for made in ranks)
+
+
+def test_all_begin_with_the_joint_sums():
+    models = [model() for _ in range(2)]
+    for rank, m in enumerate(models):
+        m.compile(keras.optimizers.SGD(gradient_accumulation_steps=2), "mse")
+        m.set_weights(models[0].get_weights())
+        m.optimizer.build(m.trainable_variables)
+        gradients = [np.full(v.shape, rank) for v in m.trainable_variables]
+        m.optimizer.apply([keras.ops.cast(g, "float32") for g in gradients])
+    broadcast(*models)
+    for m in models:
+        for total in sync.sums_of_window(m.optimizer):
+            np.testing.assert_array_equal(total, np.full(total.shape, 0.5))

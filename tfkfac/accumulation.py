@@ -2,6 +2,9 @@
 
 V is the sum of D V over the micro-steps over that of D: the gradient of the
 joint batch. One micro-step that is not finite costs the whole update.
+
+Each rank sums n D V and n D, with n the number of ranks, so that the joint sums
+are the means over the ranks, as of other optimizers (`sync.join_sums`).
 """
 
 import tensorflow as tf
@@ -41,11 +44,12 @@ class MicroStep(Step):
         return false()
 
     def _add_gradients(self, first):
-        """Adds D V and D to their sums over the micro-steps."""
+        """Adds n D V and n D to their sums over the micro-steps."""
         self.scale_sums()
         total = self.optimizer.window_divisor
         # Without loss terms, V of the regularizers alone counts by a trace.
         D = tf.cast(tf.maximum(self.divisor(), 1e-12), total.dtype)
+        D = self.distributor.size * D
         more = tf.logical_not(first)
         total.assign(tf.where(more, total.value, 0) + D)
         for variable, g in zip(self._gradient_sums(), self.grads):
@@ -54,8 +58,9 @@ class MicroStep(Step):
         return tf.constant(True)
 
     def _gradient_sums(self):
+        sums = keras_compat.accumulated_gradients(self.optimizer)
         return [
-            keras_compat.accumulated_gradient(self.optimizer, v)
+            sums[keras_compat.index_of(self.optimizer, v)]
             for v in self.variables
         ]
 

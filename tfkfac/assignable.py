@@ -19,6 +19,8 @@ class Assignable(keras.optimizers.Optimizer):
 
     hyperparameters: dict[str, Hyperparameter]
     skip_counter: keras.Variable
+    window_is_finite: keras.Variable
+    window_divisor: keras.Variable
 
     @property
     def learning_rate(self):
@@ -126,6 +128,14 @@ class Assignable(keras.optimizers.Optimizer):
     def micro_step(self) -> tf.Tensor:
         """The number of calls of `apply` towards the next update."""
         return self._iterations.value % self.gradient_accumulation_steps
+
+    @property
+    def own_of_window(self) -> list[keras.Variable]:
+        """What each rank has for itself of the micro-steps so far, beside the
+        sums of gradients."""
+        if not self.gradient_accumulation_steps:
+            return []
+        return [self.window_is_finite, self.window_divisor]
 
     def _get_current_learning_rate(self):
         rate = self._learning_rate

@@ -12,6 +12,7 @@ from tfkfac import (
     attached_layers,
     factor_sizes,
     keras_compat,
+    model_methods,
     registry,
     report,
     state_tree,
@@ -56,7 +57,13 @@ class AttachedModel:
         self._name = f"tfkfac.{next(_numbers)}"
         self._watched: weakref.WeakSet = weakref.WeakSet()
         if self.communicator.size > 1:
-            keras_compat.keep_xla_away(model, self.communicator.size)
+            model_methods.keep_xla_away(model, self.communicator.size)
+        model_methods.raise_sentences(model)
+        model_methods.call_before(
+            model,
+            save=lambda: self._require_savable(optimizer.get_config),
+            save_weights=self._require_savable,
+        )
         self.recorder = Recorder(
             model, wants=self._wants, before=self._before_recording
         )
@@ -199,6 +206,13 @@ class AttachedModel:
         """Brings the curvature of all ranks to rank 0."""
         if self._layers is not None:
             self.shared.gather(self._layers)
+
+    def _require_savable(self, *checks) -> None:
+        """Raises where the model cannot be saved with this optimizer."""
+        outer = getattr(self.model, "optimizer", None)
+        if loss_scale.unwrapped(outer) is self.optimizer:
+            for check in (*checks, self.shared.require_gathered):
+                check()
 
     def require_fitting_state(self) -> None:
         """Raises ValueError where loaded curvature is of another model."""

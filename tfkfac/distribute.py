@@ -20,9 +20,11 @@ def distribute(
 
     What `hvd.DistributedOptimizer` does no longer under Keras 3. The average is
     taken before Keras' clipping; with gradient accumulation, of the sums.
-    `tfkfac.callbacks.Distributed` starts all ranks alike. A `KFAC` does so by
-    itself; in a `LossScaleOptimizer` that no model is compiled with, for an
-    own training loop, it needs this call for what follows.
+    `tfkfac.callbacks.Distributed` starts all ranks alike. Within a window of
+    micro-steps save by `tfkfac.callbacks.ModelCheckpoint`, which joins the sums
+    of the ranks. A `KFAC` averages by itself; in a `LossScaleOptimizer` that no
+    model is compiled with, for an own training loop, it needs this call for
+    what follows.
 
     A step that a `LossScaleOptimizer` skips on one rank is skipped on all:
     under mixed_float16 wrap the optimizer in one first, as `compile` would do

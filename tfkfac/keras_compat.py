@@ -244,6 +244,11 @@ def is_in_stock_train_step(model: keras.Model) -> bool:
     return any(self is model for self in callers(stock.train_step))
 
 
+def begin_with_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Has `fit` begin with an epoch; None for its `initial_epoch`."""
+    model._initial_epoch = epoch
+
+
 def loss_scaling_around(
     optimizer: keras.optimizers.Optimizer,
 ) -> keras.optimizers.LossScaleOptimizer | None:
@@ -253,29 +258,6 @@ def loss_scaling_around(
         if getattr(outer, "inner_optimizer", None) is optimizer:
             return outer
     return None
-
-
-def keep_xla_away(model: keras.Model, ranks: int) -> None:
-    """Keeps XLA away from collectives, which it cannot compile.
-
-    Args:
-        model: The model; jit_compile="auto" is turned off when it is trained.
-        ranks: How many there are, for the message.
-    """
-    original = model.make_train_function
-
-    def make_train_function(force=False):
-        if model.jit_compile:
-            if model.get_compile_config()["jit_compile"] is True:
-                raise ValueError(
-                    f"{model.name!r} was compiled with jit_compile=True, and "
-                    f"this is one of {ranks} processes: XLA cannot compile "
-                    "Horovod's collectives. Compile it with jit_compile=False."
-                )
-            model.jit_compile = False
-        return original(force)
-
-    set_untracked(model, make_train_function=make_train_function)
 
 
 # Optimizers and their state.
@@ -327,12 +309,23 @@ def moving_averages(
     return [(v, average) for v, average in pairs if average is not None]
 
 
-def accumulated_gradient(
-    optimizer: keras.optimizers.Optimizer, variable: keras.Variable
-) -> keras.Variable:
-    """Returns the state in which gradients of a variable are summed."""
-    index = index_of(optimizer, variable)
-    return optimizer._accumulated_gradients[index]
+def calls_of_apply(optimizer: keras.optimizers.Optimizer) -> int:
+    """Returns how often `apply` was called; `iterations` counts windows."""
+    return int(optimizer._iterations)
+
+
+def trained_variables(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[keras.Variable]:
+    """Returns the variables that an optimizer was built for."""
+    return list(optimizer._trainable_variables)
+
+
+def accumulated_gradients(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[keras.Variable]:
+    """Returns the sums of gradients over micro-steps; [] without such."""
+    return list(getattr(optimizer, "_accumulated_gradients", []))
 
 
 def has_constant_rate(optimizer: keras.optimizers.Optimizer) -> bool:

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import factor_sizes, inverters, report, settings
+from tfkfac import factor_sizes, inverters, keras_compat, report, settings
 from tfkfac.accumulation import MicroStep
 from tfkfac.assignable import Assignable
 from tfkfac.attached_model import AttachedModel
@@ -337,7 +337,7 @@ class KFAC(OptimizerState, Assignable):
             if int(self._iterations.numpy()) > 0:
                 return
             averages = getattr(self, "_model_variables_moving_average", [])
-            sums = getattr(self, "_accumulated_gradients", [])
+            sums = keras_compat.accumulated_gradients(self)
             for variable in [*self.momenta, *averages, *sums]:
                 self._untrack_variable(variable)
             self._trainable_variables_indices = {}

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkfac import keras_compat
+from tfkfac import assertions, keras_compat
 
 _NAMES, _UPDATES = "names", "updates"
 _UNKNOWN = -1
@@ -279,7 +279,10 @@ class Curvature(tf.train.experimental.PythonState):
         if not tf.executing_eagerly():
             own, t = self.updates.value, updates()
             own = tf.where(tf.equal(own, _UNKNOWN), t, own)
-            tf.debugging.assert_equal(own, t, f"Updates of KFAC: {mend}")
+            assertions.require(
+                tf.equal(own, t),
+                f"KFAC and its curvature have not made as many updates: {mend}",
+            )
 
     def advance(self, before: tf.Tensor, after: tf.Tensor) -> None:
         """Counts an update; t of the rest was `before` and is `after`."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
-from tfkfac import linalg
+from tfkfac import assertions, linalg
 from tfkfac.distributed import packing
 from tfkfac.estimator import state_dtype
 from tfkfac.tracing import on_host
@@ -215,19 +215,20 @@ class Step:
         optimizer = self.optimizer
         optimizer.skip_counter.assign_add(1)
         optimizer.skips_in_a_row.assign_add(1)
-        tf.debugging.assert_less_equal(
-            optimizer.skips_in_a_row.value,
-            tf.constant(optimizer.max_skipped_steps, tf.int64),
-            message=(
-                "KFAC skipped more than "
-                f"max_skipped_steps={optimizer.max_skipped_steps} updates in a "
-                "row: their gradients held NaN or infinity, or a schedule or "
-                "the learning rate did. Look for such values in the data and "
-                "the schedules, or lower the learning rate or raise the "
-                "damping."
-            ),
-        )
+        limit = optimizer.max_skipped_steps
+        few = optimizer.skips_in_a_row.value <= limit
+        assertions.require(few, too_many_skipped(limit))
         return tf.constant(False)
+
+
+def too_many_skipped(limit: int) -> str:
+    """Returns what is said when more than `limit` updates were skipped."""
+    return (
+        f"KFAC skipped more than max_skipped_steps={limit} updates in a row: "
+        "their gradients held NaN or infinity, or a schedule or the learning "
+        "rate did. Look for such values in the data and the schedules, or "
+        "lower the learning rate or raise the damping."
+    )
 
 
 def false():

@@ -4,15 +4,20 @@ import contextlib
 import hashlib
 import json
 import os
-import pathlib
+from collections.abc import Iterator
 
 import keras
+import tensorflow as tf
+from absl import logging
+from tensorflow.io import gfile
 
 from tfkfac import keras_compat
 from tfkfac.callbacks.distributed import average_statistics
 from tfkfac.distributed import communicator, sync
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.optimizer import KFAC
+
+_SUFFIX = ".weights.h5"
 
 
 class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -30,28 +35,89 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     All ranks restore from it: the folder must be one that all of them see. The
     states of seed generators, as of dropout, are each rank's own; on another
-    number of ranks all but the first start with new ones.
+    number of ranks all but the first start with new ones. With
+    `double_checkpoint` the backup before the last one stays, and takes the
+    place of a damaged one.
 
     Raises:
         ValueError: `fit` was to go on from a backup of which a file is missing
-            or damaged; the message names it. Nothing is changed.
+            or damaged, and there is no copy; the message names it. Nothing is
+            changed.
+        RuntimeError: The ranks see different backups.
     """
 
-    def _load_model(self):
-        if os.path.exists(self._training_metadata_path):
-            metadata = _read(pathlib.Path(self._training_metadata_path))
-            self._weights_path = os.path.join(
-                self.backup_dir, metadata["weights"]
+    _last: dict | None = None  # The metadata of the last backup.
+
+    def on_train_begin(self, logs=None):
+        ranks = communicator.current()
+        self._last = self.find(ranks)
+        if self._last is None:
+            return
+        if not self.model.built:
+            raise ValueError(
+                f"BackupAndRestore: build {self.model.name!r}, or call it on "
+                "a batch, before fit: there is a backup to go on from."
             )
-            ranks = communicator.current()
-            seeds = sync.seeds(self.model)
-            own = [v.numpy() for v in seeds]
-            super()._load_model()
-            saved = metadata["seeds"]
-            if len(saved) == ranks.size or ranks.rank == 0:
-                own = saved[ranks.rank]
-            for v, value in zip(seeds, own):
-                v.assign(value)
+        if not self.model.optimizer.built:
+            self.model.optimizer.build(self.model.trainable_variables)
+        seeds = sync.seeds(self.model)
+        own = [v.numpy() for v in seeds]
+        self.model.load_weights(self._path(self._last["weights"]))
+        keras_compat.begin_with_epoch(self.model, self._last["epoch"])
+        saved = self._last["seeds"]
+        if len(saved) == ranks.size or ranks.rank == 0:
+            own = saved[ranks.rank]
+        for v, value in zip(seeds, own):
+            v.assign(value)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.backup_dir, name)
+
+    def find(self, ranks: communicator.Communicator) -> dict | None:
+        """Returns the metadata of the backup to go on from; None for none.
+
+        To be called on all ranks; it raises on all of them or on none.
+        """
+        found, failure = None, None
+        try:
+            found = self._read_last()
+        except ValueError as error:
+            failure = error
+        of_ranks = ranks.gather_objects((found, failure and str(failure)))
+        if failure is not None:
+            raise failure
+        for rank, (other, message) in enumerate(of_ranks):
+            if message is not None:
+                raise ValueError(f"Rank {rank}: {message}")
+            if other != of_ranks[0][0]:
+                raise RuntimeError(
+                    f"BackupAndRestore: rank {rank} sees another backup in "
+                    f"{self.backup_dir} than rank 0, or none: give all ranks a "
+                    "folder that all of them see."
+                )
+        return found
+
+    def _read_last(self) -> dict | None:
+        """Returns the metadata of the last backup that is whole; None where
+        there is none; ValueError where none is whole."""
+        paths = self._training_metadata_path, self._prev_training_metadata_path
+        first = None
+        for path in filter(gfile.exists, paths):
+            try:
+                found = _read(path)
+            except ValueError as error:
+                first = first or error
+                continue
+            if first is not None:
+                logging.warning("%s This run goes on from %s.", first, path)
+            return found
+        if first is not None:
+            raise first
+        return None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._current_epoch = epoch
+        keras_compat.begin_with_epoch(self.model, None)  # As the next `fit`.
 
     def _save_model(self):
         _gather(self.model)
@@ -60,60 +126,77 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         )
         if communicator.current().rank > 0:
             return
-        folder = pathlib.Path(self.backup_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        gfile.makedirs(self.backup_dir)
+        name = f"{self._current_epoch}-{self._last_batch_seen}"
+        while gfile.exists(self._path(name + _SUFFIX)):
+            name += "+"  # A backup stays whole until the next one is.
         metadata = {
             "epoch": self._current_epoch,
             "batch": self._last_batch_seen,
             "seeds": seeds,
+            "weights": name + _SUFFIX,
         }
-        metadata["weights"] = "{epoch}-{batch}.weights.h5".format(**metadata)
+        weights = self._path(metadata["weights"])
         with _whole_files(self.model):
-            self.model.save_weights(folder / metadata["weights"])
-        metadata["digest"] = _digest(metadata, folder / metadata["weights"])
+            self.model.save_weights(weights)
+        metadata["digest"] = _digest(metadata, weights)
+        kept = {metadata["weights"]}
+        previous = self._prev_training_metadata_path
+        if self.double_checkpoint and self._last is not None:
+            _write(previous, self._last)
+            kept.add(self._last["weights"])
+        _write(self._training_metadata_path, metadata)
+        self._last = metadata
         # From here on the new file counts, and the old ones can go.
-        path = pathlib.Path(self._training_metadata_path)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(metadata))
-        os.replace(part, path)
-        for old in folder.glob("*.weights.h5"):
-            if old.name != metadata["weights"]:
-                old.unlink()
+        if len(kept) == 1 and gfile.exists(previous):
+            gfile.remove(previous)
+        for old in gfile.listdir(self.backup_dir):
+            if old.endswith(_SUFFIX) and old not in kept:
+                gfile.remove(self._path(old))
 
     def on_train_end(self, logs=None):
+        keras_compat.begin_with_epoch(self.model, None)
         communicator.current().gather_objects(None)  # All have restored.
         if communicator.current().rank == 0:
             super().on_train_end(logs)
 
 
-def _read(path: pathlib.Path) -> dict:
+def _write(path: str, metadata: dict) -> None:
+    with _whole(path) as part, gfile.GFile(part, "w") as file:
+        file.write(json.dumps(metadata))
+
+
+def _read(path: str) -> dict:
     """Returns the metadata of a backup; ValueError where it is not whole."""
     try:
-        metadata = json.loads(path.read_text())
-        weights = path.parent / metadata["weights"]
-        digest = metadata.pop("digest")
-    except (ValueError, TypeError, KeyError, OSError) as error:
+        with gfile.GFile(path, "rb") as file:
+            metadata = json.loads(file.read())
+        weights = os.path.join(os.path.dirname(path), metadata["weights"])
+        digest = metadata["digest"]
+    except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
         raise _broken(path, "cannot be read as a backup's") from error
+    of = os.path.basename(path)
     try:
         is_whole = _digest(metadata, weights) == digest
-    except OSError as error:
-        raise _broken(weights, f"of {path.name} cannot be read") from error
+    except tf.errors.OpError as error:
+        raise _broken(weights, f"of {of} cannot be read") from error
     if not is_whole:
-        raise _broken(weights, f"or {path.name} is damaged")
+        raise _broken(weights, f"or {of} is damaged")
     return metadata
 
 
 def _broken(path, what) -> ValueError:
     return ValueError(
         f"BackupAndRestore: {path} {what}. Put back the files as they were, or "
-        f"delete {path.parent} to train from the beginning."
+        f"delete {os.path.dirname(path)} to train from the beginning."
     )
 
 
-def _digest(metadata: dict, weights: pathlib.Path) -> str:
-    """Returns the SHA-256 of metadata and of the file of weights."""
-    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    with weights.open("rb") as file:
+def _digest(metadata: dict, weights: str) -> str:
+    """Returns the SHA-256 of metadata but for it, and of the weights' file."""
+    known = {k: v for k, v in metadata.items() if k != "digest"}
+    found = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    with gfile.GFile(weights, "rb") as file:
         while part := file.read(1 << 20):
             found.update(part)
     return found.hexdigest()
@@ -125,6 +208,21 @@ def _gather(model) -> None:
     optimizer = unwrapped(model.optimizer)
     if isinstance(optimizer, KFAC):
         optimizer.gather_curvature()
+    else:
+        sync.join_sums(optimizer, communicator.current())
+
+
+@contextlib.contextmanager
+def _whole(path: str) -> Iterator[str]:
+    """Gives a path to write to, of what appears as `path` when complete."""
+    name = os.path.basename(path)  # The folder may be a bucket.
+    part = path.removesuffix(name) + "part." + name
+    try:
+        yield part
+        gfile.rename(part, path, overwrite=True)
+    finally:
+        if gfile.exists(part):
+            gfile.remove(part)
 
 
 @contextlib.contextmanager
@@ -133,14 +231,8 @@ def _whole_files(model):
 
     def whole(save):
         def save_whole(filepath, *args, **kwargs):
-            path = pathlib.Path(filepath)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name("part." + path.name)
-            try:
+            with _whole(os.fspath(filepath)) as part:
                 save(part, *args, **{**kwargs, "overwrite": True})
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
 
         return save_whole
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.optimizer import KFAC
+from tfkfac.step import too_many_skipped
 
 
 class StopOnSkippedSteps(keras.callbacks.Callback):
@@ -35,15 +36,9 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         optimizer = unwrapped(self.model.optimizer)
-        in_a_row = int(optimizer.skips_in_a_row.numpy())
-        if in_a_row > optimizer.max_skipped_steps:
-            raise RuntimeError(
-                f"KFAC skipped {in_a_row} updates in a row, more than "
-                f"max_skipped_steps={optimizer.max_skipped_steps}: their "
-                "gradients held NaN or infinity, or a schedule or the learning "
-                "rate did. Look for such values in the data and the schedules, "
-                "or lower the learning rate or raise the damping."
-            )
+        limit = optimizer.max_skipped_steps
+        if int(optimizer.skips_in_a_row) > limit:
+            raise RuntimeError(too_many_skipped(limit))
         optimizer.curvature.require_of(lambda: optimizer.updates)
 
 

@@ -8,6 +8,11 @@ from typing import Any
 
 import tensorflow as tf
 
+# What Horovod broadcasts.
+_TYPES = {
+    tf.bool, tf.uint8, tf.int8, tf.uint16, tf.int16, tf.int32, tf.int64,
+    tf.float16, tf.float32, tf.float64,
+}  # fmt: skip
 _LAUNCHERS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -140,7 +145,15 @@ class HorovodCommunicator(Communicator):
         )
 
     def broadcast_variables(self, variables):
-        self._hvd.broadcast_variables(list(variables), root_rank=0)
+        # Of types that Horovod does not know, bfloat16 say, the bytes travel.
+        sent = [
+            v if v.dtype in _TYPES else tf.Variable(tf.bitcast(v, tf.uint8))
+            for v in variables
+        ]
+        self._hvd.broadcast_variables(sent, root_rank=0)
+        for v, other in zip(variables, sent):
+            if other is not v:
+                v.assign(tf.bitcast(other, v.dtype))
 
     def split(self, members):
         own = None

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.attached_layers import AttachedLayers
 from tfkfac.distributed import sync
 from tfkfac.distributed.communicator import Communicator
@@ -81,9 +82,11 @@ class SharedCurvature:
             self._optimizer.curvature.forget_waiting(unseen)
 
     def gather(self, layers: AttachedLayers) -> None:
-        """Brings the curvature of all ranks to rank 0."""
+        """Brings the curvature of all ranks to rank 0, and joins their sums of
+        a window of micro-steps."""
         if self._ranks.size == 1:
             return
+        sync.join_sums(self._optimizer, self._ranks)
         state = self._owned(layers)
         if self._ranks.rank == 0:
             state = self._optimizer.curvature.state()
@@ -91,7 +94,7 @@ class SharedCurvature:
         for of_rank in self._ranks.gather_objects(state):
             gathered.update(of_rank)
         if self._ranks.rank == 0:
-            self._gathered = int(self._optimizer.iterations), gathered
+            self._gathered = self._now(), gathered
 
     def _owned(self, layers) -> dict[str, np.ndarray]:
         """Returns the curvature of the blocks that this rank owns, by name."""
@@ -101,12 +104,21 @@ class SharedCurvature:
         state = self._optimizer.curvature.state()
         return {k: v for k, v in state.items() if k.startswith(paths)}
 
+    def _now(self) -> int:
+        """Returns what the state is of: the number of steps and micro-steps."""
+        return keras_compat.calls_of_apply(self._optimizer)
+
+    def require_gathered(self) -> None:
+        """Raises RuntimeError where rank 0 lacks what it is to save."""
+        if self._ranks.size > 1:
+            self._to_save()
+
     def _to_save(self) -> dict[str, np.ndarray]:
-        now = int(self._optimizer.iterations)
-        if self._gathered is None or self._gathered[0] != now:
+        if self._gathered is None or self._gathered[0] != self._now():
             raise RuntimeError(
                 f"The curvature lies on {self._ranks.size} ranks: call "
                 "optimizer.gather_curvature() on every rank before rank 0 "
                 "saves, or use tfkfac.callbacks.ModelCheckpoint."
             )
+
         return self._gathered[1]

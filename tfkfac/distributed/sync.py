@@ -1,5 +1,9 @@
 """The same model and the same state on all ranks, before the first step."""
 
+import hashlib
+import re
+from collections.abc import Mapping
+
 import keras
 import tensorflow as tf
 
@@ -14,9 +18,10 @@ def broadcast(
 ) -> None:
     """Gives all ranks the weights and the optimizer's state of rank 0.
 
-    The states of seed generators stay each rank's own. The curvature, of which
-    each has another share, is not among the optimizer's variables on several
-    ranks; `broadcast_curvature` is for what was loaded of it.
+    The states of seed generators stay each rank's own, and the sums of a window
+    of micro-steps become the joint ones, as of `join_sums`. The curvature, of
+    which each has another share, is not among the optimizer's variables on
+    several ranks; `broadcast_curvature` is for what was loaded of it.
 
     Args:
         model: A built model.
@@ -31,8 +36,9 @@ def broadcast(
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
         _require_same(model, optimizer, communicator)
+        join_sums(optimizer, communicator)
         variables = {id(v): v for v in model.variables + optimizer.variables}
-        own = {id(v) for v in seeds(model)}
+        own = {id(v) for v in [*seeds(model), *sums_of_window(optimizer)]}
         communicator.broadcast_variables(
             [v.value for k, v in variables.items() if k not in own]
         )
@@ -41,6 +47,51 @@ def broadcast(
 def seeds(model: keras.Model) -> list[keras.Variable]:
     """Returns the states of the model's seed generators."""
     return [v for v in model.variables if v.name == "seed_generator_state"]
+
+
+def sums_of_window(optimizer) -> list[keras.Variable]:
+    """Returns the state of an optimizer that each rank has for itself between
+    the micro-steps of a window (`gradient_accumulation_steps`)."""
+    inner = unwrapped(optimizer)
+    own = getattr(inner, "own_of_window", [])
+    return [*keras_compat.accumulated_gradients(inner), *own]
+
+
+def join_sums(optimizer, communicator: Communicator) -> None:
+    """Gives all ranks the joint sums of the window of micro-steps.
+
+    The joint sum is the mean over the ranks, so that ranks with equal sums,
+    such as those of a file, have the joint ones. The sums of a rank count
+    where they belong to the state of rank 0: it has made as many micro-steps,
+    to the same weights. Of a flag, all ranks have to say so.
+
+    To be called on all ranks. On one, and where nothing is accumulated, it does
+    nothing.
+
+    Args:
+        optimizer: A built `keras.optimizers.Optimizer`.
+        communicator: Over the ranks.
+    """
+    sums = sums_of_window(optimizer)
+    if communicator.size == 1 or not sums:
+        return
+    states = communicator.gather_objects(_made_by(unwrapped(optimizer)))
+    counts = [state == states[0] for state in states]
+    share = float(counts[communicator.rank])
+    for i, v in enumerate(sums):
+        value = tf.cast(tf.reshape(v.value, [-1]), tf.float64)
+        value = tf.math.multiply_no_nan(value, share)
+        total = communicator.all_reduce(value, f"tfkfac.window.{i}")
+        mean = tf.reshape(total / sum(counts), v.shape)  # Exact if all equal.
+        v.assign(mean == 1 if v.dtype == "bool" else tf.cast(mean, v.dtype))
+
+
+def _made_by(optimizer) -> tuple[int, str]:
+    """Returns what sums of micro-steps are of: their number, the weights."""
+    weights = hashlib.sha256()
+    for v in keras_compat.trained_variables(optimizer):
+        weights.update(v.numpy().tobytes())
+    return keras_compat.calls_of_apply(optimizer), weights.hexdigest()
 
 
 def _require_same(model, optimizer, communicator):
@@ -91,8 +142,25 @@ def _settings(of: str, thing) -> dict[str, str]:
             continue  # Objects, with names and seeds of their own.
         if is_optimizer and key in shared and is_number(value):
             value = "a number"
-        kind[f"{of}'s {key}"] = str(value)
+        kind[f"{of}'s {key}"] = _text(value)
     return kind
+
+
+def _text(value) -> str:
+    """Returns a text that is the same in each process for equal values.
+
+    Sets have no order there, and objects have other addresses.
+    """
+    if isinstance(value, (str, bytes)):
+        return str(value)
+    if isinstance(value, Mapping):
+        items = [f"{_text(k)}: {_text(v)}" for k, v in value.items()]
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, (set, frozenset)):
+        return "{" + ", ".join(sorted(map(_text, value))) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return re.sub(r"\b0x[0-9a-fA-F]+\b", "...", str(value))
 
 
 def broadcast_curvature(curvature, communicator: Communicator) -> None:
