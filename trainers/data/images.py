@@ -146,13 +146,14 @@ class ImageData:
             .prefetch(tf.data.AUTOTUNE)
         )
 
-    def explain(self, error: Exception) -> str:
-        """Returns a sentence that names the file of a tf.errors.DataLossError.
+    def explain(self, error: Exception) -> str | None:
+        """Returns a sentence that names the file of a record that is damaged.
 
-        Only files that are read while training, those of imagenet2012, raise it
-        then.
+        None where the images lie in memory: then it is no such error.
         """
-        return on_disk.explain(self.source.builder, self.known.splits, error)
+        if isinstance(self.source, memory.Arrays):
+            return None
+        return self.source.explain(error)
 
     def _augmented(self, x, u):
         """Returns crops, where the data set has it mirrored, of a batch."""
@@ -195,12 +196,12 @@ def load(name: str, data_dir: str | None, options: Options) -> ImageData:
     else:
         builder = on_disk.builder(name, data_dir, known.splits)
         sizes = {s: builder.info.splits[s].num_examples for s in known.splits}
-        read = functools.partial(memory.read_tfds, builder)
+        read = functools.partial(memory.read_tfds, builder, known.classes)
     ranges = catalog.split_ranges(sizes, known.holdout, options.validation)
     if name == "imagenet2012":
         from trainers.data import records
 
-        source = records.Records(builder, ranges)
+        source = records.Records(builder, ranges, known.classes)
     else:
         source = memory.Arrays(ranges, read)
     return ImageData(name, known, options, source)
