@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,11 +148,9 @@ def train(
                     break
         result = training.finish()
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-        # Of the model's operations the message does not end so.
-        of_data = re.search(r"IteratorGetNext\]", str(error))
-        if not of_data or not (sentence := run.data.explain(error)):
-            raise
-        raise SystemExit(sentence) from error
+        if sentence := run.data.explain(error):
+            raise SystemExit(sentence) from error
+        raise
     except tf.errors.UnknownError as error:
         if "Horovod" not in str(error):
             raise

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 from typing import TYPE_CHECKING, Union
 
 from trainers.data import catalog, memory, on_disk
@@ -149,8 +150,17 @@ class ImageData:
     def explain(self, error: Exception) -> str | None:
         """Returns a sentence that names the file of a record that is damaged.
 
-        None where the images lie in memory: then it is no such error.
+        None where the error is not of the data: images in memory raise none.
+
+        Args:
+            error: A tf.errors.DataLossError or InvalidArgumentError.
         """
+        import tensorflow as tf
+
+        lost = isinstance(error, tf.errors.DataLossError)
+        # Of the model's operations the message does not end so.
+        if not lost and not re.search(r"IteratorGetNext\]", str(error)):
+            return None
         if isinstance(self.source, memory.Arrays):
             return None
         return self.source.explain(error)
