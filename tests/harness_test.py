@@ -1,19 +1,25 @@
 """What the trainers share: flags, directories, resuming, evaluation."""
 
+import contextlib
+import fcntl
 import io
+import itertools
 import json
 import os
 import shutil
 import signal
+import time
 import zipfile
 
 import keras
 import numpy as np
 import pytest
+import two_ranks
 
 import tfkfac
 from tfkfac.distributed import communicator
 from trainers import (
+    agreement,
     callbacks,
     checkpoints,
     cifar,
@@ -106,6 +112,7 @@ def test_bad_value(flag, message):
         (["--model_dir=file/run"], "--model_dir=file/run: cannot write"),
         (["--model_dir=file"], "--model_dir=file: cannot write"),
         (["--resume", "--model_dir=none"], "no configuration.json"),
+        (["--model_dir=gs://a/b"], "--model_dir=gs://a/b: is no local dir"),
     ],
 )
 def test_bad_run(argv, message, tmp_path, monkeypatch):
@@ -152,8 +159,74 @@ def test_launchers_are_known(names, monkeypatch, tmp_path):
     for name, value in zip(names, "21"):
         monkeypatch.setenv(name, value)
     assert (launcher.size(), launcher.rank()) == (2, 1)
-    run = check(f"--model_dir={tmp_path / 'run'}")
+    compared = []
+    monkeypatch.setattr(
+        agreement, "require", lambda *args: compared.append(args)
+    )
+    monkeypatch.setattr(tfkfac, "init", lambda: "ranks")
+    run = check("--seed=3", f"--model_dir={tmp_path / 'run'}")
     assert run.model_dir.name == "null" and not list(tmp_path.iterdir())
+    ((values, ranks, _),) = compared
+    assert ranks == "ranks" and values["--seed"] == 3
+    # Each may tell as much as it likes.
+    assert {"--data_dir", "--learning_rate", "--augment"} < values.keys()
+    assert "--verbose" not in values
+
+
+@contextlib.contextmanager
+def another_job(path):
+    """Has a directory in the way of a job of another process."""
+    with (path / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"], ["--overwrite"]])
+def test_a_second_job_in_a_directory_is_refused(more, run_dir):
+    path, before = run_dir
+    if not more:
+        path = path.parent / "new"
+        path.mkdir()
+    argv = ["--optimizer=momentum", "--epochs=2", f"--model_dir={path}", *more]
+    message = f"--model_dir={path}: another job runs in it; wait"
+    with another_job(path), pytest.raises(SystemExit, match=message):
+        train(*argv)
+    found = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert found == (before if more else {path / ".lock": b""})
+
+
+def test_all_ranks_refuse_a_directory_that_is_taken(tmp_path):
+    run = check(f"--model_dir={tmp_path}")
+
+    def of_rank(ranks):
+        try:
+            with harness.claimed(run, ranks):
+                return "claimed"
+        except SystemExit as end:
+            return end.code
+
+    with another_job(tmp_path):
+        first, second = two_ranks.run(2, of_rank)
+    assert first == second and "another job runs in it" in first
+    assert two_ranks.run(2, of_rank) == ["claimed"] * 2
+
+
+def test_what_came_into_a_directory_after_the_flags_were_checked(tmp_path):
+    """A job that was started a second earlier, and has ended."""
+    new, resumed = check(f"--model_dir={tmp_path}"), tmp_path / "resumed"
+    (tmp_path / "configuration.json").write_text("{}")
+    with pytest.raises(SystemExit, match="configuration.json of another run"):
+        harness.main(new)
+    assert (tmp_path / "configuration.json").read_text() == "{}"
+    resumed.mkdir()
+    configuration = output.plain(new.configuration())
+    output.write_json(resumed / "configuration.json", configuration)
+    again = check("--resume", f"--model_dir={resumed}")
+    output.write_json(
+        resumed / "configuration.json", {**configuration, "seed": 9}
+    )
+    with pytest.raises(SystemExit, match="seed is 0 now and was 9"):
+        harness.main(again)
 
 
 def test_missing_package_is_named():
@@ -423,8 +496,30 @@ def test_another_configuration_is_not_resumed(argv, message, run_dir):
     assert after == before
 
 
-STATE = {"step": 1, "begun": False, "seconds": 0.5, "records": [],
-         "variables": 0, "ranks": 1}  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--seed=1"], "seed is 0 now and was 1"),
+        (["--optimizer=adam"], "optimizer is 'momentum' now and was 'adam'"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(argv, message, run_dir):
+    """Of the same shapes, and in the place of the last one."""
+    path, before = run_dir
+    other = path.parent / "other"
+    flags = ["--optimizer=momentum", "--epochs=2", "--steps=1", *argv]
+    train(*flags, f"--model_dir={other}")
+    last = checkpoints.latest(path)
+    shutil.copy(checkpoints.latest(other), last)
+    copied = last.read_bytes()
+    with pytest.raises(SystemExit, match=f"{last} is of another.*{message}"):
+        resume(path)
+    after = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert after == {**before, last: copied}
+
+
+STATE = {"configuration": {}, "step": 1, "begun": False, "seconds": 0.5,
+         "records": [], "variables": 0, "ranks": 1}  # fmt: skip
 
 
 def without(key):
@@ -440,6 +535,7 @@ def without(key):
         *(
             json.dumps(STATE | change)
             for change in (
+                {"configuration": None},
                 {"ranks": 0},
                 {"records": 3},
                 {"records": [3]},
@@ -481,6 +577,14 @@ def test_corrupt_checkpoint_is_named(spoil, run_dir):
     # Without it, the run goes on from the one before.
     file.unlink()
     assert resume(path)["steps"] == 23
+
+
+def test_a_clock_that_jumps_back_counts_for_nothing(tmp_path, monkeypatch):
+    for name in ("time", "perf_counter"):
+        now = itertools.count(time.time(), -60.0)
+        monkeypatch.setattr(time, name, lambda now=now: next(now))
+    summary = train("--optimizer=sgd", "--steps=2", f"--model_dir={tmp_path}")
+    assert 0 < summary["seconds"] < 600
 
 
 def test_finished_run_is_resumed_as_it_is(run_dir):

@@ -4,13 +4,16 @@ import re
 import subprocess
 import sys
 import time
+import types
 
 import keras
 import numpy as np
 import pytest
 import small_data
+import tensorflow as tf
 
 from trainers import command_line, data, harness, imagenet
+from trainers.data import on_disk
 
 
 def load(name, data_dir):
@@ -96,6 +99,66 @@ def test_corrupt_record(mnist, spoil):
     assert len(list(found.evaluation("test", 8))) == 2
 
 
+def write_records(path, change):
+    """Writes a file of records again, after `change` of the third one."""
+    records = [r.numpy() for r in tf.data.TFRecordDataset(str(path))]
+    example = tf.train.Example.FromString(records[2])
+    change(example.features.feature)
+    records[2] = example.SerializeToString()
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for record in records:
+            file.write(record)
+
+
+def label(value):
+    """Returns a change of the label; no builder of TFDS would write it."""
+
+    def change(features):
+        features["label"].int64_list.value[0] = value
+
+    return change
+
+
+def image(value):
+    def change(features):
+        features["image"].bytes_list.value[0] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (label(77), "labels are from 0 to 9, and one is 77; remove"),
+        (label(10), "labels are from 0 to 9, and one is 10; remove"),
+        (label(-1), "labels are from 0 to 9, and one is -1; remove"),
+        (image(b"no image"), "Unknown image file format.*; remove"),
+    ],
+)
+def test_records_with_wrong_contents(mnist, change, reason):
+    (path,) = mnist.glob("mnist/*/mnist-train.tfrecord*")
+    write_records(path, change)
+    with pytest.raises(SystemExit, match=f"mnist: {path}: {reason}"):
+        load("mnist", mnist).train(8, 0)
+
+
+def test_labels_are_told_with_their_file():
+    files = types.SimpleNamespace(
+        shard_lengths=[3, 2, 4], filepaths=["a", "b", "c"]
+    )
+    builder = types.SimpleNamespace(
+        name="mnist",
+        info=types.SimpleNamespace(splits={"train": files}),
+        data_path="data",
+    )
+    for index, file in enumerate("aaabbcccc"):
+        labels = np.arange(9)
+        labels[index] = 10
+        with pytest.raises(SystemExit, match=f"mnist: {file}: labels .* 10;"):
+            on_disk.check_labels(builder, "train", labels, 10)
+    on_disk.check_labels(builder, "train", np.arange(9), 9)
+
+
 def test_empty_split(tmp_path):
     rng = np.random.default_rng(0)
     x, y = small_data.images(rng, 4, (28, 28, 1))
@@ -107,11 +170,10 @@ def test_empty_split(tmp_path):
 
 
 def test_corrupt_record_ends_a_run(tmp_path, monkeypatch):
+    """In training, and in the evaluation after it."""
     small_data.write(tmp_path, "imagenet2012")
     # Computes the mean image.
     load("imagenet2012", tmp_path).evaluation("validation", 2)
-    path = sorted(tmp_path.glob("imagenet2012/*/*-train.tfrecord*"))[1]
-    spoil_record(path)
     small = keras.Sequential(
         [
             keras.Input((224, 224, 3)),
@@ -121,8 +183,28 @@ def test_corrupt_record_ends_a_run(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(harness, "make_model", lambda run: small)
     argv = ["--optimizer=sgd", "--batch_size=48", "--steps=1", "--verbose=0"]
-    argv += [f"--data_dir={tmp_path}", f"--model_dir={tmp_path}/run"]
-    run = command_line.parse(imagenet.TRAINER, argv)
-    message = f"--dataset=imagenet2012: {re.escape(str(path))}: corrupted"
-    with pytest.raises(SystemExit, match=message):
-        harness.main(run)
+    argv += ["--overwrite", f"--data_dir={tmp_path}"]
+    argv += [f"--model_dir={tmp_path}/run"]
+    spoiled = [
+        ("train", spoil_record, "corrupted"),
+        (
+            "train",
+            changed(label(1077)),
+            "labels are from 0 to 999, .* 1077",
+        ),
+        ("train", changed(image(b"no image")), "Unknown image file format"),
+        ("validation", changed(label(-1)), "labels are from 0 to 999, .* -1"),
+    ]
+    for split, spoil, reason in spoiled:
+        path = sorted(tmp_path.glob(f"imagenet2012/*/*-{split}.tfrecord*"))[1]
+        before = path.read_bytes()
+        spoil(path)
+        run = command_line.parse(imagenet.TRAINER, argv)
+        message = f"--dataset=imagenet2012: {re.escape(str(path))}: {reason}"
+        with pytest.raises(SystemExit, match=message):
+            harness.main(run)
+        path.write_bytes(before)
+
+
+def changed(change):
+    return lambda path: write_records(path, change)

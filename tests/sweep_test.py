@@ -16,7 +16,15 @@ import pytest
 from tools import batch_size_study, json_lines
 from tools.quadratic import model as quadratic
 from tools.quadratic import study as quadratic_study
-from tools.sweep import analysis, prediction, report, space, trials, workers
+from tools.sweep import (
+    analysis,
+    prediction,
+    report,
+    space,
+    trials,
+    workers,
+)
+from tools.sweep.store import Store, check, config
 from tools.sweep.trials import DIVERGED, MISSED, REACHED, TUNING_SEED
 from trainers import command_line, harness, mnist
 
@@ -56,7 +64,13 @@ def record(index=0, status=REACHED, steps=10, seed=TUNING_SEED, last=0.5):
         "seed": seed,
         "status": status,
         "steps": steps if status == REACHED else None,
-        "curve": {"step": [10], "val_loss": [last], "val_accuracy": [0.9]},
+        "curve": {
+            "step": [10],
+            "loss": [last],
+            "accuracy": [0.1],
+            "val_loss": [last],
+            "val_accuracy": [0.9],
+        },
         "seconds": 1.0,
     }
 
@@ -167,29 +181,91 @@ def test_best_without_a_stop_needs_no_target():
 
 
 def test_store_refuses_another_study_and_takes_more_cells(tmp_path):
-    store = trials.Store(tmp_path, study())
+    store = Store(tmp_path, study())
     store.add(record())
     with pytest.raises(ValueError, match="another command runs it"):
-        trials.Store(tmp_path, study())
+        Store(tmp_path, study())
     del store
     more = study(("sgd", "kfac"), (32, 64, 128, 256), seeds=(0, 1, 2))
-    assert trials.Store(tmp_path, more).records == [record()]
+    assert Store(tmp_path, more).records == [record()]
     with pytest.raises(ValueError, match="another study, with target 0.5"):
-        trials.Store(tmp_path, dataclasses.replace(more, target=0.4))
+        Store(tmp_path, dataclasses.replace(more, target=0.4))
     config = json.loads((tmp_path / "study.json").read_text())
     assert trials.Study.from_config(config).config() == more.config()
 
 
 def test_a_line_cut_short_is_dropped(tmp_path):
-    store = trials.Store(tmp_path, study())
+    store = Store(tmp_path, study())
     store.add(record())
     del store
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write('{"arm": "sg')
-    assert json_lines.read(tmp_path / "trials.jsonl") == [record()]
-    store = trials.Store(tmp_path, study())
+    file = tmp_path / "trials.jsonl"
+    assert json_lines.read(file, check) == [record()]
+    store = Store(tmp_path, study())
     store.add(record(1))
-    assert json_lines.read(tmp_path / "trials.jsonl") == [record(), record(1)]
+    assert json_lines.read(tmp_path / "trials.jsonl", check) == [
+        record(),
+        record(1),
+    ]
+
+
+SOUND = record()
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ("3", "it is 3, not a dictionary"),
+        ("null", "it is None, not a dictionary"),
+        ("[" * 9999, "recursion"),
+        (b"\xff\xfe\x00binary", "can't decode byte"),
+        ({**SOUND, "steps": "x"}, "'steps'] is 'x', not a whole number or nul"),
+        ({**SOUND, "steps": True}, "'steps'] is True, not"),
+        ({**SOUND, "arm": 3}, "'arm'] is 3, not a string"),
+        ({**SOUND, "seconds": None}, "'seconds' is None, not"),
+        ({**SOUND, "settings": {"momentum": 0.5}}, "no 'learning_rate'"),
+        ({**SOUND, "curve": {}}, "its curve is not whole"),
+        ({**SOUND, "curve": {**SOUND["curve"], "loss": []}}, "not whole"),
+        ({**SOUND, "status": "ended"}, "status 'ended' is none"),
+        ({k: v for k, v in SOUND.items() if k != "curve"}, "it has no 'curve'"),
+    ],
+)
+def test_a_line_that_is_no_trial_is_named(line, reason, tmp_path):
+    """With the file and the mend; all other lines stay."""
+    directory = tmp_path / "study"
+    Store(directory, study()).add(SOUND)
+    file = directory / "trials.jsonl"
+    if not isinstance(line, bytes):
+        line = (line if isinstance(line, str) else json.dumps(line)).encode()
+    file.write_bytes(file.read_bytes() + line + b"\n")
+    before = file.read_bytes()
+    message = f"{file}: line 2 is damaged .*{reason}.*; remove it, and what"
+    with pytest.raises(ValueError, match=message):
+        Store(directory, study())
+    with pytest.raises(SystemExit, match=f"--study_dir: {message}"):
+        report.write(directory)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"arms": 3}, "'arms'] is 3, not a dictionary"),
+        ({"arms": {"a": ["sgd"]}}, "of another length"),
+        ({"arms": {"a": ["newton", []]}}, "no arm 'newton'"),
+        ({"batch_sizes": 3}, "'batch_sizes'] is 3, not a list"),
+        ({"target": "x"}, "'target'] is 'x', not a whole number or a number"),
+    ],
+)
+def test_a_study_of_another_form_is_named(change, reason, tmp_path):
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({**study().config(), **change}))
+    message = f"{file}: is no description of a study .*{reason}"
+    with pytest.raises(ValueError, match=message):
+        config(file)
+    with pytest.raises(SystemExit, match=message):
+        report.write(tmp_path)
 
 
 # What they come to.
@@ -287,7 +363,7 @@ def test_crashes_are_recorded_and_the_study_goes_on(tmp_path):
         trials=2, seeds=(0,), batch_sizes=(256,), arms=arms,
         spaces={**spaces(), "kfac": wrong},
     )  # fmt: skip
-    store = trials.Store(tmp_path, asked)
+    store = Store(tmp_path, asked)
     lines = []
 
     def show(line):
@@ -310,7 +386,7 @@ def test_crashes_are_recorded_and_the_study_goes_on(tmp_path):
 
 def test_unreachable_target_is_told_early(tmp_path):
     asked = study(trials=2, target=1e-6, arms={"sgd": ("sgd", ())})
-    store = trials.Store(tmp_path, asked)
+    store = Store(tmp_path, asked)
     message = "none of 2 trials came to val_loss 1e-06: the best was"
     with pytest.raises(workers.UnreachedError, match=message):
         workers.Runner(asked, store, 1, lambda line: None).run()
@@ -339,7 +415,7 @@ def test_an_interrupted_study_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     after = (directory / "trials.jsonl").read_text()
     assert after.startswith(before.rsplit("\n", 1)[0])
-    records = json_lines.read(directory / "trials.jsonl")
+    records = json_lines.read(directory / "trials.jsonl", check)
     keys = [(r["arm"], r["batch_size"], r["index"], r["seed"]) for r in records]
     assert len(set(keys)) == len(keys)
     text = (directory / "report.md").read_text()
@@ -379,7 +455,7 @@ def test_all_pictures_and_the_prediction(tmp_path, capsys):
         ("momentum", "kfac"), flags=flags, search="grid", trials=2,
         spaces=spaces("grid"), stop=False,
     )  # fmt: skip
-    store = trials.Store(tmp_path, asked)
+    store = Store(tmp_path, asked)
     for label, size in asked.cells():
         for index in range(4):
             rate = 0.01 * (1 + index) / (1 + 64 / size)
@@ -455,6 +531,8 @@ def test_prediction_of_a_known_spectrum():
         (["--optimizers="], "--optimizers: is empty"),
         (["--arm=exact kfac"], "--arm=exact kfac: write 'label: optimizer"),
         (["--arm=exact: kfac --inverter=qr"], "inverter=qr"),
+        (["--arm=a: kfac '--damping=1"], "--arm=a: kfac .*: No closing quot"),
+        (["--arm=a: kfac \\"], "--arm=a: kfac .*: No escaped char"),
         (["--search=grid", "--trials=1"], "a grid of one point is empty"),
         (["--space=/nowhere.json"], "--space=/nowhere.json: .*No such file"),
     ],
@@ -479,7 +557,7 @@ def test_bad_input(argv, message, tmp_path, capsys):
 def test_report_of_nothing(tmp_path):
     with pytest.raises(SystemExit, match="holds no study"):
         report.write(tmp_path)
-    trials.Store(tmp_path, study())
+    Store(tmp_path, study())
     with pytest.raises(SystemExit, match="holds no trial yet"):
         report.write(tmp_path)
 
@@ -493,14 +571,9 @@ def test_report_of_nothing(tmp_path):
     ],
 )
 def test_report_of_what_there_is(done, tmp_path, capsys):
-    store = trials.Store(tmp_path, study())
+    store = Store(tmp_path, study())
     for found in done:
-        found = {"arm": "sgd", "batch_size": 64, **found}
-        curve = found["curve"]
-        if curve:
-            more = {"loss": curve["val_loss"], "accuracy": [0.1]}
-            found = {**found, "curve": {**curve, **more}}
-        store.add(found)
+        store.add({"arm": "sgd", "batch_size": 64, **found})
     report.write(tmp_path)
     assert "sgd, batch size 64: " in (tmp_path / "report.md").read_text()
     assert (tmp_path / "steps.png").exists()

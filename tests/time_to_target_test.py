@@ -281,6 +281,21 @@ def test_runs_go_on_from_the_file(tmp_path, monkeypatch):
         quiet(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"curve": [[5, 0.5]]}, "of another length"),
+        ({"stay": None}, "'stay'] is None, not true or false"),
+        ({"steps": "x"}, "'steps'] is 'x', not a whole number or null"),
+    ],
+)
+def test_a_line_that_is_no_run_is_named(change, reason, tmp_path):
+    file = tmp_path / "runs.jsonl"
+    file.write_text(json.dumps(record("adam", 0, **change)) + "\n")
+    with pytest.raises(ValueError, match=f"{file}: line 1 .*{reason}"):
+        quiet(tmp_path)
+
+
 def test_runs_beside_an_arm_have_twice_its_steps(tmp_path, monkeypatch):
     asked = answers(monkeypatch, lambda run: 30 if not run["arguments"] else 61)
     setting = {"damping": 0.1}

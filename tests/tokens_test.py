@@ -138,7 +138,8 @@ def test_damaged_tokens_are_named(lm1b):
     tokens = np.fromfile(file, "uint16")
     tokens[1::3] = 59_999
     tokens.tofile(file)
-    message = f"{file}: is damaged; remove {found.directory}"
+    message = f"{file}: is damaged: tokens are from 0 to 249, and one is 59999"
+    message += f"; remove {found.directory}, and it is made again"
     with pytest.raises(ValueError, match=message):
         found.sequences("train").inputs_and_targets(np.arange(2))
 

@@ -2,9 +2,10 @@
 
     horovodrun -np 2 python tests/trainers_program.py <file>
 
-The file holds a JSON list of [trainer, [flag, ...], step]; at `step`, if it is
-no null, the last rank gets a SIGTERM. What rank 0 has of each run, the summary
-or the exit status or the sentence of the refusal, it writes to <file>.out.
+The file holds a JSON list of [trainer, [flag, ...], step], where RANK in a flag
+is the rank; at `step`, if it is given, the last rank gets a SIGTERM. What rank
+0 has of each run, the summary or the exit status or the sentence of the
+refusal, it writes to <file>.out.
 """
 
 import importlib
@@ -17,7 +18,7 @@ import sys
 import keras
 
 import tfkfac
-from trainers import callbacks, command_line, harness
+from trainers import callbacks, command_line, harness, launcher
 
 
 def run(name: str, argv: list[str], step: int | None = None):
@@ -26,6 +27,8 @@ def run(name: str, argv: list[str], step: int | None = None):
     keras.utils.clear_session()
     signal_at(step)
     try:
+        rank = str(launcher.rank())
+        argv = [flag.replace("RANK", rank) for flag in argv]
         run = command_line.parse(trainer, ["--verbose=0", *argv])
         return harness.main(run)
     except SystemExit as end:

@@ -1,7 +1,9 @@
 """All trainers and presets on two ranks; runs that are resumed."""
 
+import fcntl
 import io
 import json
+import re
 import zipfile
 
 import h5py
@@ -31,6 +33,12 @@ _SHORT += ["--keep_checkpoints=-1"]
 RESUMED = {  # The moving statistics of batch norm are each rank's own.
     "norms": ["--model=resnet8_bn", "--optimizer=momentum", *_SHORT],
     "factors": ["--model=small_cnn", "--steps_per_execution=2", *_SHORT],
+}
+DIFFERENT = {
+    "seed": ["--dataset=digits", "--seed=RANK"],
+    "data_dir": ["--dataset=digits", "--data_dir=/data/RANK"],
+    # Of which rank 0 would make the tokens, for rank 1 to wait for others.
+    "vocabulary": ["--dataset=pydocs", "--vocabulary=30RANK"],
 }
 TOKENS = ["--dataset=pydocs", "--vocabulary=300", "--length=16", "--packed=0"]
 TOKENS += ["--evaluation_period=3", "--steps=6", "--batch_size=8"]
@@ -73,6 +81,10 @@ def commands(folder, data_dir):
         found[f"{name} ended"] = ["cifar", argv, 2]
         found[f"{name} ended, resumed"] = ["cifar", [*argv, "--resume"]]
     found["tokens"] = ["lm1b", [*TOKENS, f"--text_dir={data_dir}"]]
+    for name, argv in DIFFERENT.items():
+        trainer = "lm1b" if "pydocs" in argv[0] else "mnist"
+        found[f"different {name}"] = [trainer, argv]
+    found["taken"] = ["mnist", ["--dataset=digits"]]
     for name, command in found.items():
         command[1] = [
             *command[1],
@@ -113,13 +125,17 @@ def test_on_two_ranks(tmp_path):
     data_dir.mkdir()
     folder.mkdir()
     write_data(data_dir)
-    results = execute(2, folder, commands(folder, data_dir))
+    (folder / "taken").mkdir()
+    with (folder / "taken" / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        results = execute(2, folder, commands(folder, data_dir))
     for name, preset in presets.PRESETS.items():
         check_preset(name, preset, folder, results[name])
     check_against_one_process(results, tmp_path)
     check_tokens(folder / "tokens", results["tokens"])
     for name in RESUMED_RUNS:
         check_resumed(name, folder, results)
+    check_refused(folder, results)
 
 
 def check_preset(name, preset, folder, result):
@@ -154,6 +170,16 @@ def check_tokens(folder, result):
     assert result["model"] == "small_transformer"
     assert 0 < records[-1]["val_loss"] < np.log(300) + 1
     assert records[-1]["loss"] < records[0]["loss"]
+
+
+def check_refused(folder, results):
+    """On both ranks, or the next run would have hung; nothing is written."""
+    for name in DIFFERENT:
+        message = f"rank 1: --{name} is .*1, on rank 0 it is .*0; give all"
+        assert re.match(message, results[f"different {name}"]), results
+        assert not (folder / f"different {name}").exists()
+    assert "taken: another job runs in it" in results["taken"]
+    assert [p.name for p in (folder / "taken").iterdir()] == [".lock"]
 
 
 def check_resumed(name, folder, results):

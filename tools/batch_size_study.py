@@ -29,6 +29,7 @@ import shlex
 from absl import app, flags
 
 from tools.sweep import report, space, trials, workers
+from tools.sweep.store import Store
 from trainers import extras
 
 _TRAINER = flags.DEFINE_enum(
@@ -109,7 +110,12 @@ def arms() -> dict[str, tuple[str, tuple[str, ...]]]:
     found = {name: (name, ()) for name in _OPTIMIZERS.value}
     for text in _ARMS.value:
         label, colon, rest = text.partition(":")
-        words = shlex.split(rest)
+        try:
+            words = shlex.split(rest)
+        except ValueError as error:
+            raise SystemExit(
+                f"--arm={text}: {error}; mend the quotes"
+            ) from error
         if not colon or not words:
             raise SystemExit(f"--arm={text}: write 'label: optimizer --flag'")
         label = label.strip()
@@ -133,7 +139,7 @@ def spaces() -> dict[str, dict[str, tuple]]:
         try:
             given = json.loads(pathlib.Path(_SPACE.value).read_text())
             found = space.read(given, found)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SystemExit(f"--space={_SPACE.value}: {error}") from error
     return {
         name: {key: (r.low, r.high, r.scale) for key, r in ranges.items()}
@@ -187,7 +193,7 @@ def main(argv: list[str]) -> None:
     if spectra is not None:
         report.read_spectra(spectra, asked.metric)
     try:
-        store = trials.Store(directory, asked)
+        store = Store(directory, asked)
     except ValueError as error:
         raise SystemExit(f"--study_dir: {error}") from error
     processes = _PROCESSES.value or len(os.sched_getaffinity(0))

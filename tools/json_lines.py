@@ -1,8 +1,12 @@
 """A file of JSON lines that one command adds to, and goes on from if killed."""
 
-import fcntl
 import json
+import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from trainers import locks
 
 
 class Lines:
@@ -10,6 +14,7 @@ class Lines:
 
     Args:
         path: Of the file; it and its directory are made where there is none.
+        check: Raises ValueError where a record is of another form.
 
     Raises:
         ValueError: Another command adds to it, or a line is damaged.
@@ -18,24 +23,18 @@ class Lines:
         records: All of them; `add` appends one.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, check: Callable[[Any], None]):
         directory = path.parent
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file = locks.taken(path)
         except BlockingIOError as error:
             raise ValueError(f"{directory}: another command runs it") from error
         except OSError as error:
             raise ValueError(f"{directory}: {error.strerror}") from error
-        self.records = read(path)
-        # What a kill has left of a line.
-        whole = "".join(json.dumps(r) + "\n" for r in self.records)
-        self._file.seek(0)
-        if self._file.read() != whole:
-            self._file.truncate(0)
-            self._file.write(whole)
-            self._file.flush()
+        self.records = read(path, check)
+        # What a kill has left of a line goes.
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
     def add(self, record: dict) -> None:
         """Writes a record."""
@@ -44,19 +43,31 @@ class Lines:
         self._file.flush()
 
 
-def read(path: pathlib.Path) -> list[dict]:
+def read(path: pathlib.Path, check: Callable[[Any], None]) -> list[dict]:
     """Returns the records of a file, without a line that is cut short.
 
+    Args:
+        path: Of the file; where there is none, there is no record.
+        check: Raises ValueError where a record is of another form.
+
     Raises:
-        ValueError: A line is damaged.
+        ValueError: A line is damaged, or the file cannot be read.
     """
-    if not path.exists():
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
     found = []
-    lines = path.read_text().split("\n")[:-1]
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is damaged") from error
+            record = json.loads(line.decode())
+            check(record)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}: line {number} is damaged ({error}); remove it, and "
+                "what it says is measured again"
+            ) from error
+        found.append(record)
     return found

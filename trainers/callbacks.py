@@ -69,7 +69,7 @@ class Interruption(keras.callbacks.Callback):
         self.requested = self.stopped = False
         self.save_at: int | None = None
         self._ranks, self._save = ranks, save
-        self._since, self._count, self._wait = time.perf_counter(), 0, 1
+        self._since, self._count, self._wait = time.monotonic(), 0, 1
 
     def __enter__(self):
         self._former = {
@@ -94,12 +94,12 @@ class Interruption(keras.callbacks.Callback):
         between = (batch + 1) % self._micro_steps == 0
         if not between or self._ranks.size > 1 and self._count < self._wait:
             return
-        seconds = time.perf_counter() - self._since
+        seconds = time.monotonic() - self._since
         found = self._ranks.gather_objects((self.requested, seconds))
         # The same on all ranks: when they ask each other again.
         pace = max(seconds for _, seconds in found) / self._count
         self._wait = max(1, int(_PACE / pace))
-        self._since, self._count = time.perf_counter(), 0
+        self._since, self._count = time.monotonic(), 0
         if any(requested for requested, _ in found):
             self.stopped = True
             self._save(batch + 1)

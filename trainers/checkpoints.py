@@ -3,7 +3,8 @@
 `checkpoints/00000110.keras` is the model after 110 updates, with its optimizer
 and all curvature, as `keras.models.load_model` reads it, and two more members:
 
-    run.json      the update, the seconds so far, the records of the log
+    run.json      the configuration of the run, the update, the seconds so far,
+                  the records of the log
     of_ranks.npz  the variables that each rank has for itself
 """
 
@@ -72,6 +73,7 @@ def _check(state: Any) -> None:
         raise ValueError(f"{_STATE} is no dictionary")
     seconds, records = state.get("seconds"), state.get("records")
     good = {
+        "configuration": isinstance(state.get("configuration"), dict),
         "step": is_count(state.get("step")),
         "variables": is_count(state.get("variables")),
         "ranks": is_count(state.get("ranks"), 1),
@@ -97,7 +99,8 @@ def save(
         model_dir: Of the run; rank 0 writes there.
         model: The compiled `keras.Model`.
         ranks: A `tfkfac.communicator.Communicator`.
-        state: Of the run, with "step" and "begun", whether metrics go on.
+        state: Of the run, with "configuration", "step" and "begun", whether
+            metrics go on.
         keep: How many checkpoints stay; -1 for all.
 
     Returns:
@@ -132,7 +135,7 @@ def save(
 
 
 def restore(
-    path: pathlib.Path, model, ranks
+    path: pathlib.Path, model, ranks, configuration: dict[str, Any]
 ) -> tuple[dict[str, Any], list[np.ndarray | None]]:
     """Gives a model and its optimizer what a checkpoint holds.
 
@@ -144,15 +147,21 @@ def restore(
         path: The checkpoint; all ranks read it.
         model: A compiled model of the same configuration.
         ranks: A `tfkfac.communicator.Communicator`.
+        configuration: That of the run.
 
     Returns:
         The state of the run, and what `assign_own` is to give this rank when
         the ranks have shared the rest.
 
     Raises:
-        SystemExit: The file is not whole, or is of another model.
+        SystemExit: The file is not whole, or is of another run.
     """
     state, of_ranks = read(path)
+    if found := output.differences(configuration, state["configuration"]):
+        raise SystemExit(
+            f"--resume: {path} is of another run: {'; '.join(found)}; remove "
+            "it to go on from the checkpoint before it"
+        )
     own = _own_variables(model)
     shapes = (
         [tuple(v.shape) for v in own],

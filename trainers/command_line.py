@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 
 from trainers import (
+    agreement,
     data,
     flag_definitions,
     launcher,
@@ -97,6 +98,13 @@ def define_flags(trainer: Trainer, flag_values: flags.FlagValues) -> None:
     flag_definitions.define_settings(define)
 
 
+def flags_of(trainer: Trainer, args: flags.FlagValues) -> dict[str, Any]:
+    """Returns the values of all flags of `trainer`."""
+    own = flags.FlagValues()
+    define_flags(trainer, own)
+    return {name: args[name].value for name in sorted(own)}
+
+
 def parse(trainer: Trainer, argv: Sequence[str]) -> Run:
     """Returns the run of a command line, or exits with what is wrong.
 
@@ -122,6 +130,7 @@ def refuse_words(words: Sequence[str]) -> None:
 
 def check(trainer: Trainer, args: flags.FlagValues) -> Run:
     """Returns the run that `args` ask for, or exits with what is wrong."""
+    given = flags_of(trainer, args)
     more_settings = _apply_defaults(trainer, args)
     refusals.check_compare(args)
     refusals.check_combinations(args)
@@ -132,6 +141,9 @@ def check(trainer: Trainer, args: flags.FlagValues) -> Run:
     }
     settings[args.optimizer] |= _given(args)
     refusals.check_settings(args, settings[args.optimizer])
+    if not args.dry_run:
+        del given["verbose"]  # Each may tell as much as it likes.
+        agreement.require_same_flags(given)
     found, size = _load(trainer, args)
     epochs = args.epochs
     if args.adjust_epochs:

@@ -5,12 +5,11 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from absl import flags
 
 import tfkfac
 from tfkfac.distributed.loss_scale import unwrapped
 from trainers import harness, launcher, optimizers, output
-from trainers.command_line import Run, define_flags, input_shape
+from trainers.command_line import Run, flags_of, input_shape
 from trainers.refusals import number_of_ranks
 
 
@@ -30,7 +29,7 @@ def main(run: Run) -> None:
     plan = plan_of(run, model, optimizer)
     if args.json:
         found = {
-            "flags": flags_of(run),
+            "flags": flags_of(run.trainer, run.args),
             "configuration": run.configuration(),
             "optimizer": optimizer.get_config(),
             "model": {
@@ -44,7 +43,7 @@ def main(run: Run) -> None:
         }
         print(json.dumps(output.plain(found), indent=2, default=str))
         return
-    for values_of in (flags_of(run), optimizer.get_config()):
+    for values_of in (flags_of(run.trainer, run.args), optimizer.get_config()):
         for name, value in values_of.items():
             print(f"{name}: {value}")
         print()
@@ -52,13 +51,6 @@ def main(run: Run) -> None:
     print_table([steps_of(run)])
     print_table(values)
     print(plan)
-
-
-def flags_of(run: Run) -> dict[str, Any]:
-    """Returns all flags of the trainer, those of the preset among them."""
-    own = flags.FlagValues()
-    define_flags(run.trainer, own)
-    return {name: run.args[name].value for name in sorted(own)}
 
 
 def layers_of(model: keras.Model) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """A run of a trainer: data, model, optimizer, callbacks, fit, evaluation."""
 
+import contextlib
 import pathlib
-import re
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ import tensorflow as tf
 import tfkfac
 from tfkfac.distributed import communicator, sync
 from tfkfac.distributed.loss_scale import unwrapped
-from trainers import constraints, optimizers, output
+from trainers import agreement, constraints, optimizers, output
 from trainers.command_line import Run
 from trainers.data import catalog
 from trainers.models import LANGUAGE_MODELS, MODELS
@@ -19,11 +20,52 @@ from trainers.training import Training
 
 
 def main(run: Run) -> dict:
-    """Trains, compares and writes the files; returns the summary."""
+    """Trains, compares and writes the files; returns the summary.
+
+    Raises:
+        SystemExit: It cannot be trained, or did not end as asked; the sentence
+            says why. Where it is about all ranks, all raise it.
+    """
     ranks = tfkfac.init()
-    args, directory = run.args, run.model_dir
+    size = {"the number of training examples": run.steps.train_size}
+    agreement.require(size, ranks, "data")
     configure(run)
     check_optimizers(run)
+    with claimed(run, ranks):
+        return _trained(run, ranks)
+
+
+@contextlib.contextmanager
+def claimed(run: Run, ranks) -> Iterator[None]:
+    """Within it --model_dir is this job's; all ranks exit where it cannot be.
+
+    What `command_line.check` found there may have changed since.
+
+    Args:
+        run: The run.
+        ranks: A `tfkfac.distributed.communicator.Communicator`.
+    """
+    args, directory = run.args, run.model_dir
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        try:
+            if ranks.rank == 0:
+                stack.enter_context(output.locked(directory))
+                if args.resume:
+                    output.resumed(directory, run.configuration())
+                else:
+                    output.refuse_another(directory, args.overwrite)
+        except SystemExit as error:
+            refusal = error.code
+        refusal = ranks.broadcast_object(refusal)
+        if refusal is not None:
+            raise SystemExit(refusal)
+        yield
+
+
+def _trained(run, ranks):
+    """Returns the summary of a run that has its directory."""
+    args, directory = run.args, run.model_dir
     if ranks.rank == 0 and not args.resume:
         output.clear(directory)
         output.write_json(directory / output.CONFIGURATION, run.configuration())
@@ -105,12 +147,9 @@ def train(
                 if training.target_reached():
                     break
         result = training.finish()
-    except tf.errors.DataLossError as error:
-        raise SystemExit(run.data.explain(error)) from error
-    except tf.errors.InvalidArgumentError as error:
-        # What reads tokens raises it within the graph.
-        if damaged := re.search("ValueError: (.*: is damaged.*)", str(error)):
-            raise SystemExit(damaged[1]) from error
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+        if sentence := run.data.explain(error):
+            raise SystemExit(sentence) from error
         raise
     except tf.errors.UnknownError as error:
         if "Horovod" not in str(error):

@@ -11,9 +11,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from trainers import locks
+
 CONFIGURATION, SUMMARY = "configuration.json", "summary.json"
 RECORDS, LOG, CURVES = "log.jsonl", "log.csv", "curves.png"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, LOCK = "checkpoints", ".lock"
 _OF_AN_OPTIMIZER = (
     RECORDS,
     LOG,
@@ -54,6 +56,18 @@ def make_model_dir(
     with _refusal(path):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
+    refuse_another(path, overwrite)
+    return path
+
+
+def refuse_another(path: pathlib.Path, overwrite: bool) -> None:
+    """Exits where the files of another run are in a directory.
+
+    Args:
+        path: The directory.
+        overwrite: As for `make_model_dir`.
+    """
+    with _refusal(path):
         found = _found(path)
     if found and not (path / CONFIGURATION).exists():
         raise SystemExit(
@@ -66,7 +80,21 @@ def make_model_dir(
             "give another directory, --resume to go on with that run, or "
             "--overwrite to replace it"
         )
-    return path
+
+
+@contextlib.contextmanager
+def locked(model_dir: pathlib.Path) -> Iterator[None]:
+    """Within it no other job has the directory; exits where one has."""
+    with _refusal(model_dir):
+        try:
+            file = locks.taken(model_dir / LOCK)
+        except BlockingIOError:
+            raise SystemExit(
+                f"--model_dir={model_dir}: another job runs in it; wait until "
+                "it has ended, or give another directory"
+            ) from None
+    with file:
+        yield
 
 
 def clear(model_dir: pathlib.Path) -> None:
@@ -109,7 +137,27 @@ def _refusal(path: pathlib.Path):
         ) from None
 
 
-def resumed(model_dir: str, configuration: dict[str, Any]) -> pathlib.Path:
+def read_configuration(model_dir: pathlib.Path) -> dict[str, Any]:
+    """Returns the configuration of the run in a directory.
+
+    Raises:
+        OSError: There is none.
+        ValueError: The file is not of the form.
+    """
+    try:
+        saved = json.loads((model_dir / CONFIGURATION).read_text())
+    except RecursionError:
+        saved = None
+    if not isinstance(saved, dict) or not isinstance(
+        saved.get("settings", {}), dict
+    ):
+        raise ValueError("it is no configuration")
+    return saved
+
+
+def resumed(
+    model_dir: str | pathlib.Path, configuration: dict[str, Any]
+) -> pathlib.Path:
     """Returns the directory of a run to go on with.
 
     Args:
@@ -122,37 +170,45 @@ def resumed(model_dir: str, configuration: dict[str, Any]) -> pathlib.Path:
     path = pathlib.Path(model_dir)
     file = path / CONFIGURATION
     try:
-        saved = json.loads(file.read_text())
+        saved = read_configuration(path)
     except OSError:
         raise SystemExit(
             f"--resume: --model_dir={path} has no {file.name}: there is no run "
             "to go on with; leave --resume out"
         ) from None
     except ValueError:
-        saved = None
-    if not isinstance(saved, dict) or not isinstance(
-        saved.get("settings", {}), dict
-    ):
-        raise SystemExit(f"--resume: {file} is corrupt: give another directory")
+        raise SystemExit(
+            f"--resume: {file} is corrupt: give another directory"
+        ) from None
     if (path / RECORDS).exists() and not any((path / CHECKPOINTS).glob("*")):
         raise SystemExit(
             f"--resume: {path} has the log of a run and no checkpoint: give "
             "--overwrite to begin anew, or another --model_dir"
         )
-    configuration = json.loads(json.dumps(plain(configuration)))
-    differences = [
-        f"{key} is {own[key]!r} now and was {other[key]!r}"
-        for own, other in _levels(configuration, saved)
-        for key in {**own, **other}
-        if own.setdefault(key, None) != other.setdefault(key, None)
-    ]
-    if differences:
+    if found := differences(configuration, saved):
         raise SystemExit(
             f"--resume: {path} holds a run of another configuration: "
-            f"{'; '.join(differences)}; give the same flags, or another "
-            "--model_dir"
+            f"{'; '.join(found)}; give the same flags, or another --model_dir"
         )
     return path
+
+
+def differences(
+    configuration: dict[str, Any], saved: dict[str, Any]
+) -> list[str]:
+    """Returns in what a configuration is another than a saved one was.
+
+    Args:
+        configuration: That of the command line.
+        saved: One that was written as JSON.
+    """
+    configuration = json.loads(json.dumps(plain(configuration)))
+    return [
+        f"{key} is {own.get(key)!r} now and was {other.get(key)!r}"
+        for own, other in _levels(configuration, saved)
+        for key in {**own, **other}
+        if own.get(key) != other.get(key)
+    ]
 
 
 def _levels(own, other):

@@ -38,6 +38,10 @@ def check_combinations(args: flags.FlagValues) -> None:
             "--resume: give the run's directory as --model_dir",
         ),
         (
+            "://" in (args.model_dir or ""),
+            f"--model_dir={args.model_dir}: is no local directory; give one",
+        ),
+        (
             (args.target_metric is None) != (args.target_value is None),
             "--target_metric and --target_value: give both",
         ),

@@ -1,6 +1,5 @@
 """Runs that have left a directory, opened again to look at."""
 
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -26,15 +25,15 @@ def run(
         SystemExit: There is no run in the directory, or one of another program,
             or without a checkpoint, or the data is not there.
     """
-    path = pathlib.Path(model_dir) / output.CONFIGURATION
+    path = pathlib.Path(model_dir)
     try:
-        configuration = json.loads(path.read_text())
+        configuration = output.read_configuration(path)
     except (OSError, ValueError):
         raise SystemExit(
-            f"--model_dir={model_dir}: has no readable {path.name}; give the "
-            f"directory of a run of trainers.{trainer.name}"
+            f"--model_dir={model_dir}: has no readable {output.CONFIGURATION}; "
+            f"give the directory of a run of trainers.{trainer.name}"
         ) from None
-    if not checkpoints.numbered(path.parent):
+    if not checkpoints.numbered(path):
         raise SystemExit(
             f"--model_dir={model_dir}: has no checkpoint; train with "
             "--keep_checkpoints=1 or more, or -1 for all"
@@ -79,7 +78,7 @@ def models(
     number of updates made.
 
     Raises:
-        SystemExit: A checkpoint is damaged.
+        SystemExit: A checkpoint is damaged, or is of another run.
     """
     # After the checks: TensorFlow is slow.
     from tfkfac.distributed import communicator
@@ -88,7 +87,9 @@ def models(
     harness.configure(run)
     model = harness.build(run, run.args.optimizer)
     evaluation.build_metrics(model)
+    ranks = communicator.current()
+    configuration = output.read_configuration(run.model_dir)
     for path in checkpoints.numbered(run.model_dir):
-        state, own = checkpoints.restore(path, model, communicator.current())
+        state, own = checkpoints.restore(path, model, ranks, configuration)
         checkpoints.assign_own(model, own)
         yield state["step"], model

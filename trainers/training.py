@@ -75,7 +75,7 @@ class Training:
             path = checkpoints.latest(self.directory)
         if path is not None:
             state, self._own = checkpoints.restore(
-                path, self.model, self._ranks
+                path, self.model, self._ranks, self.run.configuration()
             )
             self.step, self.seconds = state["step"], state["seconds"]
             self.records = state["records"]
@@ -132,7 +132,7 @@ class Training:
         ]
         if self._losses is not None:
             of_part.append(self._losses)
-        self._begin = time.perf_counter()
+        self._begin = time.monotonic()
         try:
             self.model.fit(
                 batches,
@@ -149,7 +149,7 @@ class Training:
             self._refuse_divergence()
         if self.interruption.stopped:
             self._leave()
-        self.seconds += time.perf_counter() - self._begin
+        self.seconds += time.monotonic() - self._begin
         self.step = end
         if not math.isfinite(self._train_metrics()["loss"]):
             self._refuse_divergence()
@@ -264,7 +264,7 @@ class Training:
         # The last of several steps at once may be less.
         made = self.step + micro_steps // self._micro_steps
         self.step = min(made, self._end)
-        self.seconds += time.perf_counter() - self._begin
+        self.seconds += time.monotonic() - self._begin
         self._save(begun=True)
         if not self.interruption.stopped:
             self.step, self.seconds = start, seconds
@@ -281,6 +281,7 @@ class Training:
             begun: Whether the part goes on, and so do its metrics.
         """
         state = {
+            "configuration": output.plain(self.run.configuration()),
             "begun": begun,
             "step": self.step,
             "seconds": self.seconds,

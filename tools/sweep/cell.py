@@ -12,6 +12,7 @@ from tfkfac.distributed import communicator
 from tfkfac.distributed.loss_scale import unwrapped
 from tools.sweep.trials import (
     DIVERGED,
+    METRICS,
     MISSED,
     REACHED,
     TUNING_SEED,
@@ -161,7 +162,7 @@ class Cell:
         """
         begin = time.perf_counter()
         self._reset(task)
-        curve = {name: [] for name in ("step", *_METRICS)}
+        curve = {name: [] for name in ("step", *METRICS)}
         try:
             status, reached = self._follow(task, curve)
         except tf.errors.InvalidArgumentError as error:
@@ -210,11 +211,8 @@ class Cell:
         self.model.reset_metrics()
         return {
             name: float(f"{float(value):.5g}")
-            for name, value in zip(_METRICS, values)
+            for name, value in zip(METRICS, values)
         }
-
-
-_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
 def thinned(curve: dict[str, list]) -> dict[str, list]:

@@ -4,8 +4,8 @@ import json
 import pathlib
 import statistics
 
-from tools import json_lines
-from tools.sweep import analysis, figures, prediction, trials
+from tools import forms, json_lines
+from tools.sweep import analysis, figures, prediction, store, trials
 from tools.sweep.analysis import Result
 from tools.sweep.trials import Study
 
@@ -24,8 +24,8 @@ def write(directory: pathlib.Path, spectra: pathlib.Path | None = None) -> None:
     if not (directory / "study.json").exists():
         raise SystemExit(f"--study_dir={directory}: holds no study")
     try:
-        study = Study.from_config(trials.config(directory / "study.json"))
-        records = json_lines.read(directory / "trials.jsonl")
+        study = Study.from_config(store.config(directory / "study.json"))
+        records = json_lines.read(directory / "trials.jsonl", store.check)
     except ValueError as error:
         raise SystemExit(f"--study_dir: {error}") from error
     if not records:
@@ -100,12 +100,15 @@ def predict(
 ) -> dict[str, dict[int, int | None]]:
     """Returns `prediction.steps`; exits where it cannot be told."""
     first = [
-        r["curve"]["loss"][0] for f in found for r in f.tried if r["curve"]
+        r["curve"]["loss"][0]
+        for f in found
+        for r in f.tried
+        if r["curve"].get("loss")
     ]
     try:
         loss = statistics.median(first)
         model = prediction.measured(read_spectra(spectra, study.metric), loss)
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise SystemExit(
             f"--spectra={spectra}: is no spectra.json of tools.spectra: {error}"
         ) from error
@@ -118,14 +121,25 @@ def read_spectra(path: pathlib.Path, metric: str) -> dict:
         raise SystemExit("--spectra: predicts steps to a loss, not an accuracy")
     try:
         found = json.loads(path.read_text())
-        if {"layers", "directions"} <= found.keys():
-            return found
-        reason = "it has no layers and directions"
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error)
-    raise SystemExit(
-        f"--spectra={path}: is no spectra.json of tools.spectra: {reason}"
-    )
+        forms.check(found, _SPECTRA)
+    except (OSError, ValueError, RecursionError) as error:
+        raise SystemExit(
+            f"--spectra={path}: is no spectra.json of tools.spectra: {error}"
+        ) from error
+    return found
+
+
+_SPECTRA = {
+    "layers": [{"layer": str, "positive": int}],
+    "directions": [
+        {
+            "layer": str,
+            "rank": forms.NUMBER,
+            "curvature": forms.NUMBER,
+            "variance": forms.NUMBER,
+        }
+    ],
+}
 
 
 def comparison(

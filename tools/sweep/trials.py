@@ -9,17 +9,16 @@ import dataclasses
 import importlib
 import json
 import math
-import pathlib
 from typing import Any
 
-from tools import json_lines
 from tools.sweep import space
-from trainers import command_line, output
+from trainers import command_line
 
 TUNING_SEED = 100
 REACHED, MISSED = "reached", "not reached"
 DIVERGED, CRASHED = "diverged", "crashed"
 FAILED = (DIVERGED, CRASHED)
+METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
 DRAWS = 2  # Of the quasi-random search: at most so many for each trial.
 
 
@@ -229,66 +228,3 @@ def left(study: Study, label: str, records: list[dict]) -> int:
     found = best(study, records)
     done = len(finals(records, found)) if found else 0
     return search + len(study.seeds) - done
-
-
-class Store:
-    """The directory of a study: study.json and trials.jsonl.
-
-    Args:
-        directory: Made where there is none.
-        study: The study.
-
-    Raises:
-        ValueError: The directory holds another study, another command runs
-            it, or a line is damaged.
-
-    Attributes:
-        records: All trials so far.
-    """
-
-    def __init__(self, directory: pathlib.Path, study: Study):
-        self._lines = json_lines.Lines(directory / "trials.jsonl")
-        settings = directory / "study.json"
-        if settings.exists():
-            differing(settings, study)
-        output.write_json(settings, study.config())
-        self.records = self._lines.records
-
-    def add(self, record: dict) -> None:
-        """Writes a trial."""
-        self._lines.add(record)
-
-
-def differing(path: pathlib.Path, study: Study) -> None:
-    """Raises ValueError where a study.json is of another study.
-
-    Batch sizes and arms may be added, and seeds.
-    """
-    given = study.config()
-    for name, value in config(path).items():
-        same = given[name] == value
-        if name in ("batch_sizes", "seeds"):
-            same = set(value) <= set(given[name])
-        if name in ("arms", "spaces"):
-            same = value.items() <= given[name].items()
-        if not same:
-            raise ValueError(
-                f"{path.parent} holds another study, with {name} {value}, not "
-                f"{given[name]}; give another directory"
-            )
-
-
-def config(path: pathlib.Path) -> dict[str, Any]:
-    """Returns what is in a study.json.
-
-    Raises:
-        ValueError: It is none.
-    """
-    names = {field.name for field in dataclasses.fields(Study)}
-    try:
-        found = json.loads(path.read_text())
-        if found.keys() == names:
-            return found
-    except (OSError, ValueError, AttributeError):
-        pass
-    raise ValueError(f"{path}: is no description of a study")

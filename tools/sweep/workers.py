@@ -7,7 +7,8 @@ from collections.abc import Callable
 from multiprocessing import connection
 
 from tools.sweep import trials
-from tools.sweep.trials import Store, Study, Task
+from tools.sweep.store import Store
+from tools.sweep.trials import Study, Task
 
 
 class UnreachedError(Exception):

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--{error}") from error
     try:
         if _REPORT.value:
-            records = json_lines.read(directory / "runs.jsonl")
+            records = json_lines.read(directory / "runs.jsonl", runs.check)
         else:
             made = runs.Runs(directory)
     except ValueError as error:

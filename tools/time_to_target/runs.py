@@ -14,8 +14,9 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from tools import json_lines
+from tools import forms, json_lines
 from tools.time_to_target.studies import TUNING_SEED, Study
 
 
@@ -27,13 +28,13 @@ class Runs:
         show: Is given a line for each run.
 
     Raises:
-        ValueError: Another command runs in the directory.
+        ValueError: Another command runs in the directory, or a line is damaged.
     """
 
     def __init__(
         self, directory: pathlib.Path, show: Callable[[str], None] = print
     ):
-        self._lines = json_lines.Lines(directory / "runs.jsonl")
+        self._lines = json_lines.Lines(directory / "runs.jsonl", check)
         self._show = show
         self._of = latest(self._lines.records)
 
@@ -98,6 +99,32 @@ def _run(study: Study, task: str, label: str, arguments, seed: int) -> dict:
         "seed": seed,
         "after": study.after(task),
     }
+
+
+_COUNT = int, type(None)
+_TIME = *forms.NUMBER, type(None)
+_FORM = {
+    "task": str,
+    "optimizer": str,
+    "arguments": dict,
+    "seed": int,
+    "after": _COUNT,
+    "limit": _COUNT,
+    "stay": bool,
+    "steps": _COUNT,
+    "seconds": _TIME,
+    "first_step_seconds": _TIME,
+    "processor_seconds": _TIME,
+    "worst_after": _TIME,
+    "peak_mib": forms.NUMBER,
+    "state_mib": forms.NUMBER,
+    "curve": [[forms.NUMBER] * 3],
+}
+
+
+def check(record: Any) -> None:
+    """Raises ValueError where a value is no record of a run."""
+    forms.check(record, _FORM)
 
 
 def latest(records: Iterable[dict]) -> dict[str, dict]:

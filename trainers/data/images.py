@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 from typing import TYPE_CHECKING, Union
 
 from trainers.data import catalog, memory, on_disk
@@ -146,13 +147,23 @@ class ImageData:
             .prefetch(tf.data.AUTOTUNE)
         )
 
-    def explain(self, error: Exception) -> str:
-        """Returns a sentence that names the file of a tf.errors.DataLossError.
+    def explain(self, error: Exception) -> str | None:
+        """Returns a sentence that names the file of a record that is damaged.
 
-        Only files that are read while training, those of imagenet2012, raise it
-        then.
+        None where the error is not of the data: images in memory raise none.
+
+        Args:
+            error: A tf.errors.DataLossError or InvalidArgumentError.
         """
-        return on_disk.explain(self.source.builder, self.known.splits, error)
+        import tensorflow as tf
+
+        lost = isinstance(error, tf.errors.DataLossError)
+        # Of the model's operations the message does not end so.
+        if not lost and not re.search(r"IteratorGetNext\]", str(error)):
+            return None
+        if isinstance(self.source, memory.Arrays):
+            return None
+        return self.source.explain(error)
 
     def _augmented(self, x, u):
         """Returns crops, where the data set has it mirrored, of a batch."""
@@ -195,12 +206,12 @@ def load(name: str, data_dir: str | None, options: Options) -> ImageData:
     else:
         builder = on_disk.builder(name, data_dir, known.splits)
         sizes = {s: builder.info.splits[s].num_examples for s in known.splits}
-        read = functools.partial(memory.read_tfds, builder)
+        read = functools.partial(memory.read_tfds, builder, known.classes)
     ranges = catalog.split_ranges(sizes, known.holdout, options.validation)
     if name == "imagenet2012":
         from trainers.data import records
 
-        source = records.Records(builder, ranges)
+        source = records.Records(builder, ranges, known.classes)
     else:
         source = memory.Arrays(ranges, read)
     return ImageData(name, known, options, source)

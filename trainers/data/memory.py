@@ -81,8 +81,15 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return (x, y) if split == "train" else (x_test, y_test)
 
 
-def read_tfds(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a split in the order of the files."""
+def read_tfds(
+    builder, classes: int, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a split in the order of the files.
+
+    Raises:
+        SystemExit: A record cannot be read, or its label is none of the
+            classes, from 0 on.
+    """
     import tensorflow_datasets as tfds
 
     with on_disk.reading(builder, split):
@@ -92,4 +99,6 @@ def read_tfds(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
             as_supervised=True,
             read_config=tfds.ReadConfig(interleave_cycle_length=1),
         )
-    return images.numpy(), labels.numpy()
+    images, labels = images.numpy(), labels.numpy()
+    on_disk.check_labels(builder, split, labels, classes)
+    return images, labels

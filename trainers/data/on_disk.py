@@ -6,7 +6,9 @@ when it is read, by a SystemExit of one sentence.
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
 
 from trainers import extras
 
@@ -83,28 +85,52 @@ def _readable(name, data_dir) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(builder, split: str) -> Iterator[None]:
-    """Names the file when a record cannot be read in the block."""
+def reading(
+    builder, split: str, decode: Callable | None = None
+) -> Iterator[None]:
+    """Names the file when a record cannot be read in the block.
+
+    Args:
+        builder: Of TFDS.
+        split: The split.
+        decode: As for `explain`.
+    """
     import tensorflow as tf
 
     try:
         yield
     except tf.errors.OpError as error:
-        raise SystemExit(explain(builder, [split], error)) from error
+        raise SystemExit(explain(builder, [split], error, decode)) from error
 
 
-def explain(builder, splits: Iterable[str], error: Exception) -> str:
+def explain(
+    builder,
+    splits: Iterable[str],
+    error: Exception,
+    decode: Callable | None = None,
+) -> str:
     """Returns a sentence on a record that could not be read.
 
-    It reads the files of the splits up to the first one with a bad checksum.
+    It reads the files of the splits up to the first one that is damaged.
+
+    Args:
+        builder: Of TFDS.
+        splits: Those of the files.
+        error: What was raised.
+        decode: From a serialized record to what is in it, in a graph; raises
+            where that is none of the data set's. None: as TFDS does.
     """
     import tensorflow as tf
 
+    decode = decode or builder.info.features.deserialize_example
     where, problem = builder.data_path, _first_line(error)
     paths = (p for s in splits for p in builder.info.splits[s].filepaths)
     for path in paths:
+        records = tf.data.TFRecordDataset(str(path)).map(
+            decode, num_parallel_calls=tf.data.AUTOTUNE
+        )
         try:
-            for _ in tf.data.TFRecordDataset(str(path)):
+            for _ in records:
                 pass
         except tf.errors.OpError as found:
             where, problem = path, _first_line(found)
@@ -115,7 +141,39 @@ def explain(builder, splits: Iterable[str], error: Exception) -> str:
     )
 
 
+def check_labels(builder, split: str, labels: np.ndarray, classes: int) -> None:
+    """Exits where a label is out of range; the sentence names its file.
+
+    Args:
+        builder: Of TFDS.
+        split: The split.
+        labels: All of it, [size], in the order of the files.
+        classes: How many there are.
+    """
+    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    if not len(bad):
+        return
+    info = builder.info.splits[split]
+    file = np.searchsorted(np.cumsum(info.shard_lengths), bad[0], "right")
+    raise SystemExit(
+        f"--dataset={builder.name}: {info.filepaths[file]}: "
+        f"{out_of_range(classes)} {labels[bad[0]]}; remove "
+        f"{builder.data_path} and prepare it again"
+    )
+
+
+def out_of_range(classes: int) -> str:
+    """Returns what is said of a label, which follows."""
+    return f"labels are from 0 to {classes - 1}, and one is"
+
+
 def _first_line(error):
     """Returns what an error says, less the names of TensorFlow's nodes."""
     said = str(getattr(error, "message", error)).strip() or repr(error)
-    return re.sub(r"\{\{.*?\}\} | \[(Op:|\[).*", "", said.splitlines()[0])
+    said = re.sub(
+        r"\{\{.*?\}\} |Error in user-defined .* Iterator::\S+ | \[(Op:|\[).*",
+        "",
+        said.splitlines()[0],
+    )
+    said = re.sub(r"assertion failed: \[(.*)\] \[(.*)\]", r"\1 \2", said)
+    return said.rstrip(".")

@@ -27,9 +27,12 @@ class Records:
     Args:
         builder: Of TFDS, with the data on disk.
         ranges: From the split to (published split, first example, end).
+        classes: The number of labels.
     """
 
-    def __init__(self, builder, ranges: dict[str, tuple[str, int, int]]):
+    def __init__(
+        self, builder, ranges: dict[str, tuple[str, int, int]], classes: int
+    ):
         if builder.info.file_format.value != "tfrecord":
             raise SystemExit(
                 f"--dataset={builder.name}: {builder.data_path} holds "
@@ -38,6 +41,12 @@ class Records:
             )
         self.builder = builder
         self.ranges = ranges
+        self._classes = classes
+
+    def explain(self, error: Exception) -> str:
+        """Returns a sentence that names the file of a damaged record."""
+        splits = self.builder.info.splits
+        return on_disk.explain(self.builder, splits, error, self._decode)
 
     def size(self, split: str) -> int:
         """Returns the number of examples."""
@@ -116,7 +125,7 @@ class Records:
             images = self._read(files, 1).take(MEAN_OF)
             images = images.map(self._decode, num_parallel_calls=_PARALLEL)
             total, count = 0.0, 0
-            with on_disk.reading(self.builder, "train"):
+            with on_disk.reading(self.builder, "train", self._decode):
                 for batch, _ in images.batch(64):
                     part = batch.numpy()[:, :height, :width]
                     total += part.sum(axis=0, dtype="float64")
@@ -151,13 +160,22 @@ class Records:
         )
 
     def _decode(self, record):
-        """Returns the resized image, uint8, and the label of a record."""
+        """Returns the resized image, uint8, and the label of a record.
+
+        It raises a tf.errors.InvalidArgumentError where the label is out of
+        range.
+        """
         example = self.builder.info.features.deserialize_example(
             record, decoders={"image": tfds.decode.SkipDecoding()}
         )
         image = tf.io.decode_jpeg(example["image"], channels=3)
         image = tf.image.resize(image, RESIZED, antialias=True)
-        return tf.cast(tf.round(image), tf.uint8), example["label"]
+        label = example["label"]
+        tf.debugging.Assert(
+            (label >= 0) & (label < self._classes),
+            [on_disk.out_of_range(self._classes), label],
+        )
+        return tf.cast(tf.round(image), tf.uint8), label
 
 
 def _shuffle(x, key):

@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import platform
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -75,8 +76,9 @@ class Sequences:
         tokens = self._tokens[np.minimum(places, len(self._tokens) - 1)]
         if tokens.max() >= self._vocabulary:
             raise ValueError(
-                f"{self._file}: is damaged; remove {self._file.parent}, and it "
-                "is made again"
+                f"{self._file}: is damaged: tokens are from 0 to "
+                f"{self._vocabulary - 1}, and one is {tokens.max()}; remove "
+                f"{self._file.parent}, and it is made again"
             )
         tokens = tokens.astype("int32")
         next_tokens = tokens[:, 1:] * (places[:, 1:] < ends[:, np.newaxis])
@@ -199,6 +201,11 @@ class TokenData:
 
         indices = order.in_turn(len(self.sequences(split)), part)
         return indices.map(weighted).prefetch(tf.data.AUTOTUNE)
+
+    def explain(self, error: Exception) -> str | None:
+        """Returns what `Sequences` said of a damaged file, if that is it."""
+        found = re.search("ValueError: (.*: is damaged.*)", str(error))
+        return found[1] if found else None
 
     def _reader(self, split, batch_size):
         """Returns a function of indices in a graph; the files stay on disk."""

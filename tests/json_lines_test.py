@@ -1,0 +1,35 @@
+"""Files of JSON lines: what a kill or a hand leaves in them."""
+
+import pytest
+
+from tools import forms, json_lines
+
+
+def check(record):
+    forms.check(record, {"n": int})
+
+
+def test_whole_lines_stay_as_they_are(tmp_path):
+    """Also where a kill has cut the last one short."""
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"n":  1}\n{"n": 2}\n{"n": 3')
+    lines = json_lines.Lines(path, check)
+    assert lines.records == [{"n": 1}, {"n": 2}]
+    assert path.read_bytes() == b'{"n":  1}\n{"n": 2}\n'
+    lines.add({"n": 4})
+    assert path.read_bytes() == b'{"n":  1}\n{"n": 2}\n{"n": 4}\n'
+    with pytest.raises(ValueError, match="another command runs it"):
+        json_lines.Lines(path, check)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    assert json_lines.read(tmp_path / "none", check) == []
+    with pytest.raises(ValueError, match=f"{tmp_path}: Is a directory"):
+        json_lines.read(tmp_path, check)
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"n": 1}\n{"n": "2"}\n')
+    message = (
+        r"line 2 is damaged \(\['n'\] is '2', not a whole number\); remove"
+    )
+    with pytest.raises(ValueError, match=f"{path}: {message}"):
+        json_lines.Lines(path, check)
