@@ -37,7 +37,7 @@ def over_ranks(
     summed = [m for m in metrics if _is_sum(m)]
     state = [v for m in summed for v in m.variables]
     values = [v.numpy() for v in state]
-    numbers = {k: float(v) for k, v in own.items() if np.ndim(v) == 0}
+    numbers = {k: float(v) for k, v in own.items() if _is_number(v)}
     named = f"with metrics {[m.name for m in metrics]}"
     found = gather((named, values, numbers))
     roll_call.require_same([of_rank for of_rank, _, _ in found])
@@ -51,7 +51,7 @@ def over_ranks(
     for v, *of_ranks in zip(state, *(values for _, values, _ in found)):
         v.assign(np.sum(of_ranks, axis=0, dtype="float64"))
     joint = {
-        k: float(v) if np.ndim(v) == 0 else np.asarray(v)
+        k: float(v) if _is_number(v) else np.asarray(v)
         for k, v in results(logs).items()
     }
     for v, value in zip(state, values):
@@ -61,6 +61,11 @@ def over_ranks(
         if key in others or key.endswith(tuple("_" + name for name in others)):
             joint[key] = means[key]
     return joint
+
+
+def _is_number(value):
+    array = np.asarray(value)
+    return array.ndim == 0 and array.dtype.kind in "biuf"
 
 
 def _leaves(metrics: Sequence[keras.Metric]) -> list[keras.Metric]:
