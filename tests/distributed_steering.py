@@ -187,7 +187,8 @@ def check_metrics_are_means_over_all_examples(folder):
     one_hot = keras.utils.to_categorical
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     model = dense()
-    model.compile(tfkfac.distribute(keras.optimizers.SGD(0.1)), loss, names)
+    optimizer = tfkfac.distribute(keras.optimizers.SGD(0.1))
+    model.compile(optimizer, loss, metrics=names)
     own = OTHER_X, one_hot(OTHER_Y, 3)
     history = fit(model, y=one_hot(Y, 3), validation_data=own).history
     own_state = [float(m.total) for m in model.metrics[:1]]

@@ -76,5 +76,6 @@ def _average_gradients(optimizer, ranks, name):
         means = iter(tf.cast(m, g.dtype) for m, g in zip(means, dense))
         return clip([g if g is None else next(means) for g in grads])
 
-    average_and_clip.collective = name  # Which a step begins with.
+    # Which a step begins with.
+    keras_compat.set_untracked(average_and_clip, collective=name)
     keras_compat.set_untracked(optimizer, **{CLIPPING: average_and_clip})

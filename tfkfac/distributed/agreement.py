@@ -10,6 +10,7 @@ when one differs, and gather the numbers themselves in that case alone.
 """
 
 import re
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -33,7 +34,7 @@ class Agreement:
     """
 
     def __init__(
-        self, numbers: dict[str, tf.Tensor], ranks: Communicator, name: str
+        self, numbers: Mapping[str, tf.Tensor], ranks: Communicator, name: str
     ):
         self._names, self._ranks, self._name = list(numbers), ranks, name
         self._numbers = tf.stack(
