@@ -145,6 +145,8 @@ class Distributed(keras.callbacks.Callback):
         def watched(iterator):
             try:
                 return step(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                raise  # The epoch has ended.
             except BaseException as error:
                 self._unwatch()
                 place = f"in batch {self._batches + 1} of epoch"
