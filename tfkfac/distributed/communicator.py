@@ -203,7 +203,23 @@ class HorovodCommunicator(Communicator):
         )
 
     def broadcast_variables(self, variables):
-        self._hvd.broadcast_variables(list(variables), root_rank=0)
+        @tf.function
+        def broadcast(values):
+            # By place: the variables of a restored model have other names.
+            return [
+                self._hvd.broadcast(
+                    value,
+                    root_rank=0,
+                    name=f"tfkfac.variable.{i}",
+                    ignore_name_scope=True,
+                    process_set=self._set,
+                )
+                for i, value in enumerate(values)
+            ]
+
+        found = broadcast([v.read_value() for v in variables])
+        for v, value in zip(variables, found):
+            v.assign(value)
 
     def split(self, members):
         own = None
