@@ -1,12 +1,15 @@
 """Rank 0 has more batches than rank 1, which Keras cannot know beforehand.
 
-horovodrun -np 2 python tests/distributed_stall.py
+horovodrun -np 2 python tests/distributed_stall.py [stop]
+
+With "stop", rank 1 is stopped at its second batch.
 """
 
 import os
+import signal
+import sys
 
-os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "2"
-os.environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = "5"  # Instead of 60.
+os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"] = "10"  # Instead of 30.
 
 import distributed_program as program
 import keras
@@ -20,7 +23,13 @@ def batches(rank):
         yield tf.ones([4, 6]), tf.zeros([4], tf.int32)
 
 
-def main():
+class Stop(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def main(stop=""):
     rank = tfkfac.init().rank
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
     model.compile(tfkfac.KFAC(model=model), program.LOSS)
@@ -32,9 +41,12 @@ def main():
                 tf.TensorSpec([4], tf.int32),
             ),
         ),
-        callbacks=[tfkfac.callbacks.Distributed()],
+        callbacks=[
+            tfkfac.callbacks.Distributed(),
+            *[Stop()] * (rank if stop else 0),
+        ],
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -15,6 +15,7 @@ OWNERS = [0, 2, 3]
 SHAPES = {10: (3, 2), 11: (5,), 12: (), 13: (2, 2)}
 OWNER_OF = {10: 0, 11: 2, 12: 3, 13: 1}
 TYPES = {10: "float32", 11: "float64", 12: "float32", 13: "float32"}
+NUMBERS = {"rate": tf.constant(0.1)}
 group_sizes = pytest.mark.parametrize("g", [1, 2, 4])
 
 
@@ -44,7 +45,7 @@ def test_gradients_are_those_of_the_joint_batch(g):
         D = tf.constant(rank + 1.0)
         sums = {k: (rank + 1) * v for k, v in tensors(rank).items()}
         return distributor.reduce_gradients(
-            sums, D, tf.constant(True), tf.constant(5 * rank + 1)
+            sums, D, tf.constant(True), tf.constant(5 * rank + 1), NUMBERS
         )
 
     for rank, (V, finite, examples) in enumerate(on_ranks(reduce, g)):
@@ -64,7 +65,9 @@ def test_all_ranks_know_that_one_is_not_finite(g):
     def reduce(distributor, rank):
         finite = tf.constant(rank != 2)
         one = tf.constant(1)
-        return distributor.reduce_gradients(tensors(0), 1.0, finite, one)[1]
+        return distributor.reduce_gradients(
+            tensors(0), 1.0, finite, one, NUMBERS
+        )[1]
 
     assert not any(on_ranks(reduce, g))
 
@@ -160,7 +163,11 @@ def test_one_process_sends_nothing():
         made = Distributor(ranks, 1, BLOCKS, [0] * 3, OWNER_OF, "name")
         given = tensors(0)
         V, finite, examples = made.reduce_gradients(
-            {k: 4 * v for k, v in given.items()}, tf.constant(4.0), True, 9
+            {k: 4 * v for k, v in given.items()},
+            tf.constant(4.0),
+            True,
+            9,
+            NUMBERS,
         )
         assert finite and [int(n) for n in examples] == [0, 9]
         for k, v in given.items():

@@ -30,7 +30,7 @@ class OneOfSeveral(LocalCommunicator):
         parts[self.rank] = tensor
         return parts
 
-    def gather_objects(self, value):
+    def _gather(self, value, name):
         return [value] * self.size
 
     def split(self, members):
@@ -98,16 +98,16 @@ def sent(kind, **options):
 
 
 def test_bytes_by_hand():
-    """On two ranks: with V go 2 + 2 numbers, with U 3, with sums N and R."""
+    """Of two ranks: with V go 2 + 2 + 8 numbers, with U 3, with sums N, R."""
     # To the other its part of V, to it the own U.
-    plain = [4 * ((4 + 6) + (3 + 10)), 4 * ((4 + 10) + (3 + 6))]
+    plain = [4 * ((12 + 6) + (3 + 10)), 4 * ((12 + 10) + (3 + 6))]
     assert sent("plain", group_size=1) == plain
     # The other's triangles.
     factors = [plain[0] + 4 * (1 + 2), plain[1] + 4 * (1 + 4 + 5 - 2 + 2 - 2)]
     assert sent("factors", group_size=1) == factors
     assert sent("factors and inverses", group_size=1) == factors
     # All of V to both: an all-reduce, and no U; inverses go to the group.
-    assert sent("plain", group_size=2) == [4 * 20] * 2
+    assert sent("plain", group_size=2) == [4 * 28] * 2
     whole = sent("factors and inverses", group_size=2, item_size=8)
     less = sent("factors", group_size=2, item_size=8)
     assert [a - b for a, b in zip(whole, less)] == [8 * 8, 8 * 5]

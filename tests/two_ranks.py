@@ -30,7 +30,9 @@ class Threads(Communicator):
         found = list(self._meeting.values)
         self._meeting.barrier.wait()
         kinds = [of_rank for of_rank, _ in found]
-        assert kinds == [what] * self.size, kinds
+        if kinds != [what] * self.size:  # As Horovod does.
+            message = f"Mismatched collectives: {kinds}"
+            raise tf.errors.FailedPreconditionError(None, None, message)
         return [of_rank for _, of_rank in found]
 
     def all_reduce(self, tensor, name):
@@ -47,8 +49,8 @@ class Threads(Communicator):
         what = "all_gather", name, tensor.dtype, tuple(lengths)
         return self._exchange(what, tensor)
 
-    def gather_objects(self, value):
-        return self._exchange(("gather_objects",), value)
+    def _gather(self, value, name):
+        return self._exchange(("gather", name), value)
 
     def broadcast_object(self, value):
         return self._exchange(("broadcast_object",), value)[0]

@@ -102,6 +102,13 @@ class Assignable(keras.optimizers.Optimizer):
         number = self.hyperparameters[name]
         return number.at(self.updates if number.is_scheduled else None, dtype)
 
+    def numbers(self) -> dict[str, tf.Tensor]:
+        """Returns all numbers of the next update by name, and t; scalars."""
+        found = {"updates": self.updates, "learning_rate": self.learning_rate}
+        for name in self.hyperparameters:
+            found[name] = self.at_update(name, tf.float64)
+        return {k: tf.convert_to_tensor(v) for k, v in found.items()}
+
     def unsound_numbers(self) -> tuple[list[str], tf.Tensor]:
         """Returns names, and which no step can be made with, [names].
 

@@ -125,10 +125,19 @@ class AttachedModel:
         unbuilt = any(not layer.built for layer in parts)
         return self.model.trainable and unbuilt and self.communicator.size == 1
 
-    def share_initial_state(self) -> None:
-        """Registers, and gives all ranks the state of rank 0, once."""
+    @property
+    def first_collective(self) -> str:
+        """The name of what a step of several ranks begins with."""
+        return f"{self._name}.gradients"
+
+    def share_initial_state(self, again: bool = False) -> None:
+        """Registers, and gives all ranks the state of rank 0.
+
+        Args:
+            again: Whether to do so also where it has been done.
+        """
         layers = self.register()
-        if not self.shared.is_shared:
+        if again or not self.shared.is_shared:
             self.shared.begin(self.model, layers, self._unseen())
 
     def register(self) -> AttachedLayers:

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfkfac import keras_compat
-from tfkfac.distributed import communicator, loss_scale, packing
+from tfkfac.distributed import agreement, communicator, loss_scale, packing
 from tfkfac.keras_compat import CLIPPING
 from tfkfac.optimizer import KFAC
 
@@ -60,9 +60,24 @@ def _average_gradients(optimizer, ranks, name):
     def average_and_clip(grads):
         dense = [tf.convert_to_tensor(g) for g in grads if g is not None]
         dtype = packing.widest(g.dtype for g in dense)
-        total = ranks.all_reduce(packing.flatten(dense, dtype), name)
-        means = packing.unflatten(total / tf.cast(ranks.size, dtype), dense)
+        steers = agreement.Agreement(
+            {
+                "iterations": tf.convert_to_tensor(optimizer.iterations),
+                "learning_rate": tf.convert_to_tensor(optimizer.learning_rate),
+            },
+            ranks,
+            name + ".numbers",
+        )
+        own = packing.flatten([steers.digits(dtype), *dense], dtype)
+        digits, total = tf.split(
+            ranks.all_reduce(own, name), [agreement.LENGTH, -1]
+        )
+        with tf.control_dependencies([steers.require(digits)]):
+            total = total / tf.cast(ranks.size, dtype)
+        means = packing.unflatten(total, dense)
         means = iter(tf.cast(m, g.dtype) for m, g in zip(means, dense))
         return clip([g if g is None else next(means) for g in grads])
 
+    # Which a step begins with.
+    keras_compat.set_untracked(average_and_clip, collective=name)
     keras_compat.set_untracked(optimizer, **{CLIPPING: average_and_clip})

@@ -15,8 +15,8 @@ from keras.src.losses.losses import LossFunctionWrapper
 
 __all__ = ["ConvLSTMCell", "LossFunctionWrapper", "in_stateless_scope"]
 
-# The last method of an optimizer that all gradients pass together.
-CLIPPING = "_clip_gradients"
+# Where all gradients pass together, and where the logs of an epoch come from.
+CLIPPING, RESULTS = "_clip_gradients", "_get_metrics_result_or_logs"
 
 
 # Attributes that Keras would track.

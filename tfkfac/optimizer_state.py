@@ -29,6 +29,12 @@ class OptimizerState(keras.optimizers.Optimizer):
         """
         self.require_attached().gather_curvature()
 
+    @property
+    def first_collective(self) -> str | None:
+        """The name of what a step of several ranks begins with, if any."""
+        attached = self._attached
+        return None if attached is None else attached.first_collective
+
     def moments(self) -> dict[str, np.ndarray]:
         """Returns M of each factor that this rank owns, by name, in float64.
 

@@ -161,7 +161,11 @@ class Step:
         """
         by_id = {id(v): g for v, g in zip(self.variables, sums)}
         return self.distributor.reduce_gradients(
-            by_id, divisor, finite, self.recorded.examples()
+            by_id,
+            divisor,
+            finite,
+            self.recorded.examples(),
+            self.optimizer.numbers(),
         )
 
     # Statistics.

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tfkfac
 from tfkfac.distributed import communicator, sync
 from tfkfac.distributed.loss_scale import unwrapped
+from tfkfac.distributed.roll_call import RanksError
 from trainers import agreement, constraints, optimizers, output
 from trainers.command_line import Run
 from trainers.data import catalog
@@ -151,12 +152,13 @@ def train(
         if sentence := run.data.explain(error):
             raise SystemExit(sentence) from error
         raise
+    except RanksError as error:
+        raise SystemExit(str(error)) from error
     except tf.errors.UnknownError as error:
         if "Horovod" not in str(error):
             raise
-        raise SystemExit(
-            "another rank has ended; its message says why"
-        ) from error
+        meaning = communicator.current().explained(error, "in a collective")
+        raise SystemExit(str(meaning)) from error
     return result, training.step_losses(), training.records
 
 

@@ -1,8 +1,9 @@
 """Callbacks for `fit`; on one process those for several do nothing."""
 
 from tfkfac.callbacks.checkpoints import BackupAndRestore, ModelCheckpoint
-from tfkfac.callbacks.distributed import Distributed, LearningRateWarmup
+from tfkfac.callbacks.distributed import Distributed
 from tfkfac.callbacks.monitoring import FactorMovement, StopOnSkippedSteps
+from tfkfac.callbacks.warmup import LearningRateWarmup
 
 __all__ = [
     "BackupAndRestore",

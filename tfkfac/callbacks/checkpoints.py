@@ -12,7 +12,7 @@ from absl import logging
 from tensorflow.io import gfile
 
 from tfkfac import keras_compat
-from tfkfac.callbacks.distributed import average_statistics
+from tfkfac.callbacks.distributed import average_statistics, gather
 from tfkfac.distributed import communicator, sync
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.optimizer import KFAC
@@ -24,7 +24,8 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
     """Keras' `ModelCheckpoint`, written whole by rank 0 alone."""
 
     def _save_model(self, epoch, batch, logs):
-        _gather(self.model)
+        within = "" if batch is None else f", after batch {batch + 1}"
+        _gather(self.model, f"in ModelCheckpoint, epoch {epoch + 1}{within}")
         if communicator.current().rank == 0:
             with _whole_files(self.model):
                 super()._save_model(epoch, batch, logs)
@@ -120,10 +121,13 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         keras_compat.begin_with_epoch(self.model, None)  # As the next `fit`.
 
     def _save_model(self):
-        _gather(self.model)
-        seeds = communicator.current().gather_objects(
-            [v.numpy().tolist() for v in sync.seeds(self.model)]
+        place = (
+            f"in BackupAndRestore, {self._current_epoch} epochs and "
+            f"{self._last_batch_seen} batches done"
         )
+        _gather(self.model, place)
+        seeds = [v.numpy().tolist() for v in sync.seeds(self.model)]
+        seeds = gather(self.model, seeds, place)
         if communicator.current().rank > 0:
             return
         gfile.makedirs(self.backup_dir)
@@ -156,7 +160,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def on_train_end(self, logs=None):
         keras_compat.begin_with_epoch(self.model, None)
-        communicator.current().gather_objects(None)  # All have restored.
+        gather(self.model, None, "at the end of training")  # All have restored.
         if communicator.current().rank == 0:
             super().on_train_end(logs)
 
@@ -202,9 +206,9 @@ def _digest(metadata: dict, weights: str) -> str:
     return found.hexdigest()
 
 
-def _gather(model) -> None:
+def _gather(model, place) -> None:
     """Makes the model on rank 0 what is to be saved."""
-    average_statistics(model)
+    average_statistics(model, place)
     optimizer = unwrapped(model.optimizer)
     if isinstance(optimizer, KFAC):
         optimizer.gather_curvature()

@@ -2,152 +2,286 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfkfac import keras_compat
-from tfkfac.distributed import communicator, sync
+from tfkfac.distributed import (
+    agreement,
+    communicator,
+    loss_scale,
+    metrics,
+    packing,
+    sync,
+)
 from tfkfac.distributed.loss_scale import unwrapped
+from tfkfac.distributed.roll_call import RanksError
 from tfkfac.optimizer import KFAC
+
+_ROUNDING = 1e-3  # How far weights may be apart, of the largest of a variable.
 
 
 class Distributed(keras.callbacks.Callback):
     """What `fit` needs on several ranks; to be the first of the callbacks.
 
-    - All ranks start with the weights and the optimizer state of rank 0 (as
-      `hvd.callbacks.BroadcastGlobalVariablesCallback`).
-    - Ranks with different numbers of batches are told so at the start, where
-      Keras knows the number.
-    - Metrics are averaged over the ranks at the end of an epoch, before the
-      callbacks that follow read them (as `MetricAverageCallback`).
+    - All ranks start each `fit` with the weights and the optimizer state of
+      rank 0 (as `hvd.callbacks.BroadcastGlobalVariablesCallback`).
+    - Metrics are those of all ranks together, sums by counts, for all callbacks
+      and for what `evaluate` returns (as `MetricAverageCallback`).
     - Moving statistics of batch normalization are averaged before evaluation
       and at the end of an epoch; `ModelCheckpoint` and `BackupAndRestore` do so
       before they save.
+    - Ranks that do not do the same, such as when one of them stops, are told so
+      at once, all of them, in place of waiting for each other.
     - The progress bar is that of rank 0.
 
     Raises:
-        RuntimeError: The ranks have different models or numbers of batches.
+        ValueError: The optimizer averages no gradients.
+        RanksError: The ranks are at different places, have other weights, or
+            one does not answer. It is a RuntimeError.
+        RuntimeError: The ranks have different models.
     """
 
     def __init__(self):
         super().__init__()
         self._ranks = communicator.current()
-        self._started = self._ranks.size == 1
+        self._has_shared = self._trains = self._evaluates = False
+        self._step = None
+        self._epoch: int | None = None
+        self._batches = 0
 
     def set_params(self, params):
         super().set_params(params)
         if self._ranks.rank > 0:
             params["verbose"] = 0  # Read by those that follow.
 
-    def on_train_begin(self, logs=None):
-        own = {k: self.params.get(k) for k in ("steps", "epochs")}
-        found = self._ranks.gather_objects(own)
-        for rank, other in enumerate(found):
-            if other != found[0]:
-                raise RuntimeError(
-                    f"Rank {rank} has {other['steps']} batches for "
-                    f"{other['epochs']} epochs, and rank 0 has "
-                    f"{found[0]['steps']} for {found[0]['epochs']}: give all "
-                    "ranks the same number (drop_remainder, steps_per_epoch)."
-                )
-        self._start()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._start()  # A model that the first batch has built.
-
-    def _start(self):
-        if self._started or not self.model.built:
-            return
-        if not isinstance(unwrapped(self.model.optimizer), KFAC):
-            sync.broadcast(self.model, self.model.optimizer, self._ranks)
-        self._started = True
-
-    def on_test_begin(self, logs=None):
-        average_statistics(self.model)
-
-    def on_epoch_end(self, epoch, logs=None):
-        average_statistics(self.model)
-        if not logs or self._ranks.size == 1:
-            return
-        numbers = {k: v for k, v in logs.items() if np.ndim(v) == 0}
-        found = self._ranks.gather_objects(numbers)
-        for key in numbers:
-            values = [other[key] for other in found if key in other]
-            logs[key] = float(np.mean(values))
-
-
-class LearningRateWarmup(keras.callbacks.Callback):
-    """Raises the learning rate over the first epochs to that of the optimizer.
-
-    From the N-th part, N the number of ranks, linearly in the batches, as
-    `hvd.callbacks.LearningRateWarmupCallback` (Goyal et al. 2017).
-
-    Args:
-        epochs: How long.
-        steps_per_epoch: The number of batches; None takes that of `fit`.
-        learning_rate: Where to; None takes that of the optimizer as it is when
-            this callback first sees the model.
-
-    Raises:
-        ValueError: The optimizer's learning rate is a schedule, or the number
-            of batches is not known.
-    """
-
-    def __init__(
-        self,
-        epochs: float = 5,
-        steps_per_epoch: int | None = None,
-        learning_rate: float | None = None,
-    ):
-        super().__init__()
-        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
-        self._target = learning_rate
-        self._ranks = communicator.current().size
-
-    def set_model(self, model):
-        super().set_model(model)
-        # Before other callbacks restore a rate that was not warm yet.
-        if self._target is None:
-            self._target = float(model.optimizer.learning_rate)
+    # Where this rank is.
 
     def on_train_begin(self, logs=None):
-        optimizer = self.model.optimizer
-        if not keras_compat.has_constant_rate(unwrapped(optimizer)):
-            raise ValueError(
-                "LearningRateWarmup needs a learning rate that is a number: a "
-                "schedule, such as CosineDecay(warmup_target=...), warms up "
-                "by itself."
-            )
-        self._steps = self.steps_per_epoch or self.params.get("steps")
-        if not self._steps:
-            raise ValueError(
-                "LearningRateWarmup: the number of batches of an epoch is not "
-                "known; give steps_per_epoch."
-            )
-        self._epoch = 0
+        if self._ranks.size == 1:
+            return
+        _require_averaging(self.model)
+        self._has_shared, self._epoch = False, None
+        self._trains = True
+        self._watch()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
+        is_first, self._epoch, self._batches = self._epoch is None, epoch, 0
+        if is_first and self._ranks.size > 1:
+            # Here, since others may have restored a state when it began.
+            steps, epochs = (self.params.get(k) for k in ("steps", "epochs"))
+            place = f"at the beginning of epoch {epoch + 1} of {epochs}"
+            gather(self.model, None, f"{place}, with {steps} batches in each")
+            self._share()
 
     def on_train_batch_begin(self, batch, logs=None):
-        done = (self._epoch + batch / self._steps) / self.epochs
-        if self._epoch > self.epochs:
+        self._batches = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batches = batch + 1
+        if not self._has_shared and self._ranks.size > 1:
+            self._share()  # A model that the first batch has built.
+
+    def on_test_begin(self, logs=None):
+        self._evaluates = True
+        if self._ranks.size > 1:
+            self._watch()
+        average_statistics(self.model, f"at the beginning of {self._test()}")
+
+    def on_test_end(self, logs=None):
+        self._evaluates = False
+        if not self._trains:
+            self._unwatch()
+
+    def on_train_end(self, logs=None):
+        if self._ranks.size == 1:
             return
-        part = 1 / self._ranks + (1 - 1 / self._ranks) * min(done, 1)
-        self.model.optimizer.learning_rate = self._target * part
+        place = "at the end of training, "
+        if self._epoch is None:
+            place += "without an epoch"
+        else:
+            place += f"after epoch {self._epoch + 1}{self._stop()}"
+        gather(self.model, None, place)
+        self._unwatch()
+
+    def _test(self):
+        within = f" in epoch {self._epoch + 1}" if self._trains else ""
+        return f"an evaluation{within}"
+
+    def _stop(self):
+        is_set = getattr(self.model, "stop_training", False)
+        return ", where its stop_training is set" if is_set else ""
+
+    # What it does there.
+
+    def _share(self):
+        """Gives all ranks the state of rank 0."""
+        if not self.model.built:
+            return
+        inner = unwrapped(self.model.optimizer)
+        if isinstance(inner, KFAC):
+            inner.require_attached().share_initial_state(again=True)
+        else:
+            sync.broadcast(self.model, self.model.optimizer, self._ranks)
+        self._has_shared = True
+
+    def _watch(self):
+        """Has Keras' steps and logs go through this callback."""
+        keras_compat.set_untracked(
+            self.model, **{keras_compat.RESULTS: self._results}
+        )
+        if self._trains:
+            function = self.model.train_function
+            self._step = getattr(function, "watched", function)
+            self.model.train_function = self._watched(self._step)
+
+    def _unwatch(self):
+        if keras_compat.own_attribute(self.model, keras_compat.RESULTS):
+            keras_compat.remove_attribute(self.model, keras_compat.RESULTS)
+        if self._trains:
+            self._trains = False
+            self.model.train_function = self._step
+
+    def _watched(self, step):
+        def watched(iterator):
+            try:
+                return step(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                raise  # The epoch has ended.
+            except BaseException as error:
+                self._unwatch()
+                place = f"in batch {self._batches + 1} of epoch"
+                meaning = self._meaning(error, f"{place} {self._epoch + 1}")
+                if meaning is None:
+                    raise
+                raise meaning from error
+
+        watched.watched = step
+        return watched
+
+    def _meaning(self, error, place):
+        """Returns what an error of a step says of the ranks; None: nothing."""
+        if not isinstance(error, tf.errors.OpError):
+            return None
+        if said := agreement.sentence(error):
+            return RanksError(said)
+        if any(word in str(error) for word in ("Horovod", "Mismatched")):
+            return self._ranks.explained(error, place)
+        return None
+
+    def _results(self, logs):
+        """Returns the logs of an epoch or an evaluation, of all ranks."""
+        if self._evaluates:
+            place = f"at the end of {self._test()}"
+        else:
+            place = f"at the end of epoch {self._epoch + 1}, after "
+            place += f"{self._batches} batches{self._stop()}"
+            require_same_weights(self.model, place)
+            average_statistics(self.model, place)
+        own = getattr(type(self.model), keras_compat.RESULTS)
+        return metrics.over_ranks(
+            self.model,
+            lambda logs: own(self.model, logs),
+            logs,
+            lambda value: gather(self.model, value, place),
+        )
 
 
-def average_statistics(model) -> None:
+def gather(model: keras.Model, value, place: str) -> list:
+    """Returns what each rank gives; ranks that are in a step are met, too.
+
+    Args:
+        model: The model that is trained.
+        value: What this rank gives.
+        place: Where it is, with all that must be the same there.
+
+    Raises:
+        RanksError: The ranks are at different places.
+    """
+    name = sync.first_collective(model.optimizer)
+    return communicator.current().gather_objects(value, place, name)
+
+
+def average_statistics(
+    model: keras.Model, place: str = "averaging the moving statistics"
+) -> None:
     """Gives all ranks the mean of the moving statistics.
 
-    The mean of equal ones is as they are, bit for bit in float32.
+    These are the variables that layers have made not to be trained. Those that
+    are equal on all ranks are left as they are, and are not sent. An element
+    that is equal on all keeps its bits, in types below float64.
+
+    Args:
+        model: The model.
+        place: Where this rank is; as of `gather`.
     """
     ranks = communicator.current()
     if ranks.size == 1 or not model.built:
         return
-    variables = [
-        v
-        for v in model.non_trainable_variables
-        if keras.backend.is_float_dtype(v.dtype)
-    ]
-    found = ranks.gather_objects([v.numpy() for v in variables])
-    for v, *values in zip(variables, *found):
-        v.assign(np.mean(values, axis=0, dtype="float64"))
+    variables = sync.statistics(model)
+    differ = sync.differing(gather(model, sync.digests(variables), place))
+    if not differ:
+        return
+    values = [keras_compat.tensorflow_variable(variables[i]) for i in differ]
+    total = ranks.all_reduce(
+        packing.flatten(values, tf.float64), "tfkfac.moving_statistics"
+    )
+    means = packing.unflatten(total / ranks.size, values)
+    for value, mean in zip(values, means):
+        value.assign(tf.cast(mean, value.dtype))
+
+
+def require_same_weights(model: keras.Model, place: str) -> None:
+    """Raises RanksError where the ranks have trained other weights.
+
+    Where they are apart by rounding alone, they become those of rank 0.
+    """
+    ranks = communicator.current()
+    variables = model.trainable_variables
+    differ = sync.differing(gather(model, sync.digests(variables), place))
+    if not differ:
+        return
+    variables = [variables[i] for i in differ]
+    first = ranks.broadcast_object([v.numpy() for v in variables])
+    near = [_is_near(v.numpy(), value) for v, value in zip(variables, first)]
+    for rank, of_rank in enumerate(gather(model, near, place)):
+        if not all(of_rank):
+            path = variables[of_rank.index(False)].path
+            raise RanksError(
+                f"Rank {rank} has other weights than rank 0 {place}, such as "
+                f"{path!r}: either its gradients are not averaged, for which "
+                "there is tfkfac.distribute(optimizer), or something has "
+                "assigned them on one rank alone."
+            )
+    for v, value in zip(variables, first):
+        v.assign(value)
+
+
+def _is_near(value, other):
+    scale = np.max(np.abs(np.nan_to_num(other)), initial=0)
+    return np.allclose(value, other, 0, _ROUNDING * scale, equal_nan=True)
+
+
+def _require_averaging(model):
+    """Raises ValueError where each rank would train a model of its own.
+
+    What a training step or an optimizer of one's own does is not known here;
+    `require_same_weights` sees it.
+    """
+    outer = model.optimizer
+    inner = unwrapped(outer)
+    if isinstance(inner, KFAC):
+        return
+    own = keras_compat.own_attribute
+    if own(inner, keras_compat.CLIPPING) is not None:
+        if outer is not inner:
+            loss_scale.require_agreement(outer)
+    elif (
+        own(model, "train_step") is None
+        and type(model).train_step is keras.Model.train_step
+        and type(inner).apply is keras.optimizers.Optimizer.apply
+    ):
+        raise ValueError(
+            f"The optimizer {type(inner).__name__} averages no gradients, so "
+            "that each rank would train a model of its own: compile the model "
+            "with tfkfac.distribute(optimizer), after load_model, too."
+        )

@@ -1,12 +1,18 @@
 """Collectives between ranks; the one module that imports Horovod."""
 
 import abc
+import functools
+import io
 import os
+import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+
+from tfkfac.distributed import roll_call
 
 # What Horovod broadcasts.
 _TYPES = {
@@ -55,9 +61,52 @@ class Communicator(abc.ABC):
     ) -> list[tf.Tensor]:
         """Returns what each rank gave, of these lengths."""
 
+    def gather_objects(
+        self,
+        value: Any,
+        place: str = "in a gather of its own",
+        name: str = "tfkfac.objects",
+    ) -> list[Any]:
+        """Returns what each rank gave, eagerly: any picklable object.
+
+        Args:
+            value: What this rank gives.
+            place: Where this rank is in the program, with all that must be
+                the same on all ranks.
+            name: Of the collective. With that of another collective, ranks
+                that wait for each other in the two are told at once.
+
+        Raises:
+            RanksError: The ranks are at different places, or one of them does
+                not answer; the message names them.
+        """
+        try:
+            found = self._gather((place, value), name)
+        except tf.errors.OpError as error:
+            raise self.explained(error, place) from error
+        roll_call.require_same([of_rank for of_rank, _ in found])
+        return [of_rank for _, of_rank in found]
+
+    def explained(
+        self, error: tf.errors.OpError, place: str
+    ) -> roll_call.RanksError:
+        """Returns what a failed collective means, when all ranks ask.
+
+        Args:
+            error: What it has raised.
+            place: Where this rank is.
+        """
+        return roll_call.explained(
+            error,
+            self.rank,
+            place,
+            self.size,
+            lambda place: self._gather(place, "tfkfac.places"),
+        )
+
     @abc.abstractmethod
-    def gather_objects(self, value: Any) -> list[Any]:
-        """Returns what each rank gave, eagerly: any picklable object."""
+    def _gather(self, value: Any, name: str) -> list[Any]:
+        """Returns what each rank gave."""
 
     @abc.abstractmethod
     def broadcast_object(self, value: Any) -> Any:
@@ -84,7 +133,7 @@ class LocalCommunicator(Communicator):
     def all_gather(self, tensor, lengths, name):
         return [tensor]
 
-    def gather_objects(self, value):
+    def _gather(self, value, name):
         return [value]
 
     def broadcast_object(self, value):
@@ -110,33 +159,47 @@ class HorovodCommunicator(Communicator):
         self._set = process_set or hvd.global_process_set
         self.rank, self.size = self._set.rank(), self._set.size()
 
-    def _options(self, name):
+    def _run(
+        self, collective: Callable, tensor: tf.Tensor, name: str, **options
+    ):
+        """Has Horovod run a collective under its name.
+
+        In eager mode it would go by its kind alone.
+        """
         # The scopes of branches have numbers that differ between ranks.
-        return {
-            "name": name,
-            "ignore_name_scope": True,
-            "process_set": self._set,
-        }
+        run = functools.partial(
+            collective,
+            name=name,
+            ignore_name_scope=True,
+            process_set=self._set,
+            **options,
+        )
+        if not tf.executing_eagerly():
+            return run(tensor)
+        key = collective, name, str(options), self._set
+        if key not in _eager:
+            _eager[key] = tf.function(run, reduce_retracing=True)
+        return _eager[key](tensor)
 
     def all_reduce(self, tensor, name):
-        return self._hvd.allreduce(
-            tensor, op=self._hvd.Sum, **self._options(name)
-        )
+        return self._run(self._hvd.allreduce, tensor, name, op=self._hvd.Sum)
 
     def all_to_all(self, tensor, lengths, name):
-        received, _ = self._hvd.alltoall(
-            tensor,
-            splits=tf.constant(list(lengths), tf.int32),
-            **self._options(name),
+        received, _ = self._run(
+            self._hvd.alltoall, tensor, name, splits=list(lengths)
         )
         return tf.reshape(received, [self.size, lengths[self.rank]])
 
     def all_gather(self, tensor, lengths, name):
-        joined = self._hvd.allgather(tensor, **self._options(name))
+        joined = self._run(self._hvd.allgather, tensor, name)
         return tf.split(tf.reshape(joined, [sum(lengths)]), list(lengths))
 
-    def gather_objects(self, value):
-        return self._hvd.allgather_object(value, process_set=self._set)
+    def _gather(self, value, name):
+        own = np.frombuffer(pickle.dumps(value), np.uint8)
+        with tf.device("CPU:0"):
+            joined = self._run(self._hvd.allgather, tf.constant(own), name)
+        file = io.BytesIO(joined.numpy().tobytes())
+        return [pickle.load(file) for _ in range(self.size)]
 
     def broadcast_object(self, value):
         root = self._set.ranks[0] if self._set.ranks else 0
@@ -145,15 +208,31 @@ class HorovodCommunicator(Communicator):
         )
 
     def broadcast_variables(self, variables):
+        @tf.function
+        def broadcast(values):
+            # By place: the variables of a restored model have other names.
+            return [
+                self._hvd.broadcast(
+                    value,
+                    root_rank=0,
+                    name=f"tfkfac.variable.{i}",
+                    ignore_name_scope=True,
+                    process_set=self._set,
+                )
+                for i, value in enumerate(values)
+            ]
+
+        values = [v.read_value() for v in variables]
         # Of types that Horovod does not know, bfloat16 say, the bytes travel.
-        sent = [
-            v if v.dtype in _TYPES else tf.Variable(tf.bitcast(v, tf.uint8))
-            for v in variables
-        ]
-        self._hvd.broadcast_variables(sent, root_rank=0)
-        for v, other in zip(variables, sent):
-            if other is not v:
-                v.assign(tf.bitcast(other, v.dtype))
+        found = broadcast(
+            [
+                x if x.dtype in _TYPES else tf.bitcast(x, tf.uint8)
+                for x in values
+            ]
+        )
+        for v, value in zip(variables, found):
+            known = value.dtype == v.dtype
+            v.assign(value if known else tf.bitcast(value, v.dtype))
 
     def split(self, members):
         own = None
@@ -167,6 +246,7 @@ class HorovodCommunicator(Communicator):
 
 
 _process_sets: dict = {}
+_eager: dict = {}  # The functions of eager collectives.
 
 
 def _process_set(hvd, ranks: tuple[int, ...]):

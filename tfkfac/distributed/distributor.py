@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from tfkfac.blocks import CurvatureBlock, Moment
-from tfkfac.distributed import assignment, packing
+from tfkfac.distributed import agreement, assignment, packing
 from tfkfac.distributed.communicator import Communicator
 
 
@@ -86,14 +86,18 @@ class Distributor:
         divisor: tf.Tensor,
         finite: tf.Tensor,
         examples: tf.Tensor,
+        numbers: Mapping[str, tf.Tensor],
     ) -> tuple[dict[int, tf.Tensor], tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
         """Returns V of the joint batch where it is preconditioned.
+
+        Raises InvalidArgumentError where the ranks have other numbers.
 
         Args:
             sums: D V of this rank, by the id of the variable.
             divisor: D of this rank.
             finite: Whether V is finite on this rank.
             examples: The number of examples of this rank.
+            numbers: What has to be the same on all ranks, by name.
 
         Returns:
             (V by the id of the variable, for those that this rank holds;
@@ -107,7 +111,13 @@ class Distributor:
         dtype = packing.widest(g.dtype for g in sums.values())
         one_hot = tf.one_hot(self.rank, self.size, dtype=dtype)
         header = tf.stack([1 - tf.cast(finite, dtype), tf.cast(divisor, dtype)])
-        header = tf.concat([header, one_hot * tf.cast(examples, dtype)], 0)
+        steers = agreement.Agreement(
+            numbers, self._ranks, self._name + ".numbers"
+        )
+        header = tf.concat(
+            [header, one_hot * tf.cast(examples, dtype), steers.digits(dtype)],
+            axis=0,
+        )
         ranks = range(self.size)
         owned = [self._owned(sums, [r]) for r in ranks]
         if self.group_size == 1:
@@ -120,10 +130,11 @@ class Distributor:
             held = {k: v for o in owned for k, v in o.items()}
             joined = packing.flatten([header, *held.values()], dtype)
             found = self._all_reduce(joined, "gradients")
-        (failed, total, *counts), found = (
-            tf.unstack(found[: 2 + self.size]),
-            found[2 + self.size :],
+        head, digits, found = tf.split(
+            found, [2 + self.size, agreement.LENGTH, -1]
         )
+        with tf.control_dependencies([steers.require(digits)]):
+            failed, total, *counts = tf.unstack(tf.identity(head))
         V = {
             k: tf.cast(value, sums[k].dtype) / tf.cast(total, sums[k].dtype)
             for k, value in zip(held, packing.unflatten(found, held.values()))
@@ -151,7 +162,9 @@ class Distributor:
         counts = self._ranks.all_gather(
             (examples + tf.cast(self._zero, tf.int64))[tf.newaxis],
             [1] * self.size,
-            self._name + ".examples",
+            # All that a step may begin with has one name, for other ranks to
+            # meet it (`sync.first_collective`).
+            f"{self._name}.gradients",
         )
         counts = tf.concat(counts, axis=0)
         self._keep(counts)

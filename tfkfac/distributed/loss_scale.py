@@ -44,6 +44,8 @@ def agree_on_finiteness(
         failed = tf.cast(tf.logical_not(check(grads)), tf.float32)
         return tf.equal(ranks.all_reduce(failed[tf.newaxis], name)[0], 0)
 
+    # Which a step begins with.
+    keras_compat.set_untracked(check_on_all_ranks, collective=name)
     keras_compat.set_untracked(optimizer, check_finite=check_on_all_ranks)
 
 

@@ -2,10 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from tfkfac import keras_compat
 from tfkfac.distributed.communicator import Communicator
@@ -17,6 +19,9 @@ def broadcast(
     model: keras.Model, optimizer, communicator: Communicator
 ) -> None:
     """Gives all ranks the weights and the optimizer's state of rank 0.
+
+    What is equal on all ranks is not sent. Where all have trained and one has
+    other weights, that is said.
 
     The states of seed generators stay each rank's own, and the sums of a window
     of micro-steps become the joint ones, as of `join_sums`. The curvature, of
@@ -39,9 +44,76 @@ def broadcast(
         join_sums(optimizer, communicator)
         variables = {id(v): v for v in model.variables + optimizer.variables}
         own = {id(v) for v in [*seeds(model), *sums_of_window(optimizer)]}
-        communicator.broadcast_variables(
-            [v.value for k, v in variables.items() if k not in own]
+        shared = [v for k, v in variables.items() if k not in own]
+        found = communicator.gather_objects(
+            (digests(shared), int(optimizer.iterations)), "sharing the state"
         )
+        ranks = differing([of_rank for of_rank, _ in found])
+        if ranks:
+            communicator.broadcast_variables([shared[i].value for i in ranks])
+        trained = {id(v) for v in model.trainable_variables}
+        changed = [i for i in ranks if id(shared[i]) in trained]
+        if changed and min(steps for _, steps in found) > 0:
+            logging.warning(
+                "Rank %d had other weights than rank 0, such as %r: all ranks "
+                "go on from the state of rank 0.",
+                ranks[changed[0]],
+                shared[changed[0]].path,
+            )
+
+
+def digests(variables: Sequence[keras.Variable]) -> list[int]:
+    """Returns a checksum of the value of each variable."""
+    return [zlib.crc32(v.numpy().reshape(-1).view("uint8")) for v in variables]
+
+
+def differing(of_ranks: Sequence[Sequence[int]]) -> dict[int, int]:
+    """Returns which variables are not the same on all ranks.
+
+    Args:
+        of_ranks: The checksums of each rank.
+
+    Returns:
+        The first rank that differs from rank 0, by the place of the variable.
+    """
+    found: dict[int, int] = {}
+    for i, values in enumerate(zip(*of_ranks)):
+        rank = next((r for r, x in enumerate(values) if x != values[0]), None)
+        if rank is not None:
+            found[i] = rank
+    return found
+
+
+def first_collective(optimizer) -> str:
+    """Returns the name of the collective that a step begins with.
+
+    A gather of that name meets ranks that are in a step. An optimizer that
+    averages nothing has none, and is met by other gathers alone.
+    """
+    inner = unwrapped(optimizer)
+    for owner, name in (
+        (optimizer, "check_finite"),
+        (inner, keras_compat.CLIPPING),
+    ):
+        own = keras_compat.own_attribute(owner, name)
+        if hasattr(own, "collective"):
+            return own.collective
+    return getattr(inner, "first_collective", None) or "tfkfac.objects"
+
+
+def statistics(model: keras.Model) -> list[keras.Variable]:
+    """Returns the floating-point variables that layers update by themselves:
+    those that were made not to be trained, not those that are frozen."""
+    trained = {
+        id(v)
+        for layer in keras_compat.layers_of(model)
+        for v in keras_compat.own_trainable_variables(layer)
+    }
+    return [
+        v
+        for v in model.non_trainable_variables
+        if id(v) not in trained and keras.backend.is_float_dtype(v.dtype)
+    ]
 
 
 def seeds(model: keras.Model) -> list[keras.Variable]:
@@ -111,6 +183,9 @@ def _require_same(model, optimizer, communicator):
             own |= _settings(f"{i}. layer", layer)
     if isinstance(getattr(model, "loss", None), keras.losses.Loss):
         own |= _settings("loss", model.loss)
+    digest = hashlib.sha256(repr(sorted(own.items())).encode()).hexdigest()
+    if len(set(communicator.gather_objects(digest, "comparing models"))) == 1:
+        return
     found = communicator.gather_objects(own)
     for rank, other in enumerate(found):
         for key in {**found[0], **other}:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from tfkfac.distributed import assignment
+from tfkfac.distributed import agreement, assignment
 
 KINDS = ("plain", "factors", "factors and inverses")
 
@@ -78,7 +78,8 @@ class Traffic:
         return self._all_reduce(sum(lengths))
 
     def _gradients(self) -> list[float]:
-        head = 2 + self.ranks  # Whether finite, D, the examples of each rank.
+        # Whether finite, D, the examples of each rank, digits of its numbers.
+        head = 2 + self.ranks + agreement.LENGTH
         lengths = self._sum(lambda part: part.gradient)
         if self.group_size > 1:
             return self._all_reduce(head + sum(lengths))
