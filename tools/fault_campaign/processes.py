@@ -1,0 +1,244 @@
+"""Processes that are forked, watched and ended.
+
+The campaign's own process imports TensorFlow and runs no operation, so that a
+fork of it is a process of its own without the seconds of the import.
+"""
+
+import multiprocessing
+import os
+import pickle
+import re
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tools.fault_campaign.faults import Ending, HungError, RefusedError
+
+_FORK = multiprocessing.get_context("fork")
+_GRACE = 15.0  # Seconds that ranks have to end after the first that failed.
+
+
+class Process:
+    """A forked process that runs a function.
+
+    Args:
+        function: Called without arguments.
+        output: The file that stdout and stderr go to.
+        environment: Variables to set.
+        leads: Whether it leads a session, which `kill` ends as a whole.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], None],
+        output: Path,
+        environment: Mapping[str, str] | None = None,
+        leads: bool = False,
+    ):
+        self.output, self._leads = output, leads
+        self._ending = output.with_name(output.name + ".ending")
+        self._process = _FORK.Process(
+            target=self._run, args=(function, environment or {})
+        )
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    def _run(self, function, environment):
+        if self._leads:
+            os.setsid()
+        file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        os.environ.update(environment)
+        ending = _ending_of(function, self.output)
+        self._ending.write_bytes(pickle.dumps(ending))
+        # No joining of what it has started: `kill` ends that.
+        os._exit(0)
+
+    def wait(self, seconds: float) -> Ending | None:
+        """Returns how it has ended; None where it has not."""
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            return None
+        if self._ending.exists():
+            return pickle.loads(self._ending.read_bytes())
+        status = self._process.exitcode
+        return Ending("died", f"exit status {status}: {tail(self.output)}")
+
+    def kill(self) -> None:
+        """Ends it, and with a session all that is in it."""
+        try:
+            if self._leads:
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.join()
+
+
+def tail(path: Path, characters: int = 700) -> str:
+    """Returns the end of a file of output, without TensorFlow's own lines."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    noise = ("WARNING: All log", "I0000", "E0000", "W0000", "UserWarning")
+    lines = [x for x in text.splitlines() if not any(n in x for n in noise)]
+    return "\n".join(lines)[-characters:]
+
+
+def _ending_of(function, output) -> Ending:
+    try:
+        function()
+    except AssertionError as error:
+        return Ending("asserted", str(error)[-700:])
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            return Ending("raised", end.code)
+        if end.code:
+            sys.stderr.flush()
+            return Ending("raised", tail(output))
+    except RefusedError as error:
+        return Ending("raised", str(error))
+    except HungError as error:
+        return Ending("hung", str(error))
+    except KeyboardInterrupt:
+        return Ending("died", "KeyboardInterrupt")
+    except BaseException as error:
+        said = getattr(error, "message", None) or str(error)
+        return Ending("raised", f"{type(error).__name__}: {said}"[:4000])
+    return Ending("returned")
+
+
+def program(module: str, *argv: str) -> None:
+    """Runs `python -m module argv` in this process.
+
+    Raises:
+        SystemExit: As the program does.
+    """
+    sys.argv = [module, *map(str, argv)]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def run(
+    function: Callable[[], None],
+    output: Path,
+    seconds: float = 80.0,
+    environment: Mapping[str, str] | None = None,
+) -> Ending:
+    """Returns how a function ended in a process of its own."""
+    process = Process(function, output, environment)
+    try:
+        return process.wait(seconds) or Ending("hung", tail(output))
+    finally:
+        process.kill()
+
+
+def demand(ending: Ending) -> None:
+    """Raises what a process has ended with, if it did not return."""
+    if ending.kind == "returned":
+        return
+    if ending.kind == "raised":
+        raise RefusedError(ending.said)
+    if ending.kind == "hung":
+        raise HungError(ending.said)
+    assert ending.kind != "asserted", ending.said
+    raise RuntimeError(ending.said)
+
+
+def ranks(
+    count: int,
+    function: Callable[[int], None],
+    folder: Path,
+    seconds: float = 80.0,
+    started: Callable[[Sequence[Process]], None] = lambda processes: None,
+) -> list[Ending]:
+    """Returns how a function of the rank ended on each rank of a Horovod run.
+
+    As `horovodrun` does it: when one has failed, the others are ended.
+
+    Args:
+        count: How many.
+        function: Called with the rank.
+        folder: For their outputs.
+        seconds: How long they may take.
+        started: Called with the processes, to do them harm.
+    """
+    from horovod.runner.common.util import hosts
+    from horovod.runner.http.http_server import RendezvousServer
+
+    server = RendezvousServer()
+    port = server.start()
+    slots = hosts.get_host_assignments(
+        hosts.parse_hosts(f"localhost:{count}"), count
+    )
+    server.init(slots)
+    processes = [
+        Process(
+            lambda rank=rank: function(rank),
+            folder / f"rank_{rank}.txt",
+            _environment(slot, port),
+        )
+        for rank, slot in enumerate(slots)
+    ]
+    try:
+        started(processes)
+        return _together(processes, seconds)
+    finally:
+        for process in processes:
+            process.kill()
+        server.stop()
+
+
+def _environment(slot, port) -> dict[str, str]:
+    """Returns the variables of a rank, as `horovodrun` sets them."""
+    local = {
+        "HOSTNAME": slot.hostname,
+        "RANK": slot.rank,
+        "SIZE": slot.size,
+        "LOCAL_RANK": slot.local_rank,
+        "LOCAL_SIZE": slot.local_size,
+        "CROSS_RANK": slot.cross_rank,
+        "CROSS_SIZE": slot.cross_size,
+        "CONTROLLER": "gloo",
+        "CPU_OPERATIONS": "gloo",
+        "GLOO_IFACE": "lo",
+        "GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
+        "GLOO_RENDEZVOUS_PORT": port,
+        "NUM_NCCL_STREAMS": 1,
+    }
+    return {f"HOROVOD_{name}": str(value) for name, value in local.items()}
+
+
+def _together(processes, seconds) -> list[Ending]:
+    end = time.monotonic() + seconds
+    endings: list[Ending | None] = [None] * len(processes)
+    while None in endings and time.monotonic() < end:
+        for i, process in enumerate(processes):
+            if endings[i] is None and (ending := process.wait(0.1)):
+                endings[i] = ending
+                if ending.kind != "returned":
+                    end = min(end, time.monotonic() + _GRACE)
+    failed = any(e is not None and e.kind != "returned" for e in endings)
+    left = Ending("died", "ended after another rank")
+    return [
+        ending or (left if failed else Ending("hung", tail(process.output)))
+        for ending, process in zip(endings, processes)
+    ]
+
+
+def joint(endings: Sequence[Ending], pattern: str = "") -> None:
+    """Raises what a run on several ranks has ended with, if it failed.
+
+    Args:
+        endings: Of the ranks.
+        pattern: Of the sentence that counts, whichever rank says it.
+    """
+    for of_rank in endings:
+        if of_rank.kind in ("hung", "asserted"):
+            demand(of_rank)
+    failed = [e for e in endings if e.kind != "returned"]
+    failed.sort(key=lambda e: not re.search(pattern, e.said))
+    if failed:
+        demand(failed[0])
