@@ -216,6 +216,14 @@ def check_given_to_keras(learning_rate: Any, given: dict[str, Any]) -> None:
     steps = given.get("gradient_accumulation_steps")
     if steps is not None:
         positive_integer("gradient_accumulation_steps", steps, "or None")
+    _check_ema(given.get("ema_momentum", 0.0))
+
+
+def _check_ema(momentum: Any) -> None:
+    if not (is_number(momentum) and 0 <= momentum <= 1):
+        raise ValueError(
+            f"KFAC(ema_momentum={momentum!r}): must be from 0 to 1."
+        )
 
 
 def check_keras_numbers(optimizer: keras.optimizers.Optimizer) -> None:
@@ -223,9 +231,8 @@ def check_keras_numbers(optimizer: keras.optimizers.Optimizer) -> None:
 
     A norm of 0 is refused, which would have no gradient at all.
     """
-    ema = optimizer.ema_momentum
-    if optimizer.use_ema and not (is_number(ema) and 0 <= ema <= 1):
-        raise ValueError(f"KFAC(ema_momentum={ema!r}): must be from 0 to 1.")
+    if optimizer.use_ema:
+        _check_ema(optimizer.ema_momentum)
     for name in ("weight_decay", "clipnorm", "global_clipnorm", "clipvalue"):
         value = getattr(optimizer, name)
         least = "at least 0" if name == "weight_decay" else "greater than 0"

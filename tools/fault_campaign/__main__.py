@@ -15,6 +15,7 @@ exit status is then 1. --record has a JSON line for each fault, --table a table.
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import time
@@ -83,8 +84,7 @@ def bring_about(
 
     process = processes.Process(inject, folder / "output", leads=True)
     try:
-        ending = process.wait(limit)
-        ending = ending or faults.Ending("hung", processes.tail(process.output))
+        ending = process.wait(limit) or hung(folder)
     finally:
         process.kill()
     return {
@@ -95,6 +95,13 @@ def bring_about(
         "said": ending.said,
         "seconds": round(time.monotonic() - start, 2),
     }
+
+
+def hung(folder: pathlib.Path) -> faults.Ending:
+    """Returns the ending of a fault that has none, with all its outputs."""
+    outputs = [folder / "output", *sorted(folder.glob("*.txt"))]
+    said = [processes.tail(path, 300) for path in outputs]
+    return faults.Ending("hung", "\n".join(filter(None, said)))
 
 
 def campaign(found: list[faults.Fault], limit: float, record=None):
@@ -118,6 +125,8 @@ def main(argv: list[str]) -> None:
         for fault in found:
             print(f"{fault.name}: {fault.expected}")
         return
+    # So that what is going on ends with the campaign.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     records = []
     with open(_RECORD.value or os.devnull, "w") as file:
         for result in campaign(found, _LIMIT.value, file):

@@ -170,13 +170,14 @@ def the_log_is_damaged(folder):
     assert len((run / "log.jsonl").read_text().splitlines()) == 2
 
 
-def _of_other(folder, *flags):
-    """A checkpoint of another run lies in the folder of this one."""
+def _of_other(folder, flags):
+    """A checkpoint of another run lies in the folder of one with K-FAC."""
     other = folder / "other"
-    processes.demand(trained.train(other, "--steps=3", *flags))
-    run = trained.copy(folder, 3)
+    flags = (*trained.KFAC, "--steps=3", *flags)
+    processes.demand(trained.train(other, *flags))
+    run = trained.copy(folder, 3, trained.KFAC)
     shutil.copy(other / trained.MIDDLE, run / trained.MIDDLE)
-    trained.resume(run, folder)
+    trained.resume(run, folder, *trained.KFAC)
 
 
 for _flags in (
@@ -190,9 +191,7 @@ for _flags in (
     faults.add(
         "files",
         f"checkpoint of a run with {' '.join(_flags)}",
-        functools.partial(
-            lambda folder, flags: _of_other(folder, *flags), flags=_flags
-        ),
+        functools.partial(_of_other, flags=_flags),
         refused=r"another (run|model|configuration)",
         long=True,
     )

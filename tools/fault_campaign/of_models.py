@@ -233,13 +233,13 @@ def two_replicas(folder):
 
 @faults.fault("models")
 def compiled_anew_in_each_mode(folder):
-    """In graphs, eager, by XLA, steps at once: the same weights."""
+    """Eager, in graphs, by XLA, steps at once: the same weights."""
     models = []
     for compiles in (
         {},
-        {"run_eagerly": True},
-        {"jit_compile": True},
-        {"steps_per_execution": 3},
+        small.GRAPH,
+        {**small.GRAPH, "jit_compile": True},
+        {**small.GRAPH, "steps_per_execution": 3},
     ):
         model = small.compiled(compiles=compiles)
         models.append(small.fit(model, epochs=2))

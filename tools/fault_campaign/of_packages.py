@@ -43,7 +43,6 @@ def _interpret(folder, package, program, **environment):
         capture_output=True,
         text=True,
         cwd=folder,
-        timeout=80,
         env={**os.environ, "PYTHONPATH": str(_ROOT), **environment},
     )
     output = folder / "program.txt"

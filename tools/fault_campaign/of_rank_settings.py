@@ -27,9 +27,9 @@ def one_has_a_wider_model(ranks, folder, is_one):
     fit(ranks, small.compiled(keras.Sequential(layers)))
 
 
-@of_one(ANY + "damping|damping.*" + ANY)
+@of_one(ANY + "damping|damping.*" + ANY, either=True)
 def one_has_another_damping(ranks, folder, is_one):
-    fit(ranks, small.compiled(damping=0.1 + is_one))
+    return fit(ranks, small.compiled(damping=0.1 + is_one))
 
 
 @of_one(ANY + "inverse_update_period|inverse_update_period.*" + ANY)

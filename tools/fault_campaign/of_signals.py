@@ -49,6 +49,7 @@ def _ended(folder, phase, name, times=1):
     """The run ends in order, or at once, and goes on to the same state."""
     run = folder / "run"
     number = getattr(signal, name)
+    flags = trained.KFAC if phase == "an update" else ()
 
     def before():
         owner, function, count = _phases()[phase]
@@ -60,14 +61,14 @@ def _ended(folder, phase, name, times=1):
 
         _once(owner, function, harm, count)
 
-    trained.whole(folder)
-    ending = trained.train(run, before=before)
+    trained.whole(folder, *flags)
+    ending = trained.train(run, *flags, before=before)
     assert ending.kind != "hung", ending
     assert "Traceback" not in ending.said, ending.said
     if name != "SIGKILL" and times == 1 and phase == "an update":
         assert "go on with --resume" in ending.said, ending
-    trained.train(run, "--resume")
-    trained.assert_whole(run, folder)
+    processes.demand(trained.train(run, *flags, "--resume"))
+    trained.assert_whole(run, folder, *flags)
 
 
 for _phase in (
@@ -111,10 +112,10 @@ def stopped_and_continued(folder):
         os.kill(process.pid, signal.SIGSTOP)
         time.sleep(3)
         os.kill(process.pid, signal.SIGCONT)
-        ending = process.wait(80)
+        ending = process.wait()
     finally:
         process.kill()
-    processes.demand(ending or faults.Ending("hung"))
+    processes.demand(ending)
     trained.assert_whole(run, folder)
 
 
@@ -176,10 +177,14 @@ def stdin_stdout_are_closed(folder):
     trained.assert_whole(run, folder)
 
 
-for _place in ("/proc/run", "/dev/null/run", "/dev/null"):
+for _name, _place in {
+    "of no disk": "/proc/run",
+    "in a file": "/dev/null/run",
+    "that is a file": "/dev/null",
+}.items():
     faults.add(
         "system",
-        f"model_dir of {_place}",
+        f"model_dir {_name}",
         functools.partial(
             lambda folder, place: processes.demand(
                 processes.run(trained.command(place), folder / "run.txt")
@@ -265,7 +270,7 @@ def _two(folder, first, second):
         for i in range(2)
     ]
     try:
-        endings = [job.wait(80) or faults.Ending("hung") for job in jobs]
+        endings = [job.wait() for job in jobs]
     finally:
         for job in jobs:
             job.kill()

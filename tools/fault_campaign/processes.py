@@ -4,6 +4,7 @@ The campaign's own process imports TensorFlow and runs no operation, so that a
 fork of it is a process of its own without the seconds of the import.
 """
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -49,6 +50,9 @@ class Process:
     def _run(self, function, environment):
         if self._leads:
             os.setsid()
+        # As in a process of a shell, whatever the campaign's own has.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(file, stream)
@@ -58,8 +62,8 @@ class Process:
         # No joining of what it has started: `kill` ends that.
         os._exit(0)
 
-    def wait(self, seconds: float) -> Ending | None:
-        """Returns how it has ended; None where it has not."""
+    def wait(self, seconds: float | None = None) -> Ending | None:
+        """Returns how it has ended; None where it has not after so long."""
         self._process.join(seconds)
         if self._process.exitcode is None:
             return None
@@ -124,10 +128,13 @@ def program(module: str, *argv: str) -> None:
 def run(
     function: Callable[[], None],
     output: Path,
-    seconds: float = 80.0,
+    seconds: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Ending:
-    """Returns how a function ended in a process of its own."""
+    """Returns how a function ended in a process of its own.
+
+    Without a limit: the process of the fault has one, and its session ends.
+    """
     process = Process(function, output, environment)
     try:
         return process.wait(seconds) or Ending("hung", tail(output))
@@ -151,7 +158,6 @@ def ranks(
     count: int,
     function: Callable[[int], None],
     folder: Path,
-    seconds: float = 80.0,
     started: Callable[[Sequence[Process]], None] = lambda processes: None,
 ) -> list[Ending]:
     """Returns how a function of the rank ended on each rank of a Horovod run.
@@ -162,7 +168,6 @@ def ranks(
         count: How many.
         function: Called with the rank.
         folder: For their outputs.
-        seconds: How long they may take.
         started: Called with the processes, to do them harm.
     """
     from horovod.runner.common.util import hosts
@@ -184,7 +189,7 @@ def ranks(
     ]
     try:
         started(processes)
-        return _together(processes, seconds)
+        return _together(processes)
     finally:
         for process in processes:
             process.kill()
@@ -211,8 +216,8 @@ def _environment(slot, port) -> dict[str, str]:
     return {f"HOROVOD_{name}": str(value) for name, value in local.items()}
 
 
-def _together(processes, seconds) -> list[Ending]:
-    end = time.monotonic() + seconds
+def _together(processes) -> list[Ending]:
+    end = math.inf
     endings: list[Ending | None] = [None] * len(processes)
     while None in endings and time.monotonic() < end:
         for i, process in enumerate(processes):
@@ -220,12 +225,7 @@ def _together(processes, seconds) -> list[Ending]:
                 endings[i] = ending
                 if ending.kind != "returned":
                     end = min(end, time.monotonic() + _GRACE)
-    failed = any(e is not None and e.kind != "returned" for e in endings)
-    left = Ending("died", "ended after another rank")
-    return [
-        ending or (left if failed else Ending("hung", tail(process.output)))
-        for ending, process in zip(endings, processes)
-    ]
+    return [e or Ending("died", "ended after another rank") for e in endings]
 
 
 def joint(endings: Sequence[Ending], pattern: str = "") -> None:
@@ -239,6 +239,8 @@ def joint(endings: Sequence[Ending], pattern: str = "") -> None:
         if of_rank.kind in ("hung", "asserted"):
             demand(of_rank)
     failed = [e for e in endings if e.kind != "returned"]
-    failed.sort(key=lambda e: not re.search(pattern, e.said))
+    failed.sort(
+        key=lambda e: (not re.search(pattern, e.said), e.kind == "died")
+    )
     if failed:
         demand(failed[0])

@@ -11,6 +11,7 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 6)).astype("float32")
 Y = RNG.integers(0, 3, 24)
 BATCH = 8
+GRAPH = {"run_eagerly": False}
 
 
 def loss() -> keras.losses.Loss:
@@ -35,7 +36,8 @@ def compiled(model=None, optimizer=None, compiles=None, **settings):
     Args:
         model: None for `network`.
         optimizer: None for `KFAC(**settings)`.
-        compiles: More arguments of `compile`.
+        compiles: More arguments of `compile`; eager steps are the default,
+            as to trace graphs would take most of a campaign's time.
         **settings: Of `KFAC`.
     """
     model = network() if model is None else model
@@ -43,7 +45,8 @@ def compiled(model=None, optimizer=None, compiles=None, **settings):
         optimizer = tfkfac.KFAC(
             **{"learning_rate": 0.05, "damping": 0.1, **settings}, model=model
         )
-    model.compile(optimizer, **{"loss": loss(), **(compiles or {})})
+    defaults = {"loss": loss(), "run_eagerly": True}
+    model.compile(optimizer, **{**defaults, **(compiles or {})})
     return model
 
 

@@ -5,7 +5,7 @@ import io
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -21,7 +21,9 @@ ARGV = (
     "--batch_size=240",
     "--keep_checkpoints=-1",
     "--verbose=0",
+    "--optimizer=momentum",  # Of which graphs are quick.
 )
+KFAC = ("--optimizer=kfac",)
 LAST = "checkpoints/00000006.keras"
 MIDDLE = "checkpoints/00000003.keras"
 
@@ -56,23 +58,23 @@ def train(
     return processes.run(start, output, environment=environment)
 
 
-def whole(folder: Path) -> Path:
+def whole(folder: Path, *flags: str) -> Path:
     """Returns the folder of a run that nothing was done to; not to be changed.
 
     All faults of a campaign share it: the first one makes it.
     """
-    made = folder.parent / "whole_run"
+    made = folder.parent / f"whole_run{'_'.join(flags)}"
     if not made.exists():
         work = folder / "whole_run"
-        processes.demand(train(work))
+        processes.demand(train(work, *flags))
         os.rename(work, made)
     return made
 
 
-def copy(folder: Path, steps: int = 6) -> Path:
+def copy(folder: Path, steps: int = 6, flags: Sequence[str] = ()) -> Path:
     """Returns a copy of the whole run, as it was after 3 updates or 6."""
     run = folder / "run"
-    shutil.copytree(whole(folder), run)
+    shutil.copytree(whole(folder, *flags), run)
     if steps == 3:
         (run / LAST).unlink()
         for name in ("model.keras", "summary.json"):
@@ -95,9 +97,11 @@ def weights(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def assert_whole(run: Path, folder: Path, rtol: float = 0.0) -> None:
+def assert_whole(
+    run: Path, folder: Path, *flags: str, rtol: float = 0.0
+) -> None:
     """Raises AssertionError where a run did not come to the same state."""
-    own, other = weights(run / LAST), weights(whole(folder) / LAST)
+    own, other = weights(run / LAST), weights(whole(folder, *flags) / LAST)
     assert own.keys() == other.keys()
     for name, value in other.items():
         np.testing.assert_allclose(
@@ -108,10 +112,10 @@ def assert_whole(run: Path, folder: Path, rtol: float = 0.0) -> None:
     assert not left, left
 
 
-def resume(run: Path, folder: Path, **more) -> None:
+def resume(run: Path, folder: Path, *flags: str) -> None:
     """Goes on with a run; it comes to the same state, or is refused."""
-    processes.demand(train(run, "--resume", **more))
-    assert_whole(run, folder)
+    processes.demand(train(run, "--resume", *flags))
+    assert_whole(run, folder, *flags)
 
 
 def flip(path: Path, place: int) -> None:
