@@ -1,8 +1,6 @@
 """What is wrong with the data, and damage to the curvature."""
 
-import contextlib
 import functools
-import io
 
 import keras
 import numpy as np
@@ -161,8 +159,9 @@ def sample_weights_of_0(folder):
     small.assert_finite(small.fit(model))
 
 
-@faults.fault("data", refused="(empty|no batches|at least|0 samples|dataset)")
+@faults.fault("data")
 def no_examples(folder):
+    """Keras makes no step."""
     model = small.compiled()
     small.unchanged(model, lambda: small.fit(model, X[:0], Y[:0]))
 
@@ -209,12 +208,10 @@ for _name in ("moment", "weight", "inverse"):
         )
 
 
-def _said(call) -> str:
-    """Returns what a call prints on stderr."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        call()
-    return said.getvalue()
+def _said(folder, call) -> str:
+    """Returns what the fault's process has said after a call."""
+    call()
+    return (folder / "output").read_text()
 
 
 def _far(folder, damping, inverter, shift):
@@ -233,7 +230,7 @@ def _far(folder, damping, inverter, shift):
         return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
     before = logits()
-    said = _said(lambda: small.fit(model, x, batch_size=24))
+    said = _said(folder, lambda: small.fit(model, x, batch_size=24))
     after = logits()
     kl = np.mean(np.sum(np.exp(before) * (before - after), axis=1))
     assert kl < 5e-3 or "rounding" in said.lower(), (kl, said)
@@ -242,7 +239,7 @@ def _far(folder, damping, inverter, shift):
 for _inverter in ("eigen", "cholesky"):
     faults.add(
         "data",
-        f"inputs of 3,000 with {_inverter}",
+        f"inputs of 3000 with {_inverter}",
         functools.partial(_far, damping=1e-3, inverter=_inverter, shift=3000),
     )
 
@@ -252,9 +249,10 @@ def a_damping_below_what_float32_holds(folder):
     """It is reported."""
     x = X * 100
     said = _said(
+        folder,
         lambda: small.fit(
             small.compiled(inverter="eigen", damping=1e-9), x, epochs=2
-        )
+        ),
     )
     assert "hidden" in said and "damping" in said, said
 
@@ -269,7 +267,8 @@ def _bright(folder, x):
             keras.layers.Dense(3),
         ]
     )
-    model = small.compiled(model, learning_rate=0.0)
+    # Of no decay: the moment of this batch alone.
+    model = small.compiled(model, learning_rate=0.0, factor_decay=0.0)
     small.fit(model, x, Y[: len(x)])
     moment = model.optimizer.moments()["conv/input_factor"][0]
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2))
@@ -289,5 +288,5 @@ _PIXEL = _IMAGES.copy()
 _PIXEL[0, 0, 0, 0] = 1e4
 faults.add("data", "one bright pixel", functools.partial(_bright, x=_PIXEL))
 faults.add(
-    "data", "images of 1,000", functools.partial(_bright, x=_IMAGES + 1000)
+    "data", "images of 1000", functools.partial(_bright, x=_IMAGES + 1000)
 )

@@ -110,7 +110,7 @@ for _name, _place in {
     "the first header": 4,
     "the first method": 8,
     "the first name": 31,
-    "the middle": 300_000,
+    "the middle": 30_000,
     "the end": -20,
     "the list of members": -60,
     "a flag of the list": -250,

@@ -4,8 +4,8 @@ The campaign's own process imports TensorFlow and runs no operation, so that a
 fork of it is a process of its own without the seconds of the import.
 """
 
+import contextlib
 import math
-import multiprocessing
 import os
 import pickle
 import re
@@ -18,7 +18,6 @@ from pathlib import Path
 
 from tools.fault_campaign.faults import Ending, HungError, RefusedError
 
-_FORK = multiprocessing.get_context("fork")
 _GRACE = 15.0  # Seconds that ranks have to end after the first that failed.
 
 
@@ -41,47 +40,56 @@ class Process:
     ):
         self.output, self._leads = output, leads
         self._ending = output.with_name(output.name + ".ending")
-        self._process = _FORK.Process(
-            target=self._run, args=(function, environment or {})
-        )
-        self._process.start()
-        self.pid: int = self._process.pid
+        self._status: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(function, environment or {})
 
     def _run(self, function, environment):
-        if self._leads:
-            os.setsid()
-        # As in a process of a shell, whatever the campaign's own has.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (1, 2):
-            os.dup2(file, stream)
-        os.environ.update(environment)
-        ending = _ending_of(function, self.output)
-        self._ending.write_bytes(pickle.dumps(ending))
-        # No joining of what it has started: `kill` ends that.
-        os._exit(0)
+        try:
+            if self._leads:
+                os.setsid()
+            # As in a process of a shell, whatever the campaign's own has.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for stream in (1, 2):
+                os.dup2(file, stream)
+            os.environ.update(environment)
+            ending = _ending_of(function, self.output)
+            with contextlib.suppress(OSError):  # Nothing may go there.
+                sys.stdout.flush()
+            self._ending.write_bytes(pickle.dumps(ending))
+        finally:
+            # No joining of what it has started: `kill` ends that.
+            os._exit(0)
 
     def wait(self, seconds: float | None = None) -> Ending | None:
         """Returns how it has ended; None where it has not after so long."""
-        self._process.join(seconds)
-        if self._process.exitcode is None:
-            return None
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        while self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > end:
+                return None
+            else:
+                time.sleep(0.02)
         if self._ending.exists():
             return pickle.loads(self._ending.read_bytes())
-        status = self._process.exitcode
-        return Ending("died", f"exit status {status}: {tail(self.output)}")
+        said = f"exit status {self._status}: {tail(self.output)}"
+        return Ending("died", said)
 
     def kill(self) -> None:
         """Ends it, and with a session all that is in it."""
         try:
             if self._leads:
                 os.killpg(self.pid, signal.SIGKILL)
-            else:
+            elif self._status is None:
                 os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self._process.join()
+        self.wait()
 
 
 def tail(path: Path, characters: int = 700) -> str:
