@@ -4,6 +4,7 @@ import functools
 import os
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -170,6 +171,7 @@ def stdin_stdout_are_closed(folder):
     def before():
         os.close(0)
         os.close(1)
+        sys.stdin = sys.stdout = None  # As Python has them then.
 
     run = folder / "run"
     trained.whole(folder)

@@ -39,13 +39,16 @@ class Process:
         leads: bool = False,
     ):
         self.output, self._leads = output, leads
-        self._ending = output.with_name(output.name + ".ending")
         self._status: int | None = None
+        self._ending: Ending | None = None
+        # No file: a fault may be that none can be written.
+        self._read, write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            self._run(function, environment or {})
+            self._run(function, environment or {}, write)
+        os.close(write)
 
-    def _run(self, function, environment):
+    def _run(self, function, environment, write):
         try:
             if self._leads:
                 os.setsid()
@@ -59,7 +62,7 @@ class Process:
             ending = _ending_of(function, self.output)
             with contextlib.suppress(OSError):  # Nothing may go there.
                 sys.stdout.flush()
-            self._ending.write_bytes(pickle.dumps(ending))
+            os.write(write, pickle.dumps(ending))
         finally:
             # No joining of what it has started: `kill` ends that.
             os._exit(0)
@@ -71,12 +74,23 @@ class Process:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self._status = os.waitstatus_to_exitcode(status)
+                self._ending = self._received()
             elif time.monotonic() > end:
                 return None
             else:
                 time.sleep(0.02)
-        if self._ending.exists():
-            return pickle.loads(self._ending.read_bytes())
+        return self._ending
+
+    def _received(self) -> Ending:
+        # Others that it started may hold the pipe: there may come no end.
+        os.set_blocking(self._read, False)
+        try:
+            content = os.read(self._read, 1 << 16)
+        except BlockingIOError:
+            content = b""
+        os.close(self._read)
+        if content:
+            return pickle.loads(content)
         said = f"exit status {self._status}: {tail(self.output)}"
         return Ending("died", said)
 
