@@ -62,6 +62,10 @@ class HungError(Exception):
     """A program that did not end within its time."""
 
 
+class TracebackError(Exception):
+    """A program that ended with a traceback."""
+
+
 FAULTS: dict[str, Fault] = {}
 
 

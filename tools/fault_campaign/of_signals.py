@@ -157,7 +157,7 @@ def _to(path):
     return before
 
 
-@faults.fault("system", refused="(stdout|output|No space)", either=True)
+@faults.fault("system", refused="stdout.*(whole|resume)", either=True)
 def stdout_is_full(folder):
     """A run that finishes is not lost for a line that cannot be printed."""
     run = folder / "run"

@@ -16,7 +16,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tools.fault_campaign.faults import Ending, HungError, RefusedError
+from tools.fault_campaign.faults import (
+    Ending,
+    HungError,
+    RefusedError,
+    TracebackError,
+)
 
 _GRACE = 15.0  # Seconds that ranks have to end after the first that failed.
 
@@ -60,8 +65,8 @@ class Process:
                 os.dup2(file, stream)
             os.environ.update(environment)
             ending = _ending_of(function, self.output)
-            with contextlib.suppress(OSError):  # Nothing may go there.
-                sys.stdout.flush()
+            with contextlib.suppress(OSError, AttributeError):
+                sys.stdout.flush()  # It may be closed, or full.
             os.write(write, pickle.dumps(ending))
         finally:
             # No joining of what it has started: `kill` ends that.
@@ -108,7 +113,10 @@ class Process:
 
 def tail(path: Path, characters: int = 700) -> str:
     """Returns the end of a file of output, without TensorFlow's own lines."""
-    text = path.read_text(errors="replace") if path.exists() else ""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:  # There is none, or no file can be opened.
+        text = ""
     noise = ("WARNING: All log", "I0000", "E0000", "W0000", "UserWarning")
     lines = [x for x in text.splitlines() if not any(n in x for n in noise)]
     return "\n".join(lines)[-characters:]
@@ -129,6 +137,8 @@ def _ending_of(function, output) -> Ending:
         return Ending("raised", str(error))
     except HungError as error:
         return Ending("hung", str(error))
+    except TracebackError as error:
+        return Ending("died", f"a traceback: {error}"[:4000])
     except KeyboardInterrupt:
         return Ending("died", "KeyboardInterrupt")
     except BaseException as error:
@@ -142,9 +152,13 @@ def program(module: str, *argv: str) -> None:
 
     Raises:
         SystemExit: As the program does.
+        TracebackError: It ends with one, which is no clear refusal.
     """
     sys.argv = [module, *map(str, argv)]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except Exception as error:
+        raise TracebackError(f"{type(error).__name__}: {error}") from error
 
 
 def run(
