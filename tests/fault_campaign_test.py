@@ -126,7 +126,7 @@ def campaign(*argv):
 # What is quick and of each kind; the whole campaign is a command of its own.
 QUICK = (
     "data/NaN in a label",
-    "data/NaN in a micro-step",
+    "data/NaN in a micro step",
     "data/NaN in every batch in eager mode",
     "data/nan in each inverse of the curvature",
     "data/labels of 77",
