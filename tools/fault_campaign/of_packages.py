@@ -53,7 +53,8 @@ def _interpret(folder, package, program, **environment):
 
 
 def _trainer(name, *argv):
-    given = (*trained.ARGV, "--model_dir=run", *argv)
+    given = [a for a in trained.ARGV if not a.startswith("--dataset")]
+    given += ["--model_dir=run", *argv]
     return (
         f"sys.argv = ['trainers', *{given!r}]\n"
         f"runpy.run_module('trainers.{name}', run_name='__main__')\n"
@@ -81,9 +82,13 @@ faults.add(
 )
 for _package, _argv, _extra in (
     ("tensorflow_datasets", ("mnist", "--dataset=mnist"), "data"),
-    ("sklearn", ("mnist",), "data"),
-    ("matplotlib", ("mnist", "--compare=adam"), "plot"),
-    ("tensorboard", ("mnist", "--tensorboard"), "tensorboard"),
+    ("sklearn", ("mnist", "--dataset=digits"), "data"),
+    ("matplotlib", ("mnist", "--dataset=digits", "--compare=adam"), "plot"),
+    (
+        "tensorboard",
+        ("mnist", "--dataset=digits", "--tensorboard"),
+        "tensorboard",
+    ),
     ("sentencepiece", ("lm1b", "--dataset=pydocs", "--vocabulary=300"), "text"),
 ):
     faults.add(
