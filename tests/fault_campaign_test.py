@@ -119,7 +119,7 @@ def test_a_table_counts_by_group():
 def campaign(*argv):
     return subprocess.run(
         [sys.executable, "-m", "tools.fault_campaign", *argv],
-        capture_output=True, text=True, cwd=ROOT, timeout=400,
+        capture_output=True, text=True, cwd=ROOT, timeout=900,
     )  # fmt: skip
 
 

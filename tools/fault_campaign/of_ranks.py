@@ -151,7 +151,7 @@ def one_begins_with_another_epoch(ranks, folder, is_one):
     fit(ranks, small.compiled(), epochs=4, initial_epoch=2 * is_one)
 
 
-@of_one(ANY + "batches.*give all ranks the same")
+@of_one(ANY + "batches.*[Gg]ive all ranks the same")
 def one_has_more_batches(ranks, folder, is_one):
     data = share(ranks, 12 + 8 * is_one)
     small.fit(
@@ -162,7 +162,7 @@ def one_has_more_batches(ranks, folder, is_one):
     )
 
 
-@of_one(ANY + "epochs.*give all ranks the same")
+@of_one(ANY + "epochs.*[Gg]ive all ranks the same")
 def one_has_more_epochs(ranks, folder, is_one):
     fit(ranks, small.compiled(), epochs=2 + is_one)
 
