@@ -9,8 +9,6 @@ from pathlib import Path
 
 from tools.fault_campaign import faults, processes, trained
 
-_MEND = "(remove|give|leave|put back|move).*"
-
 
 def _resumed(folder, spoil, steps=3):
     """A run of which a file is spoilt goes on as if nothing were, or says."""

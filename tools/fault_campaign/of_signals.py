@@ -258,15 +258,15 @@ def the_working_directory_is_gone(folder):
     trained.assert_whole(run, folder)
 
 
-def _two(folder, first, second):
+def _two(folder, resumed):
     """Starts two jobs in one folder within a second."""
     run = folder / "run"
     trained.whole(folder)
-    if first:
+    if resumed:
         run = trained.copy(folder, 3)
     jobs = [
         processes.Process(
-            trained.command(run, *(["--resume"] if first else [])),
+            trained.command(run, *(["--resume"] if resumed else [])),
             folder / f"job_{i}.txt",
         )
         for i in range(2)
@@ -286,7 +286,7 @@ for _name, _resumed in {"start": False, "go on": True}.items():
     faults.add(
         "system",
         f"two jobs {_name} in one folder",
-        functools.partial(_two, first=_resumed, second=_resumed),
+        functools.partial(_two, resumed=_resumed),
         refused="another (job|run|process|command).*",
         long=True,
     )
