@@ -140,7 +140,6 @@ QUICK = (
     "files/checkpoint cut",
     "signals/SIGKILL in the write of a checkpoint",
     "system/model_dir in a file",
-    "system/stdout is full",
 )
 
 
