@@ -78,8 +78,8 @@ faults.add(
 faults.add(
     "trainers on ranks",
     "SIGSTOP of one",
-    functools.partial(_signalled, number=signal.SIGSTOP, said="rank 1"),
-    refused="rank 1.*(answer|respond)",
+    functools.partial(_signalled, number=signal.SIGSTOP, said="[Rr]ank 1"),
+    refused="[Rr]ank 1.*(answer|respond)",
     long=True,
 )
 
