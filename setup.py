@@ -19,7 +19,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.20,<3"],
     "benchmark": ["mlxtend>=0.24,<1", "statsmodels>=0.14,<1"],
     "studies": ["scipy>=1.15,<2", "threadpoolctl>=3.5,<4"],
-    "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4"],
+    "test": ["hypothesis>=6.150,<7", "pytest>=9,<10", "pytest-xdist>=3.8,<4"],
 }
 
 setup(

@@ -542,6 +542,7 @@ def without(key):
                 {"records": [{"step": "1"}]},
                 {"step": "15"},
                 {"step": -5},
+                {"step": 99},  # Of a file with another number.
                 {"step": 1.5},
                 {"begun": 0},
                 {"seconds": -1},

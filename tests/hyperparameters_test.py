@@ -184,6 +184,9 @@ def test_numbers_are_refused_where_they_enter(name, value):
         ("momentum", 1.0),
         ("damping", float("inf")),
         ("kl_clip", float("nan")),
+        ("learning_rate", "no"),
+        ("damping", "no"),
+        ("momentum", None),
     ],
 )
 def test_numbers_are_refused_where_they_are_assigned(name, value):

@@ -37,6 +37,12 @@ from tfkfac import settings
         ({"norm_curvature": "dense"}, "norm_curvature='dense'.*unitwise"),
         ({"norm_damping": 0.0}, "norm_damping"),
         ({"max_factor_size": 0}, "max_factor_size"),
+        ({"overhead": float("inf")}, "overhead=inf"),
+        ({"weight_decay": "no"}, "weight_decay='no'.*at least 0"),
+        ({"clipnorm": "no"}, "clipnorm='no'.*greater than 0"),
+        ({"use_ema": True, "ema_momentum": "no"}, "ema_momentum='no'"),
+        ({"gradient_accumulation_steps": "no"}, "accumulation_steps='no'"),
+        ({"gradient_accumulation_steps": float("inf")}, "steps=inf"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

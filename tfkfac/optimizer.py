@@ -143,7 +143,7 @@ class KFAC(OptimizerState, Assignable):
         name: str = "kfac",
         **kwargs,
     ):
-        settings.check_learning_rate(learning_rate)
+        settings.check_given_to_keras(learning_rate, kwargs)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         settings.check_keras_numbers(self)
         self._choices = {

@@ -111,7 +111,7 @@ def periods(
 
 def check_overhead(overhead: Any) -> None:
     """Raises ValueError where it is no positive number."""
-    if not is_number(overhead) or not overhead > 0:
+    if not is_number(overhead) or not 0 < overhead < math.inf:
         raise ValueError(
             f"KFAC(overhead={overhead!r}): must be a positive number, such as "
             "0.3 for steps that take 1.3 of a gradient step."
@@ -194,10 +194,35 @@ def hyperparameters(
 
 
 def check_learning_rate(value: Any) -> None:
-    """Raises ValueError for a number that no step could be made with."""
-    if is_number(value) and not 0 <= value < math.inf:
+    """Raises ValueError for what no step could be made with."""
+    sound = callable(value) or hasattr(value, "dtype")  # A schedule, a tensor.
+    if is_number(value):
+        sound = 0 <= value < math.inf
+    if not sound:
         raise ValueError(
-            f"KFAC(learning_rate={value}): must be at least 0 and finite."
+            f"KFAC(learning_rate={value!r}): must be a number, at least 0 and "
+            "finite, or a schedule."
+        )
+
+
+def check_given_to_keras(learning_rate: Any, given: dict[str, Any]) -> None:
+    """Raises ValueError for arguments that Keras would take, or trip over.
+
+    Args:
+        learning_rate: As of `KFAC`.
+        given: Its other arguments that are Keras' own.
+    """
+    check_learning_rate(learning_rate)
+    steps = given.get("gradient_accumulation_steps")
+    if steps is not None:
+        positive_integer("gradient_accumulation_steps", steps, "or None")
+    _check_ema(given.get("ema_momentum", 0.0))
+
+
+def _check_ema(momentum: Any) -> None:
+    if not (is_number(momentum) and 0 <= momentum <= 1):
+        raise ValueError(
+            f"KFAC(ema_momentum={momentum!r}): must be from 0 to 1."
         )
 
 
@@ -206,16 +231,15 @@ def check_keras_numbers(optimizer: keras.optimizers.Optimizer) -> None:
 
     A norm of 0 is refused, which would have no gradient at all.
     """
-    if optimizer.use_ema and not 0 <= optimizer.ema_momentum <= 1:
-        raise ValueError(
-            f"KFAC(ema_momentum={optimizer.ema_momentum}): must be from 0 to 1."
-        )
+    if optimizer.use_ema:
+        _check_ema(optimizer.ema_momentum)
     for name in ("weight_decay", "clipnorm", "global_clipnorm", "clipvalue"):
         value = getattr(optimizer, name)
         least = "at least 0" if name == "weight_decay" else "greater than 0"
         if value is None or value is False:
             continue
-        if not 0 <= value < math.inf or (not value and "clip" in name):
+        sound = is_number(value) and 0 <= value < math.inf
+        if not sound or (not value and "clip" in name):
             raise ValueError(
-                f"KFAC({name}={value}): must be {least} and finite."
+                f"KFAC({name}={value!r}): must be {least} and finite."
             )

@@ -46,6 +46,8 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
                 raise ValueError(f"{bad} is damaged")
             state = json.loads(file.read(_STATE))
             _check(state)
+            if state["step"] != int(path.stem):
+                raise ValueError(f"{_STATE} has step={state['step']}")
             arrays = np.load(io.BytesIO(file.read(_OF_RANKS)))
             of_ranks = [
                 [arrays[f"{rank}/{i}"] for i in range(state["variables"])]

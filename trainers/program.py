@@ -1,5 +1,7 @@
 """What `python -m trainers.<name>` runs."""
 
+import errno
+
 from absl import app, flags
 
 from trainers import command_line
@@ -22,6 +24,15 @@ def main(trainer: command_line.Trainer) -> None:
             return
         from trainers import harness
 
-        harness.main(checked)
+        try:
+            harness.main(checked)
+        except OSError as error:
+            # Files have sentences of their own, which name them.
+            if error.errno != errno.ENOSPC:
+                raise
+            raise SystemExit(
+                "stdout is full: what was saved is whole, and --resume goes on "
+                "from there"
+            ) from error
 
     app.run(run)

@@ -107,14 +107,16 @@ class Hyperparameter:
                 "function from the update to a number."
             )
 
-    def _check(self, value: float) -> None:
+    def _check(self, value: float, given: Any = None) -> None:
+        """Raises ValueError, which shows what was given, out of the range."""
         if not self._is_allowed(value):
+            shown = value if given is None else given
             bound = "greater than" if self._exclusive else "at least"
             above = "and finite" if self._below == math.inf else (
                 f"and less than {self._below}"
             )  # fmt: skip
             raise ValueError(
-                f"KFAC({self.name}={value}): must be {bound} {self._minimum}"
+                f"KFAC({self.name}={shown!r}): must be {bound} {self._minimum}"
                 + (f" {above}." if self._below is not None else ".")
             )
 
@@ -150,7 +152,11 @@ class Hyperparameter:
                 f"KFAC({self.name}=...) was given a schedule, so that "
                 f"{self.name} cannot be assigned; give a number."
             )
-        self._check(float(value))
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan  # Which no number is allowed to be.
+        self._check(number, value)
         self._variable.assign(value)
 
     def config(self) -> Any:

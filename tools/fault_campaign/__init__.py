@@ -1,0 +1,1 @@
+"""Faults on purpose, what is expected of each, and what comes of it."""
