@@ -148,10 +148,9 @@ _LEAF = 192  # Blocks of this side have routines of their own.
 def damped_inverse(matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
     """Returns (M + damping I)^-1 = L^-T L^-1, for M + damping I = L L^T.
 
-    By blocks, n^3 multiplications in all, nearly all in matrix products:
-    2/3 for L^-1, which L follows from block by block, and 1/3 for the product.
-    In float64, mostly for what fails in float32, there is one block.
-    It is NaN where the damped matrix is not positive definite.
+    By blocks, n^3 multiplications in all, nearly all in matrix products: 2/3
+    for L^-1, which L follows from block by block, and 1/3 for the product. In
+    float64 there is one block. NaN where it is not positive definite.
 
     Args:
         matrix: [groups, n, n], symmetric positive semi-definite.
