@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfkfac import linalg
 from tfkfac.blocks.factored import MAX_FAILURES, FactoredBlock
 from tfkfac.inverters import Inverter
+from tfkfac.readings import Readings
 from tfkfac.tracing import apart
 
 MAX_ROUNDING = 0.1  # Of U, relative; a layer with more is named.
@@ -22,6 +23,7 @@ def invert(
     inverter: Inverter,
     dampings: Mapping[str, tf.Tensor],
     named: Mapping[FactoredBlock, tf.Variable] | None,
+    readings: Readings | None = None,
 ) -> None:
     """Inverts the factors of blocks, whose state has one type.
 
@@ -35,6 +37,7 @@ def invert(
         dampings: By name, in the type of the state.
         named: For each block, whether it was named; None where nothing can be
             printed.
+        readings: What takes numbers of the inverses, where somebody watches.
     """
     families = _families(members)
     problems = [f.problem(dampings[f.damping]) for f in families]
@@ -66,6 +69,9 @@ def invert(
     new = iter(tf.cond(usual, lambda: _flat(found), apart(recover)))
     for family, values in zip(families, found):
         family.take([next(new) for _ in values])
+    if readings is not None:
+        for family, problem, values in zip(families, problems, found):
+            readings.note_inverses(family.members, inverter, problem, values)
 
 
 def _flat(values):
