@@ -2,12 +2,14 @@
 
 from tfkfac.callbacks.checkpoints import BackupAndRestore, ModelCheckpoint
 from tfkfac.callbacks.distributed import Distributed, LearningRateWarmup
+from tfkfac.callbacks.health import Health
 from tfkfac.callbacks.monitoring import FactorMovement, StopOnSkippedSteps
 
 __all__ = [
     "BackupAndRestore",
     "Distributed",
     "FactorMovement",
+    "Health",
     "LearningRateWarmup",
     "ModelCheckpoint",
     "StopOnSkippedSteps",
