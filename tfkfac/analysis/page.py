@@ -124,7 +124,7 @@ def _numbers(records) -> str:
     if last["kl_clip"] is not None:
         shown["KL bound"] = number(last["kl_clip"])
         shown["updates clipped"] = tables.percent(clipped / max(updates, 1))
-    shown["of the time: Health"] = tables.percent(own / (total + own or 1))
+    shown["time for Health"] = tables.percent(own / (total + own or 1))
     items = "".join(
         f"<div><b>{value}</b><span>{name}</span></div>"
         for name, value in shown.items()
