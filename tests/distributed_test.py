@@ -1,5 +1,6 @@
 """Several ranks on a global batch against one process on the same batch."""
 
+import json
 import pathlib
 import re
 import shutil
@@ -95,6 +96,24 @@ def test_a_killed_rank_ends_the_run_and_it_resumes(tmp_path):
         np.testing.assert_array_equal(found, value)
     (found,) = load(tmp_path / "one", 1)["weights"]
     np.testing.assert_allclose(found, expected[0], rtol=1e-4, atol=1e-5)
+    # Records of health go on, too, and have the layers of both ranks.
+    lines = [
+        (folder / "health" / "health.jsonl").read_text().splitlines()
+        for folder in (whole, killed)
+    ]
+    records, others = [list(map(json.loads, x)) for x in lines]
+    assert [r["update"] for r in records] == [5, 10, 15, 20]
+    assert [r["update"] for r in others] == [5, 10, 15, 20]
+    for record, other in zip(records, others):
+        assert {x["rank"] for x in record["layers"].values()} == {0, 1}
+        for path, layer in record["layers"].items():
+            for name in ("condition", "rank", "damping"):
+                for factor, values in layer["factors"].items():
+                    found = other["layers"][path]["factors"][factor][name]
+                    assert found == values[name]
+        shares = [x["share"] for x in record["layers"].values()]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+    assert "20 updates" in (killed / "health" / "health.html").read_text()
 
 
 def test_more_batches_on_one_rank_end_the_run(tmp_path):

@@ -37,6 +37,7 @@ def main(folder, die=""):
         tfkfac.callbacks.BackupAndRestore(
             f"{folder}/backup", delete_checkpoint=False
         ),
+        tfkfac.callbacks.Health(f"{folder}/health"),
     ]
     if die and ranks.rank == 1:
         callbacks.append(Die())

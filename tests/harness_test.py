@@ -107,6 +107,7 @@ def test_bad_value(flag, message):
         (["--target_value=0.5"], "--target_metric and --target_value"),
         (["--resume"], "--resume: give the run's directory"),
         (["--resume", "--compare=adam"], "--resume: not with --compare"),
+        (["--health", "--optimizer=sgd"], "--health: .*give --optimizer=kfac"),
         (["--ema=0.9", "--gradient_accumulation_steps=2"], "--ema: not with"),
         (["--json"], "--json: only with --dry_run"),
         (["--model_dir=file/run"], "--model_dir=file/run: cannot write"),
@@ -411,7 +412,7 @@ def interrupt(monkeypatch, step):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--optimizer=kfac", "--inverse_update_period=4"],
+        ["--optimizer=kfac", "--inverse_update_period=4", "--health"],
         ["--optimizer=kfac", "--schedule=linear", "--mixup=0.4"]
         + ["--gradient_accumulation_steps=2", "--update_interval=growing"],
         ["--optimizer=adam", "--ema=0.9", "--random_erasing"],
@@ -440,6 +441,13 @@ def test_resumed_run_is_the_uninterrupted_one(argv, tmp_path, monkeypatch):
     assert logs[0] == logs[1]
     for a, b in zip(load(last[0]), load(last[1])):
         np.testing.assert_array_equal(a, b)
+    if "--health" in argv:
+        lines = [(p / "health.jsonl").read_text() for p in (whole, parts)]
+        a, b = ([*map(json.loads, x.splitlines())] for x in lines)
+        assert [r["update"] for r in a] == [11, 23]
+        assert [r["update"] for r in b] == [7, 11, 23]
+        assert a[-1]["layers"] == b[-1]["layers"]
+        assert "23 updates in 2 epochs" in (parts / "health.html").read_text()
 
 
 def load(path):

@@ -24,6 +24,7 @@ from tfkfac.capture.recorder import Recorder, recorders_of
 from tfkfac.capture.statistics import Statistics
 from tfkfac.distributed import communicator, loss_scale
 from tfkfac.distributed.shared_curvature import SharedCurvature
+from tfkfac.readings import Readings
 
 _numbers = itertools.count()
 
@@ -37,6 +38,9 @@ class AttachedModel:
     Args:
         optimizer: The optimizer, for its settings and its curvature state.
         model: The model, built or not.
+
+    Attributes:
+        is_watched: Whether steps note what they do (`readings`).
     """
 
     def __init__(self, optimizer, model: keras.Model):
@@ -56,6 +60,7 @@ class AttachedModel:
         self._in_loops: set[int] = set()  # Ids of layers.
         self._name = f"tfkfac.{next(_numbers)}"
         self._watched: weakref.WeakSet = weakref.WeakSet()
+        self.is_watched = False
         if self.communicator.size > 1:
             model_methods.keep_xla_away(model, self.communicator.size)
         model_methods.raise_sentences(model)
@@ -90,6 +95,11 @@ class AttachedModel:
                 "model.build(input_shape), first."
             )
         return self._layers
+
+    @property
+    def readings(self) -> Readings | None:
+        """What steps note; None before the first that is watched."""
+        return None if self._layers is None else self._layers.estimator.readings
 
     def _wants(self, layer):
         if layer is self.model or layer.name in self.optimizer.skip:
@@ -279,6 +289,8 @@ class AttachedModel:
         layers.estimator.may_print = (
             self.model.compiled and not self.model.jit_compile
         )
+        if self.is_watched:
+            layers.estimator.watch()
         scale = self.optimizer.loss_scale_factor or None
         step = Statistics(
             self.optimizer,

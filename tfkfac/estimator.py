@@ -9,6 +9,7 @@ from tfkfac.blocks import CurvatureBlock, LayerCall, Moment
 from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.distributed.distributor import Distributor
 from tfkfac.inverters import Inverter
+from tfkfac.readings import Readings
 from tfkfac.state import Curvature
 
 
@@ -35,6 +36,7 @@ class Estimator:
         may_print: Whether the step is known to run without XLA, which cannot
             print.
         inverted: Factors as last inverted, for the blocks that this rank owns.
+        readings: What steps note for a callback; None where none watches.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Estimator:
         self.blocks = list(blocks)
         self.distributor = distributor
         self.may_print = False
+        self.readings: Readings | None = None
         self._inverter = inverter
         self._factor_dtype = tf.as_dtype(factor_dtype)
         # By block, N or R of each sum over micro-steps.
@@ -141,8 +144,9 @@ class Estimator:
             for s, m in zip(block.sums, moments)
         ]
 
-    @staticmethod
-    def _take(block, totals, divisors, decay):
+    def _take(self, block, totals, divisors, decay):
+        if self.readings is not None:
+            self.readings.note_rows(block, divisors)
         # Without rows or terms X is NaN, which the factor leaves out.
         means = [total / divisor for total, divisor in zip(totals, divisors)]
         for factor, X in zip(block.factors, block.combine(means, divisors)):
@@ -194,6 +198,8 @@ class Estimator:
         owned = [b for b in blocks if self.distributor.owns(b)]
         if owned:
             self.invert(owned, dampings)
+        elif self.readings is not None:
+            self.readings.count("inversions")  # Of others, for which it waits.
         self.share(blocks)
 
     def share(self, blocks: Sequence[CurvatureBlock]) -> None:
@@ -215,12 +221,21 @@ class Estimator:
                 self._inverter,
                 {name: tf.cast(x, dtype) for name, x in dampings.items()},
                 self._named if self.may_print else None,
+                self.readings,
             )
         for block in blocks:
             for variable, factor in zip(
                 self.inverted.get(block, ()), block.factors
             ):
                 variable.assign(factor.value())
+        if self.readings is not None:
+            self.readings.note_inversion(blocks)
+
+    def watch(self) -> None:
+        """Has steps that are traced from here on note what they do."""
+        if self.readings is None:
+            owned = [b for b in self.blocks if self.distributor.owns(b)]
+            self.readings = Readings(owned)
 
     def precondition(
         self,

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfkfac import linalg
 from tfkfac.blocks.factored import MAX_FAILURES, FactoredBlock
 from tfkfac.inverters import Inverter
+from tfkfac.readings import Readings
 from tfkfac.tracing import apart, on_host
 
 MAX_ROUNDING = 0.1  # Of U, relative; a layer with more is named.
@@ -23,6 +24,7 @@ def invert(
     inverter: Inverter,
     dampings: Mapping[str, tf.Tensor],
     named: Mapping[FactoredBlock, tf.Variable] | None,
+    readings: Readings | None = None,
 ) -> None:
     """Inverts the factors of blocks, whose state has one type.
 
@@ -36,6 +38,7 @@ def invert(
         dampings: By name, in the type of the state.
         named: For each block, whether it was named; None where nothing can be
             printed.
+        readings: What takes numbers of the inverses, where somebody watches.
     """
     families = _families(members)
     problems = [f.problem(dampings[f.damping]) for f in families]
@@ -76,6 +79,9 @@ def invert(
     if named is not None and not tf.executing_eagerly():
         unusual = _again_on_host(members, inverter, dampings, named)
     tf.cond(usual, take, unusual)
+    if readings is not None:
+        for family, problem, values in zip(families, problems, found):
+            readings.note_inverses(family.members, inverter, problem, values)
 
 
 def _again_on_host(members, inverter, dampings, named):

@@ -72,6 +72,28 @@ class Inverter(abc.ABC):
         _, matrices, damping = problem
         return tf.zeros([matrices[0].shape[0]], damping.dtype)
 
+    def shifts(
+        self, matrices: Sequence[tf.Tensor], damping: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Returns what is added to the diagonal of each factor, [groups] each.
+
+        Empty, as here, where the damping is no such sum. The arguments are
+        those of `invert`.
+        """
+        del matrices, damping
+        return []
+
+    def conditions(
+        self, problem: Problem, state: Sequence[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """Returns the condition number of each factor, [groups] each.
+
+        With its part of the damping, as it is inverted. Empty, as here, where
+        it is not known. The arguments are those of `rounding`.
+        """
+        del problem, state
+        return []
+
     @abc.abstractmethod
     def precondition(
         self, V: tf.Tensor, state: Sequence[tf.Tensor], damping: tf.Tensor
@@ -118,6 +140,11 @@ def _product_of_one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.expand_dims(tf.matmul(tf.squeeze(a, 0), tf.squeeze(b, 0)), 0)
 
 
+def _ratio(d):
+    """Returns the largest over the least, [groups], for [groups, n]."""
+    return tf.reduce_max(d, axis=-1) / tf.reduce_min(d, axis=-1)
+
+
 def _factored_damping(a, g, damping):
     """Returns pi sqrt(l) and sqrt(l) / pi for the mean diagonals of A, G."""
     usable = tf.logical_and(a > 0, g > 0)
@@ -151,7 +178,7 @@ class CholeskyInverter(Inverter):
     def start(self, factors, dtype):
         return {f"{f.name}/inverse": _identity(f, dtype) for f in factors}
 
-    def _shifts(self, matrices, damping) -> list[tf.Tensor]:
+    def shifts(self, matrices, damping):
         if len(matrices) == 1:
             return [tf.fill([matrices[0].shape[0]], damping)]
         if self.pi is not None:
@@ -167,7 +194,7 @@ class CholeskyInverter(Inverter):
         terms = [
             term
             for diagonal, matrices, damping in problems
-            for term in zip(diagonal, matrices, self._shifts(matrices, damping))
+            for term in zip(diagonal, matrices, self.shifts(matrices, damping))
         ]
         dense = [(m, shift) for flag, m, shift in terms if not flag]
         found = iter(linalg.by_side(linalg.damped_inverse, dense))
@@ -187,15 +214,20 @@ class CholeskyInverter(Inverter):
         F, where U does not change the model's predictions.
         """
         diagonal, matrices, _ = problem
-        found = [
-            rounding.condition(matrix, inverse)
-            for flag, matrix, inverse in zip(diagonal, matrices, state)
-            if not flag
-        ]
-        if not found:
+        found = self.conditions(problem, state)
+        dense = [x for flag, x in zip(diagonal, found) if not flag]
+        if not dense:
             return super().rounding(problem, state)
         epsilon = rounding.epsilon(matrices[0].dtype)
-        return epsilon * functools.reduce(tf.maximum, found)
+        return epsilon * functools.reduce(tf.maximum, dense)
+
+    def conditions(self, problem, state):
+        """As the base class says; `rounding.condition` of dense factors."""
+        diagonal, matrices, _ = problem
+        return [
+            _ratio(inverse) if flag else rounding.condition(matrix, inverse)
+            for flag, matrix, inverse in zip(diagonal, matrices, state)
+        ]
 
     def precondition(self, V, state, damping):
         U = _multiply(state[0], V)
@@ -263,6 +295,12 @@ class EigenInverter(Inverter):
             least *= top if Q is None else tf.reduce_min(d, axis=-1)
         epsilon = rounding.epsilon(damping.dtype)
         return epsilon * (largest + damping) / (least + damping)
+
+    def conditions(self, problem, state):
+        """As the base class says; of two factors each has sqrt(l)."""
+        diagonal, _, damping = problem
+        shift = damping ** (1 / len(diagonal))
+        return [_ratio(d + shift) for d, _ in self._pairs(state)]
 
     def precondition(self, V, state, damping):
         pairs = self._pairs(state)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfkfac.tracing import traced_once
 
-_RESOLUTION = 2  # Machine epsilons of the largest eigenvalue.
+RESOLUTION = 2  # Machine epsilons of the largest eigenvalue.
 
 
 def epsilon(dtype: tf.DType) -> float:
@@ -33,7 +33,7 @@ def resolved(d: tf.Tensor) -> tf.Tensor:
     if d.dtype != tf.float32:
         return d
     largest = tf.reduce_max(d, axis=-1, keepdims=True)
-    return tf.maximum(d, _RESOLUTION * epsilon(d.dtype) * largest)
+    return tf.maximum(d, RESOLUTION * epsilon(d.dtype) * largest)
 
 
 def condition(matrix: tf.Tensor, inverse: tf.Tensor) -> tf.Tensor:

@@ -77,9 +77,13 @@ class Step:
             ),
         )
         U = self.estimator.precondition(V, dampings)
+        readings = self.estimator.readings
+        products = None if readings is None else readings.products(U, V)
         shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
         U, sums = self.distributor.gather_updates(U, weights.sums(U, V), shapes)
-        weights.run(U, sums)
+        nu = weights.run(U, sums)
+        if readings is not None:
+            readings.note_update(products, sums[0], nu)
         self.optimizer.skips_in_a_row.assign(0)
         return tf.constant(True)
 
@@ -195,6 +199,8 @@ class Step:
         def factors():
             update_factors(self.optimizer.at_update("factor_decay", tf.float64))
             self.optimizer.periods["factor_update_period"].done(self.t)
+            if self.estimator.readings is not None:
+                self.estimator.readings.count("factors")
             return tf.constant(True)
 
         tf.cond(self.factors_are_due(), factors, lambda: tf.constant(False))
@@ -217,6 +223,8 @@ class Step:
         """
         undo()
         optimizer = self.optimizer
+        if self.estimator.readings is not None:
+            self.estimator.readings.count("skipped")
         optimizer.skip_counter.assign_add(1)
         optimizer.skips_in_a_row.assign_add(1)
         limit = optimizer.max_skipped_steps

@@ -60,6 +60,11 @@ class TrustRegion(Hyperparameter):
         super().assign(value)
         self._adapts.assign(False)
 
+    @property
+    def adapts(self) -> bool:
+        """Whether no number was assigned."""
+        return bool(self._adapts.numpy())
+
     def config(self) -> str:
         return "auto"
 

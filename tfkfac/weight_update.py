@@ -76,8 +76,8 @@ class WeightUpdate:
         optimizer = self._optimizer
         return optimizer.momenta[keras_compat.index_of(optimizer, variable)]
 
-    def run(self, U: Mapping[int, tf.Tensor], sums: tf.Tensor) -> None:
-        """Moves the weights.
+    def run(self, U: Mapping[int, tf.Tensor], sums: tf.Tensor) -> tf.Tensor:
+        """Moves the weights; returns nu, a float64 scalar.
 
         Args:
             U: Of all variables, by their ids; V of those that the fallback
@@ -109,6 +109,7 @@ class WeightUpdate:
                     self._accelerate(v, u, eta_nu, mu_, eta_)
         if optimizer.use_ema:
             self._average_weights()
+        return nu
 
     def _global_clip(self, square):
         """Returns what `global_clipnorm` multiplies V, and so U, by."""

@@ -184,6 +184,8 @@ def define_run(trainer, define: Definitions) -> None:
     text = "Losses stop at or below it, accuracies at or above."
     define.number("target_value", None, text, math.isfinite, "a finite number")
     define.boolean("tensorboard", False, "Write TensorBoard logs.")
+    text = "Write a page on how K-FAC is, health.html in --model_dir."
+    define.boolean("health", False, text)
     text = "Print what would be done; train nothing, write nothing."
     define.boolean("dry_run", False, text)
     define.boolean("json", False, "With --dry_run: as JSON.")

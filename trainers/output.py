@@ -20,6 +20,8 @@ _OF_AN_OPTIMIZER = (
     RECORDS,
     LOG,
     CURVES,
+    "health.html",
+    "health.jsonl",
     "model.keras",
     f"{CHECKPOINTS}/[0-9]*.keras",
     f"{CHECKPOINTS}/partial_*.keras",

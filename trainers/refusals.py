@@ -46,6 +46,14 @@ def check_combinations(args: flags.FlagValues) -> None:
             "--target_metric and --target_value: give both",
         ),
         (args.json and not args.dry_run, "--json: only with --dry_run"),
+        (
+            args.health
+            and not any(
+                name.startswith("kfac")
+                for name in (args.optimizer, *args.compare)
+            ),
+            "--health: it tells how K-FAC is; give --optimizer=kfac",
+        ),
         (args.ranks and not args.dry_run, "--ranks: only with --dry_run"),
         (
             args.compare and args.steps_per_execution > 1,

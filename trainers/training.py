@@ -55,6 +55,11 @@ class Training:
         )
         self._losses = callbacks.StepLosses() if run.args.compare else None
         self._distributed = tfkfac.callbacks.Distributed()
+        self._health = []
+        if run.args.health and isinstance(
+            unwrapped(model.optimizer), tfkfac.KFAC
+        ):
+            self._health = [tfkfac.callbacks.Health(directory)]
         self._own = None  # What each rank had for itself, to be restored.
         self._stream = None
         self._evaluation = evaluation.Evaluation(
@@ -129,6 +134,7 @@ class Training:
             callbacks.OfRun(self._count, own),
             callbacks.StopOnNaN(ranks),
             self.interruption,
+            *self._health,
         ]
         if self._losses is not None:
             of_part.append(self._losses)

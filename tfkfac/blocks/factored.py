@@ -23,7 +23,8 @@ class FactoredBlock(CurvatureBlock):
     Attributes:
         prefix: What the names of its state begin with, where it is one of the
             `members` of another block.
-        inverses: The state of the inverter, set by `build_inverses`.
+        inverter: How it is inverted, set by `build_inverses`.
+        inverses: The state of the inverter, set there too.
         failures: How many inversions failed: in a row, and in all.
     """
 
@@ -57,7 +58,7 @@ class FactoredBlock(CurvatureBlock):
             factor.build(add_state, dtype, accumulates)
 
     def build_inverses(self, inverter, add_state, dtype):
-        self._inverter = inverter
+        self.inverter = inverter
         start = inverter.start(self.factors, dtype)
         self.inverses = [add_state(name, v) for name, v in start.items()]
         name = f"{self.prefix}failures"
@@ -67,7 +68,7 @@ class FactoredBlock(CurvatureBlock):
     def precondition(self, gradients, damping):
         V = self.to_matrix(gradients)
         state = [variable.value() for variable in self.inverses]
-        U = self._inverter.precondition(V, state, damping)
+        U = self.inverter.precondition(V, state, damping)
         usable = linalg.all_finite([U])
         in_a_row, _ = tf.unstack(self.failures)
         usable = tf.logical_and(usable, in_a_row < MAX_FAILURES)

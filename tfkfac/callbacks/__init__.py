@@ -2,6 +2,7 @@
 
 from tfkfac.callbacks.checkpoints import BackupAndRestore, ModelCheckpoint
 from tfkfac.callbacks.distributed import Distributed
+from tfkfac.callbacks.health import Health
 from tfkfac.callbacks.monitoring import FactorMovement, StopOnSkippedSteps
 from tfkfac.callbacks.warmup import LearningRateWarmup
 
@@ -9,6 +10,7 @@ __all__ = [
     "BackupAndRestore",
     "Distributed",
     "FactorMovement",
+    "Health",
     "LearningRateWarmup",
     "ModelCheckpoint",
     "StopOnSkippedSteps",
