@@ -12,8 +12,10 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.losses.losses import LossFunctionWrapper
+from keras.src.random.seed_generator import global_seed_generator
 
-__all__ = ["ConvLSTMCell", "LossFunctionWrapper", "in_stateless_scope"]
+__all__ = ["ConvLSTMCell", "LossFunctionWrapper", "global_seed_generator",
+           "in_stateless_scope"]  # fmt: skip
 
 # The last method of an optimizer that all gradients pass together.
 CLIPPING = "_clip_gradients"
@@ -210,9 +212,7 @@ def compiled_losses(model: keras.Model) -> Any:
 def replace_losses(compile_loss: Any, replace: Callable) -> None:
     """Has a built `CompileLoss` call `replace(x)` in place of each loss.
 
-    Args:
-        compile_loss: The losses of all outputs.
-        replace: Its argument has `loss`, `loss_weights` and `name`.
+    The argument of `replace` has `loss`, `loss_weights` and `name`.
     """
     compile_loss._flat_losses = [
         x._replace(loss=replace(x)) for x in compile_loss._flat_losses

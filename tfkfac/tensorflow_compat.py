@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
-from tensorflow.python.eager import record
+from tensorflow.python.eager import context, record
 from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import gen_linalg_ops, gen_math_ops, gen_nn_ops
 
@@ -227,3 +227,20 @@ def inside(tensor: tf.Tensor, graph: Any) -> tf.Tensor | None:
         if outside(external, outer) is tensor:
             return internal
     return None
+
+
+@contextlib.contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Draws after it are those that there would be without it.
+
+    Of TensorFlow's operations that take the global seed, in eager mode. Without
+    such a seed it does nothing.
+    """
+    generator = getattr(context.context(), "_rng", None)
+    before = None if generator is None else generator.getstate()
+    try:
+        yield
+    finally:
+        if generator is not None:
+            generator.setstate(before)
+            context.context().clear_kernel_cache()
