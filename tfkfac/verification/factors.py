@@ -127,7 +127,6 @@ def _pair(block, uses, N, update, total, rng) -> dict[str, Expected | None]:
         "swapped": np.zeros(u.shape),
         "rows": np.array(sum(x.rows for x in of_uses)),
         "examples": np.array(_examples(update)),
-        "unseen": np.array(0),
     }
     for of_use in of_uses:
         _add_products(mine, of_use, u, v, places, block)
@@ -146,8 +145,10 @@ def _pair(block, uses, N, update, total, rng) -> dict[str, Expected | None]:
         has_bias=len(block.variables) > 1,
         other=everyone["swapped"] / R if u.shape == v.shape else None,
     )
-    G = None if everyone["unseen"] else Expected(v, everyone["G"] / R, sizes)
-    return {CHECKS[0]: A, CHECKS[1]: G}
+    # What sees nothing but zeros shows no columns.
+    seen = [(int(i), int(j)) for i, j in np.argwhere(~np.isnan(everyone["G"]))]
+    G = Expected(v, everyone["G"] / R, sizes, seen)
+    return {CHECKS[0]: A, CHECKS[1]: G if seen else None}
 
 
 def _exchanged(block, use) -> bool:
@@ -178,7 +179,7 @@ def _add_products(mine, of_use: UseSums, u, v, places, block) -> None:
         mine[first][place] += of_use.input_product(one)[place]
     g = of_use.output_rows()
     if g is None:
-        mine["unseen"] += 1
+        mine[second] += np.nan
         return
     diagonal = block.factors[0 if second == "A" else 1].diagonal
     mine[second] += output_product(g, vectors[1], diagonal)

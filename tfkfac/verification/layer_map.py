@@ -142,7 +142,8 @@ def find_columns(
     """
     groups, d_in, d_out = shape
     n = groups * d_out
-    base, least = (16, 0.1) if half else (1024, 1e-3)
+    # With half precision c_j is 1 or -1, which no rounding hides.
+    base, least = (2, 1e-3) if half else (1024, 1e-3)
     u = rng.normal(size=(groups, d_in, 1))
     moved = forward(np.broadcast_to(u, shape))
     seen = np.abs(moved) > least * np.abs(moved).max()
@@ -153,14 +154,15 @@ def find_columns(
     for power in range(1 + int(np.log(max(n - 1, 1)) / np.log(base) + 1e-9)):
         digit = order // base**power % base
         top = max(min((n - 1) // base**power, base - 1), 1)
-        code = (1 + digit / top).reshape(groups, 1, d_out)
+        step = -2.0 if half else 1 / top
+        code = (1 + step * digit).reshape(groups, 1, d_out)
         ratio = np.divide(
             forward(u * code),
             moved,
             out=np.full(moved.shape, np.nan),
             where=seen,
         )
-        digits.append((ratio, top, power))
+        digits.append((ratio, step, power))
         axes |= _varying(ratio)
     kept = tuple(sorted(axes))
     sizes = int(np.prod([moved.shape[a] for a in kept]))
@@ -190,9 +192,9 @@ def _numbers(moved, digits, axes, order, base, least) -> Array:
     places = np.arange(size.shape[1])
     known = size[best, places] > least * size.max()
     total = np.zeros(len(places), int)
-    for ratio, top, power in digits:
+    for ratio, step, power in digits:
         value = _flat(ratio, axes)[best, places]
-        digit = np.rint((np.where(known, value, 1) - 1) * top).astype(int)
+        digit = np.rint((np.where(known, value, 1) - 1) / step).astype(int)
         total += digit * base**power
     inverse = np.full(len(order), -1)
     inverse[order] = np.arange(len(order))

@@ -335,7 +335,7 @@ def owned_blocks(attached: AttachedModel) -> list[CurvatureBlock]:
 
 def in_float64(tensor) -> Array:
     """Returns a tensor as an array."""
-    return np.array(tf.convert_to_tensor(tensor)).astype("float64")
+    return tf.cast(tf.convert_to_tensor(tensor), tf.float64).numpy()
 
 
 def _handle(variable: keras.Variable) -> tf.Tensor:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from tfkfac.verification.layer_map import is_half
-from tfkfac.verification.observer import Array, Update
+from tfkfac.verification.observer import Array, Update, in_float64
 from tfkfac.verification.report import (
     HALF_TOLERANCE,
     TOLERANCE,
@@ -124,6 +124,6 @@ class Outcome:
 
 
 def _is_doubled(inputs) -> bool:
-    x = np.array(inputs).astype("float64")
+    x = in_float64(inputs)
     n = len(x) // 2
     return np.allclose(x[:n], x[n : 2 * n], rtol=1e-3, atol=1e-4)

@@ -70,7 +70,7 @@ def verify(
     )
     if graph is None:
         graph = not getattr(model, "run_eagerly", False)
-    check = _Verification(model, attached, step or model.train_step, seed)
+    check = Verification(model, attached, step or model.train_step, seed)
     with same_random_numbers():
         try:
             findings = check.run(data, graph)
@@ -110,7 +110,7 @@ def _attached(model, step) -> list[AttachedModel]:
     return found
 
 
-class _Verification:
+class Verification:
     """One call of `verify`.
 
     Args:
@@ -118,6 +118,10 @@ class _Verification:
         attached: Its optimizers.
         step: Its training step.
         seed: As of `verify`.
+
+    Attributes:
+        findings: What was found.
+        snapshot: The state as it was.
     """
 
     def __init__(self, model, attached: list[AttachedModel], step, seed: int):
@@ -125,29 +129,32 @@ class _Verification:
         self._seed = seed
         self._ranks = attached[0].communicator
         self.snapshot = Snapshot(model, attached)
-        self._findings: list[Finding] = []
+        self.findings: list[Finding] = []
         self._weights: dict[AttachedModel, dict] = {}
 
     def run(self, data: Any, graph: bool) -> list[Finding]:
         """Returns all findings."""
+        base = self.first_step(data)
+        if base and all(outcome.is_complete for outcome in base.values()):
+            found = self._others(data, base, graph)
+            self.findings += ranks.joined(self._ranks, found)
+        return self.findings
+
+    def first_step(self, data: Any) -> dict[AttachedModel, Outcome]:
+        """Adds what the first step shows; returns what came of it."""
         for a in self._attached:
-            self._findings += ranks.weights(a, "before the step")
+            self.findings += ranks.weights(a, "before the step")
         try:
             observer = self._observe(data, after=self._after_step)
         except MisshapenMomentError as error:
-            self._findings.append(factors.misshapen(error.block, error.shapes))
-            return self._findings
+            self.findings.append(factors.misshapen(error.block, error.shapes))
+            return {}
         own: list[Finding] = []
         for number, (a, update) in enumerate(observer.updates.items()):
             found = self._of_update(update, observer, number)
             own += of_model(a.model, found, len(self._attached) > 1)
-        self._findings += ranks.joined(self._ranks, own)
-        base = {a: Outcome.of(u) for a, u in observer.updates.items()}
-        del observer, update  # All tensors of the step.
-        if all(outcome.is_complete for outcome in base.values()):
-            found = self._others(data, base, graph)
-            self._findings += ranks.joined(self._ranks, found)
-        return self._findings
+        self.findings += ranks.joined(self._ranks, own)
+        return {a: Outcome.of(u) for a, u in observer.updates.items()}
 
     def _others(self, data, base, graph) -> list[Finding]:
         """Returns what steps in other ways show."""
@@ -207,7 +214,7 @@ class _Verification:
     def _after_step(self) -> None:
         for a in self._attached:
             self._weights[a] = compiled.weights(a)
-            self._findings += ranks.weights(a, "after the step")
+            self.findings += ranks.weights(a, "after the step")
 
     def _run(self, data) -> dict[AttachedModel, Update]:
         return self._observe(data).updates
