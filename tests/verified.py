@@ -53,12 +53,14 @@ def images(**settings):
     return classifier.compiled(model, **settings)[0]
 
 
+def verification(model):
+    return verifier.Verification(model, attached_to(model), model.train_step, 0)
+
+
 def first_step(model, x, y):
     """Returns the report of the first step alone, which takes less time."""
-    attached = attached_to(model)
-    data = tf.constant(x), tf.constant(y)
-    check = verifier.Verification(model, attached, model.train_step, 0)
-    check.first_step(data)
+    check = verification(model)
+    check.first_step((tf.constant(x), tf.constant(y)))
     return Report(model.name, check.findings, 0.0)
 
 

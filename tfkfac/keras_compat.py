@@ -8,13 +8,13 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.losses.losses import LossFunctionWrapper
-from keras.src.random.seed_generator import global_seed_generator
 
-__all__ = ["ConvLSTMCell", "LossFunctionWrapper", "global_seed_generator",
+__all__ = ["ConvLSTMCell", "LossFunctionWrapper", "global_state",
            "in_stateless_scope"]  # fmt: skip
 
 # The last method of an optimizer that all gradients pass together.

@@ -94,7 +94,7 @@ def _digests(attached: AttachedModel) -> dict[str, str]:
     variables |= {f"optimizer's {v.path}": v for v in own}
     return {
         path: hashlib.sha1(
-            np.array(keras_compat.tensorflow_variable(v)).tobytes()
+            keras_compat.tensorflow_variable(v).numpy().tobytes()
         ).hexdigest()
         for path, v in variables.items()
     }

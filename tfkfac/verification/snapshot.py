@@ -29,7 +29,9 @@ class Snapshot:
         self._shared = [(a.shared, a.shared.is_shared) for a in attached]
         self.add(model.variables)
         self.add(model.metrics_variables)
-        self.add([keras_compat.global_seed_generator().state])
+        self._generator = _global_seed_generator()
+        if self._generator is not None:
+            self.add([self._generator.state])
         outer = getattr(model, "optimizer", None)
         for optimizer in [outer, *(a.optimizer for a in attached)]:
             self.add(getattr(optimizer, "variables", ()))
@@ -50,9 +52,19 @@ class Snapshot:
             metric.reset_state()
         for variable, value in self._values.values():
             variable.assign(value)
+        if self._generator is None:
+            keras_compat.global_state.set_global_attribute(_GENERATOR, None)
         for shared, is_shared in self._shared:
             shared.is_shared = is_shared
         keras_compat.clear_losses(self._model)
+
+
+_GENERATOR = "global_seed_generator"
+
+
+def _global_seed_generator() -> keras.random.SeedGenerator | None:
+    """Returns that of draws without a seed; None if there were none yet."""
+    return keras_compat.global_state.get_global_attribute(_GENERATOR)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """`verify`: checks of all that K-FAC relies on, on a user's own model."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -64,14 +65,15 @@ def verify(
     """
     start = time.monotonic()
     attached = _attached(model, step)
+    run = step or model.train_step
     data = keras.tree.map_structure(
         lambda v: None if v is None else tf.convert_to_tensor(v),
         keras.utils.pack_x_y_sample_weight(x, y, sample_weight),
     )
     if graph is None:
         graph = not getattr(model, "run_eagerly", False)
-    check = Verification(model, attached, step or model.train_step, seed)
     with same_random_numbers():
+        check = Verification(model, attached, run, seed)
         try:
             findings = check.run(data, graph)
         finally:
@@ -108,6 +110,17 @@ def _attached(model, step) -> list[AttachedModel]:
         if outer is not None and not outer.built:
             outer.build(attached.model.trainable_variables)
     return found
+
+
+@contextlib.contextmanager
+def _eager_functions() -> Iterator[None]:
+    """Within it, a step that is a tf.function runs in eager mode."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 class Verification:
@@ -158,7 +171,9 @@ class Verification:
 
     def _others(self, data, base, graph) -> list[Finding]:
         """Returns what steps in other ways show."""
-        found = variations.check(self._run, self._model, self._attached, data)
+        found = variations.check(
+            self.updates_of, self._model, self._attached, data
+        )
         if self._ranks.size > 1:
             return found
         found += self._one_example(data)
@@ -175,11 +190,11 @@ class Verification:
         if not update.parts:
             return found
         found += steps.calls(update)
+        if not update.is_complete:
+            return found
         found += steps.loss_terms(update)
         found += steps.gradients(update, observer)
         found += steps.statistics(update)
-        if not update.is_complete:
-            return found
 
         def total(values):
             return ranks.total(self._ranks, values)
@@ -200,7 +215,7 @@ class Verification:
             lambda v: None if v is None else v[:1], data
         )
         try:
-            updates = self._run(first)
+            updates = self.updates_of(first)
         except (ValueError, tf.errors.InvalidArgumentError):
             sentence = "not checked: the training step takes no batch of one."
             return [note("one example", "", sentence)]
@@ -216,7 +231,8 @@ class Verification:
             self._weights[a] = compiled.weights(a)
             self.findings += ranks.weights(a, "after the step")
 
-    def _run(self, data) -> dict[AttachedModel, Update]:
+    def updates_of(self, data) -> dict[AttachedModel, Update]:
+        """Returns the updates of a step, from the state as it was."""
         return self._observe(data).updates
 
     def _observe(self, data, after=lambda: None) -> Observer:
@@ -227,7 +243,7 @@ class Verification:
         ]
         most = 1 if max(windows) == 1 else 2 * max(windows)
         try:
-            with observer.watching():
+            with _eager_functions(), observer.watching():
                 for _ in range(most):
                     self._step(data)
                     if all(u.is_complete for u in observer.updates.values()):
