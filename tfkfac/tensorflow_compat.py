@@ -230,17 +230,17 @@ def inside(tensor: tf.Tensor, graph: Any) -> tf.Tensor | None:
 
 
 @contextlib.contextmanager
-def same_random_numbers() -> Iterator[None]:
-    """Draws after it are those that there would be without it.
+def seeded(seed: int) -> Iterator[None]:
+    """Within it, TensorFlow's global seed is another, in eager mode.
 
-    Of TensorFlow's operations that take the global seed, in eager mode. Without
-    such a seed it does nothing.
+    What operations draw within it depends on the seed alone; draws after it are
+    those that there would be without it.
     """
-    generator = getattr(context.context(), "_rng", None)
-    before = None if generator is None else generator.getstate()
+    of_process = context.context()
+    before = of_process._seed, getattr(of_process, "_rng", None)
+    of_process._set_global_seed(seed)
     try:
         yield
     finally:
-        if generator is not None:
-            generator.setstate(before)
-            context.context().clear_kernel_cache()
+        of_process._seed, of_process._rng = before
+        of_process.clear_kernel_cache()

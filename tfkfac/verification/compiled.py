@@ -23,6 +23,7 @@ from tfkfac.verification.report import (
     note,
     of_model,
 )
+from tfkfac.verification.snapshot import same_random_numbers
 
 CHECK = "graph"
 _WEIGHTS = 0.05  # Inverses make more of rounding than factors do.
@@ -58,7 +59,10 @@ def check(
         return [note(CHECK, "", "not compared, for gradients are accumulated.")]
     before = {a: weights(a) for a in attached}
     function = tf.function(step)
-    outcomes = [_outcome(function, data, attached, restore) for _ in range(2)]
+    with same_random_numbers():  # What has none draws others the second time.
+        outcomes = [
+            _outcome(function, data, attached, restore) for _ in range(2)
+        ]
     result = []
     for a in attached:
         (factors, moved, made), (_, again, _) = (o[a] for o in outcomes)

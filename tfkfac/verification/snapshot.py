@@ -69,12 +69,15 @@ def _global_seed_generator() -> keras.random.SeedGenerator | None:
 
 @contextlib.contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Draws of Python, NumPy and TensorFlow after it are as without it."""
+    """Draws of Python, NumPy and TensorFlow after it are as without it.
+
+    Within it they are the same each time, as far as they are in eager mode.
+    """
     of_python, of_numpy = random.getstate(), np.random.get_state()
     state = tf.random.get_global_generator().state
     of_tensorflow = tf.identity(state)
     try:
-        with tensorflow_compat.same_random_numbers():
+        with tensorflow_compat.seeded(0):
             yield
     finally:
         random.setstate(of_python)

@@ -66,19 +66,26 @@ def verify(
     start = time.monotonic()
     attached = _attached(model, step)
     run = step or model.train_step
-    data = keras.tree.map_structure(
-        lambda v: None if v is None else tf.convert_to_tensor(v),
-        keras.utils.pack_x_y_sample_weight(x, y, sample_weight),
+    data = keras.utils.pack_x_y_sample_weight(
+        *map(_tensors, (x, y, sample_weight))
     )
     if graph is None:
         graph = not getattr(model, "run_eagerly", False)
-    with same_random_numbers():
-        check = Verification(model, attached, run, seed)
-        try:
-            findings = check.run(data, graph)
-        finally:
-            check.snapshot.restore()
+    check = Verification(model, attached, run, seed)
+    try:
+        findings = check.run(data, graph)
+    finally:
+        check.snapshot.restore()
     return Report(model.name, findings, time.monotonic() - start)
+
+
+def _tensors(value: Any) -> Any:
+    """Returns arrays as tensors, nested likewise; lists of numbers as one."""
+    if value is None:
+        return None
+    if isinstance(value, list) and not any(hasattr(v, "shape") for v in value):
+        return tf.convert_to_tensor(value)
+    return keras.tree.map_structure(tf.convert_to_tensor, value)
 
 
 def _attached(model, step) -> list[AttachedModel]:
@@ -243,7 +250,7 @@ class Verification:
         ]
         most = 1 if max(windows) == 1 else 2 * max(windows)
         try:
-            with _eager_functions(), observer.watching():
+            with _eager_functions(), same_random_numbers(), observer.watching():
                 for _ in range(most):
                     self._step(data)
                     if all(u.is_complete for u in observer.updates.values()):
