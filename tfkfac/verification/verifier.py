@@ -119,17 +119,6 @@ def _attached(model, step) -> list[AttachedModel]:
     return found
 
 
-@contextlib.contextmanager
-def _eager_functions() -> Iterator[None]:
-    """Within it, a step that is a tf.function runs in eager mode."""
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(before)
-
-
 class Verification:
     """One call of `verify`.
 
@@ -250,7 +239,7 @@ class Verification:
         ]
         most = 1 if max(windows) == 1 else 2 * max(windows)
         try:
-            with _eager_functions(), same_random_numbers(), observer.watching():
+            with self._eagerly(), same_random_numbers(), observer.watching():
                 for _ in range(most):
                     self._step(data)
                     if all(u.is_complete for u in observer.updates.values()):
@@ -259,6 +248,19 @@ class Verification:
             return observer
         finally:
             self.snapshot.restore()
+
+    @contextlib.contextmanager
+    def _eagerly(self) -> Iterator[None]:
+        """Within it, the tf.functions of a step of one's own run eagerly."""
+        if self._step == self._model.train_step:
+            yield
+            return
+        before = tf.config.functions_run_eagerly()
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(before)
 
     def _registered(self, attached: AttachedModel) -> None:
         """Takes the start of what a first step has made."""
