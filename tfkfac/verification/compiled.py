@@ -9,13 +9,7 @@ import tensorflow as tf
 
 from tfkfac import keras_compat
 from tfkfac.attached_model import AttachedModel
-from tfkfac.verification.observer import (
-    Array,
-    in_float64,
-    owned_blocks,
-)
-from tfkfac.verification.outcome import Outcome
-from tfkfac.verification.report import (
+from tfkfac.verification.findings import (
     TOLERANCE,
     Finding,
     failed,
@@ -23,6 +17,12 @@ from tfkfac.verification.report import (
     note,
     of_model,
 )
+from tfkfac.verification.observer import (
+    Array,
+    in_float64,
+    owned_blocks,
+)
+from tfkfac.verification.outcome import Outcome
 from tfkfac.verification.snapshot import same_random_numbers
 
 CHECK = "graph"

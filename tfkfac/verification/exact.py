@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfkfac.blocks.kronecker import KroneckerBlock
+from tfkfac.verification.findings import NOTE, Finding, judged, relative
 from tfkfac.verification.layer_map import Array, LayerMap, is_half
 from tfkfac.verification.observer import Update, Use, in_float64
-from tfkfac.verification.report import NOTE, Finding, judged, relative
 from tfkfac.verification.sums import matrix_shape
 
 

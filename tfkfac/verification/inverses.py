@@ -14,18 +14,18 @@ import numpy as np
 
 from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.inverters import CholeskyInverter, EigenInverter
-from tfkfac.verification.observer import (
-    Array,
-    Update,
-    in_float64,
-    owned_blocks,
-)
-from tfkfac.verification.report import (
+from tfkfac.verification.findings import (
     TOLERANCE,
     Finding,
     failed,
     judged,
     note,
+)
+from tfkfac.verification.observer import (
+    Array,
+    Update,
+    in_float64,
+    owned_blocks,
 )
 
 CHECK = "update U"

@@ -4,15 +4,15 @@ import dataclasses
 
 import numpy as np
 
-from tfkfac.verification.layer_map import is_half
-from tfkfac.verification.observer import Array, Update, in_float64
-from tfkfac.verification.report import (
+from tfkfac.verification.findings import (
     HALF_TOLERANCE,
     TOLERANCE,
     Finding,
     judged,
     relative,
 )
+from tfkfac.verification.layer_map import is_half
+from tfkfac.verification.observer import Array, Update, in_float64
 
 _NAMES = "input factor", "output factor", "factor"
 _INVERSES = 50  # By how much inverses may make rounding larger.

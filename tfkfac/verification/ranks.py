@@ -10,7 +10,7 @@ import numpy as np
 from tfkfac import keras_compat
 from tfkfac.attached_model import AttachedModel
 from tfkfac.distributed.communicator import Communicator
-from tfkfac.verification.report import FAILED, OK, Finding, failed, note
+from tfkfac.verification.findings import FAILED, OK, Finding, failed, note
 
 
 def total(communicator: Communicator, values: dict) -> dict:

@@ -6,7 +6,15 @@ import tensorflow as tf
 from tfkfac import keras_compat, report
 from tfkfac.blocks import CurvatureBlock, RecurrentBlock
 from tfkfac.capture import backpropagation
-from tfkfac.verification import recurrent
+from tfkfac.verification import recurrent_sums
+from tfkfac.verification.findings import (
+    OK,
+    Finding,
+    failed,
+    judged,
+    note,
+    relative,
+)
 from tfkfac.verification.layer_map import is_half
 from tfkfac.verification.observer import (
     Array,
@@ -14,14 +22,6 @@ from tfkfac.verification.observer import (
     Part,
     Update,
     in_float64,
-)
-from tfkfac.verification.report import (
-    OK,
-    Finding,
-    failed,
-    judged,
-    note,
-    relative,
 )
 
 
@@ -168,7 +168,9 @@ def statistics(update: Update) -> list[Finding]:
     part, result = update.parts[0], []
     for block, uses in part.uses.items():
         if isinstance(block, RecurrentBlock):
-            error = max(recurrent.gradient_error(block, use) for use in uses)
+            error = max(
+                recurrent_sums.gradient_error(block, use) for use in uses
+            )
             half = any(is_half(u.source) for u in uses)
             result.append(judged(_G, block.path, error, _ROWS, half=half))
     if part.inner or part.statistics.uses_training_step or part.tape is None:

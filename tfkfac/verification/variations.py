@@ -14,9 +14,9 @@ import tensorflow as tf
 from tfkfac import keras_compat
 from tfkfac.attached_model import AttachedModel
 from tfkfac.distributed.loss_scale import unwrapped
+from tfkfac.verification.findings import Finding, note, of_model
 from tfkfac.verification.observer import Update
 from tfkfac.verification.outcome import Outcome
-from tfkfac.verification.report import Finding, note, of_model
 
 Updates = dict[AttachedModel, Update]
 Outcomes = dict[AttachedModel, Outcome]

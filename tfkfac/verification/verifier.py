@@ -13,15 +13,15 @@ from tfkfac.attached_model import AttachedModel, attached_to
 from tfkfac.verification import (
     compiled,
     exact,
-    factors,
+    factor_checks,
     inverses,
     ranks,
     steps,
     variations,
 )
+from tfkfac.verification.findings import Finding, Report, note, of_model
 from tfkfac.verification.observer import MisshapenMomentError, Observer, Update
 from tfkfac.verification.outcome import Outcome
-from tfkfac.verification.report import Finding, Report, note, of_model
 from tfkfac.verification.snapshot import Snapshot, same_random_numbers
 
 
@@ -156,7 +156,9 @@ class Verification:
         try:
             observer = self._observe(data, after=self._after_step)
         except MisshapenMomentError as error:
-            self.findings.append(factors.misshapen(error.block, error.shapes))
+            self.findings.append(
+                factor_checks.misshapen(error.block, error.shapes)
+            )
             return {}
         own: list[Finding] = []
         for number, (a, update) in enumerate(observer.updates.items()):
@@ -199,7 +201,7 @@ class Verification:
         for i, block in enumerate(update.blocks):
             if update.uses_of(block):
                 seed = self._seed + 1000 * number + i
-                found += factors.check(update, block, N, total, seed)
+                found += factor_checks.check(update, block, N, total, seed)
         found += inverses.check(update)
         if self._ranks.size == 1:
             found += exact.beside(update)

@@ -13,16 +13,16 @@ from tfkfac.blocks import (
 )
 from tfkfac.blocks.columns import ConvolutionColumnsBlock
 from tfkfac.blocks.factored import FactoredBlock
-from tfkfac.verification import recurrent
-from tfkfac.verification.layer_map import LayerMap, UnclearColumnsError, is_half
-from tfkfac.verification.observer import Array, Update, in_float64
-from tfkfac.verification.report import (
+from tfkfac.verification import recurrent_sums
+from tfkfac.verification.findings import (
     Finding,
     failed,
     judged,
     note,
     relative,
 )
+from tfkfac.verification.layer_map import LayerMap, UnclearColumnsError, is_half
+from tfkfac.verification.observer import Array, Update, in_float64
 from tfkfac.verification.sums import (
     UseSums,
     masked,
@@ -195,7 +195,7 @@ def _recurrent(block, uses, N, update, total, rng) -> list[tuple]:
     ]
     if any(isinstance(m, ConvolutionColumnsBlock) for m in block.members):
         return []
-    found = recurrent.sums(block, uses, vectors)
+    found = recurrent_sums.sums(block, uses, vectors)
     everyone = total(
         {
             (i, k): x

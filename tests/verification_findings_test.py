@@ -4,7 +4,13 @@ import keras
 import pytest
 
 from tfkfac.verification import Finding, Report
-from tfkfac.verification.report import failed, judged, note, of_model, relative
+from tfkfac.verification.findings import (
+    failed,
+    judged,
+    note,
+    of_model,
+    relative,
+)
 
 TABLE = """\
 check  result  figure   what it says
