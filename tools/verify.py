@@ -12,7 +12,7 @@ it. On several ranks each calls it, and returns its own part of a batch.
 
 --model is one of trainers/models, on random images or tokens, or `lstm` or
 `gan`: see tools/verified_models.py. docs/verify.md says what each check means,
-and has the reports and times of four models.
+and has the report of ResNet-20: on 32 images, 60 s of processor time in all.
 """
 
 import importlib
