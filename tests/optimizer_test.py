@@ -55,3 +55,27 @@ def test_gradients_and_variables_go_together():
         optimizer.apply([gradient], [w, w])
     optimizer.apply([])
     assert int(optimizer.iterations) == 0
+
+
+def test_loss_scale_of_embeddings():
+    """Their gradients are `IndexedSlices`."""
+    start, found = None, []
+    for scale in (None, 4.0):
+        model = keras.Sequential(
+            [
+                keras.Input((2,), dtype="int32"),
+                keras.layers.Embedding(5, 3),
+                keras.layers.Flatten(),
+                keras.layers.Dense(3),
+            ]
+        )
+        start = start or model.get_weights()
+        model.set_weights(start)
+        settings = {"run_eagerly": True}
+        model, _ = compiled(
+            model, compile_settings=settings, loss_scale_factor=scale
+        )
+        model.train_on_batch(RNG.integers(0, 5, (16, 2)) * 0 + 1, Y)
+        found.append(model.get_weights())
+    for plain, scaled in zip(*found):
+        assert abs(plain - scaled).max() < 1e-6

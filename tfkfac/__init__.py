@@ -34,6 +34,7 @@ from tfkfac.optimizer import KFAC
 from tfkfac.planning import plan
 from tfkfac.registry import register, register_linear, register_scale
 from tfkfac.schedules import GrowingInterval, LateInterval
+from tfkfac.verification import verify
 
 __version__ = "0.1.0"
 
@@ -63,4 +64,5 @@ __all__ = [
     "register",
     "register_linear",
     "register_scale",
+    "verify",
 ]

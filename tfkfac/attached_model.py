@@ -308,3 +308,18 @@ class AttachedModel:
                 "weighted by the output with the most terms."
             )
         return step
+
+
+def attached_to(model: keras.Model) -> list[AttachedModel]:
+    """Returns what joins a `KFAC` with a model, or with parts of it.
+
+    In the order of the layers; several where a model trains its parts by
+    optimizers of their own, as a GAN does.
+    """
+    found = {}
+    for layer in keras_compat.layers_of(model):
+        for recorder in recorders_of(layer):
+            owner = getattr(recorder.wants, "__self__", None)
+            if isinstance(owner, AttachedModel) and not recorder.retired:
+                found[id(owner)] = owner
+    return list(found.values())

@@ -8,12 +8,14 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.losses.losses import LossFunctionWrapper
 
-__all__ = ["ConvLSTMCell", "LossFunctionWrapper", "in_stateless_scope"]
+__all__ = ["ConvLSTMCell", "LossFunctionWrapper", "global_state",
+           "in_stateless_scope"]  # fmt: skip
 
 # Where all gradients pass together, and where the logs of an epoch come from.
 CLIPPING, RESULTS = "_clip_gradients", "_get_metrics_result_or_logs"
@@ -210,9 +212,7 @@ def compiled_losses(model: keras.Model) -> Any:
 def replace_losses(compile_loss: Any, replace: Callable) -> None:
     """Has a built `CompileLoss` call `replace(x)` in place of each loss.
 
-    Args:
-        compile_loss: The losses of all outputs.
-        replace: Its argument has `loss`, `loss_weights` and `name`.
+    The argument of `replace` has `loss`, `loss_weights` and `name`.
     """
     compile_loss._flat_losses = [
         x._replace(loss=replace(x)) for x in compile_loss._flat_losses

@@ -323,7 +323,8 @@ class KFAC(OptimizerState, Assignable):
         with tf.name_scope(self.name):
             grads, variables = self._filter_empty_gradients(grads, variables)
             if self.loss_scale_factor is not None:
-                grads = [g / self.loss_scale_factor for g in grads]
+                scale = self.loss_scale_factor  # Of embeddings, too.
+                grads = [tf.convert_to_tensor(g) / scale for g in grads]
             self._backend_apply_gradients(grads, variables)
         self._iterations.assign_add(1)
         self.curvature.advance(before, self.updates)

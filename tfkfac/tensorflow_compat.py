@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
-from tensorflow.python.eager import record
+from tensorflow.python.eager import context, record
 from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import gen_linalg_ops, gen_math_ops, gen_nn_ops
 
@@ -227,3 +227,20 @@ def inside(tensor: tf.Tensor, graph: Any) -> tf.Tensor | None:
         if outside(external, outer) is tensor:
             return internal
     return None
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it, TensorFlow's global seed is another, in eager mode.
+
+    What operations draw within it depends on the seed alone; draws after it are
+    those that there would be without it.
+    """
+    of_process = context.context()
+    before = of_process._seed, getattr(of_process, "_rng", None)
+    of_process._set_global_seed(seed)
+    try:
+        yield
+    finally:
+        of_process._seed, of_process._rng = before
+        of_process.clear_kernel_cache()

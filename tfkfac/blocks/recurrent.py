@@ -127,14 +127,14 @@ class RecurrentBlock(CurvatureBlock):
         return " and ".join(sorted(found - {""}))
 
     def moments(self, uses, product_dtype, dtype):
-        by_use = [self._calls_of_parts(use, dtype) for use in uses]
+        by_use = [self.calls_of_parts(use, dtype) for use in uses]
         return [
             moment
             for part, of_part in zip(self._parts, zip(*by_use))
             for moment in part.moments(of_part, product_dtype, dtype)
         ]
 
-    def _calls_of_parts(self, use, dtype) -> list[LayerCall]:
+    def calls_of_parts(self, use, dtype) -> list[LayerCall]:
         """Returns a call of each part, with a row for each step."""
         saved, shapes = use.saved
         gradients = calls.separated(use.gradient, shapes)

@@ -26,6 +26,10 @@ class Statistics:
         variables: Their variables.
         loss_scale: What the training loss was multiplied by; None for 1.
 
+    Attributes:
+        uses_training_step: Whether the gradients are those of the pass that
+            gave V, and no further backward pass is made.
+
     Raises:
         RuntimeError: V is not of a step that was recorded.
         ValueError: No likelihood is known for a loss.
@@ -65,9 +69,24 @@ class Statistics:
             likelihood=optimizer.likelihood,
             unit=optimizer.loss_terms,
         )
-        self._uses_training_step = not self._fisher.sampled and (
+        self.uses_training_step = not self._fisher.sampled and (
             len(groups) > 1 or self._is_training_step_reusable()
         )
+
+    @property
+    def calls(self) -> backpropagation.Calls:
+        """Of each block that V is of, its calls and the gradients at s."""
+        return self._calls
+
+    @property
+    def chosen_fisher(self) -> fisher.Fisher:
+        """Which Fisher is taken, and the terms of its loss."""
+        return self._fisher
+
+    @property
+    def loss_scale(self) -> tf.Tensor | float:
+        """What the training loss was multiplied by."""
+        return 1.0 if self._loss_scale is None else self._loss_scale
 
     def examples(self) -> tf.Tensor:
         """Returns the number of examples, an int64 scalar."""
@@ -113,7 +132,7 @@ class Statistics:
             compute: Returns the moments of a block.
             dtype: The type of the gradients at the outputs.
         """
-        if self._uses_training_step or not self._calls:
+        if self.uses_training_step or not self._calls:
             _, count = loss_terms.weigh(self._fisher.terms, dtype)
             found = self._of_training_step(self._calls, dtype, compute)
             return found, count

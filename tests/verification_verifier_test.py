@@ -1,0 +1,71 @@
+"""`tfkfac.verify` as a whole."""
+
+import classifier
+import keras
+import pytest
+import tensorflow as tf
+import verified
+
+import tfkfac
+
+X, Y = classifier.X, classifier.Y
+CHECKS = [
+    "coverage",
+    "calls",
+    "loss terms",
+    "gradient V",
+    "gradients g",
+    "input factor",
+    "output factor",
+    "factor",
+    "update U",
+    "beside the exact Fisher",
+    "batch twice",
+    "reduction of the loss",
+    "loss scale",
+    "one example",
+    "graph",
+]
+
+
+def test_all_checks_of_a_small_model():
+    report = tfkfac.verify(
+        verified.images(), verified.IMAGES, verified.LABELS, [1.0] * 6
+    )
+    assert report.ok, str(report)
+    assert list(dict.fromkeys(f.check for f in report.findings)) == CHECKS
+
+
+def test_step_of_ones_own():
+    model = classifier.small()
+    optimizer = tfkfac.KFAC(0.1, model=model)
+
+    @tf.function
+    def step(data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = classifier.LOSS(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+
+    report = tfkfac.verify(model, X, Y, step=step)
+    assert report.ok, str(report)
+    assert "graph" in [f.check for f in report.findings]
+
+
+def test_what_cannot_be_verified():
+    with pytest.raises(TypeError, match="not a keras.Model"):
+        tfkfac.verify(None, X, Y)
+    model = classifier.small()
+    with pytest.raises(ValueError, match="no KFAC is attached"):
+        tfkfac.verify(model, X, Y)
+    tfkfac.attach(classifier.compiled(model)[0])
+    bare = classifier.small()
+    optimizer = tfkfac.KFAC(model=bare)
+    with pytest.raises(ValueError, match="not compiled.*step="):
+        tfkfac.verify(bare, X, Y)
+    unbuilt = keras.Sequential([keras.layers.Dense(3)])
+    optimizer = tfkfac.KFAC(model=unbuilt)
+    unbuilt.compile(optimizer, classifier.LOSS)
+    with pytest.raises(ValueError, match="is not built"):
+        tfkfac.verify(unbuilt, X, Y)
