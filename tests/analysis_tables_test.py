@@ -2,7 +2,7 @@
 
 import re
 
-from findings_test import FACTOR, healthy
+from analysis_findings_test import FACTOR, healthy
 
 from tfkfac.analysis import tables
 

@@ -155,11 +155,21 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_backup_that_is_not_whole_is_named_and_left(damage, tmp_path):
-    folder = tmp_path / "backup"
+@pytest.fixture(scope="module")
+def backed_up(tmp_path_factory):
+    """The folder of an interrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "backup"
     with contextlib.suppress(KeyboardInterrupt):
         fit(compiled(), Die(), callbacks.BackupAndRestore(folder))
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_backup_that_is_not_whole_is_named_and_left(
+    damage, backed_up, tmp_path
+):
+    folder = tmp_path / "backup"
+    shutil.copytree(backed_up, folder)
     DAMAGE[damage](folder)
     there = {path: path.read_bytes() for path in folder.iterdir()}
     model = compiled()
@@ -169,6 +179,38 @@ def test_a_backup_that_is_not_whole_is_named_and_left(damage, tmp_path):
     for a, b in zip(model.get_weights(), before):
         np.testing.assert_array_equal(a, b)
     assert {path: path.read_bytes() for path in folder.iterdir()} == there
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda model: "adam", "class = KFAC.* class = Adam"),
+        (
+            lambda model: tfkfac.KFAC(inverter="eigen", model=model),
+            "inverter = CholeskyInverter.* inverter = EigenInverter",
+        ),
+        (
+            lambda model: tfkfac.KFAC(
+                gradient_accumulation_steps=2, model=model
+            ),
+            "gradient_accumulation_steps = None.* = 2",
+        ),
+    ],
+    ids=["adam", "eigen", "window"],
+)
+def test_a_backup_of_another_optimizer_is_refused(
+    make, said, backed_up, tmp_path
+):
+    folder = tmp_path / "backup"
+    shutil.copytree(backed_up, folder)
+    model = compiled()
+    model.compile(make(model), LOSS)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=said):
+        fit(model, callbacks.BackupAndRestore(folder))
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+    assert names(folder) == names(backed_up)
 
 
 def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tensorflow as tf
-from findings_test import healthy
+from analysis_findings_test import healthy
 
 from tfkfac.callbacks.health_log import HealthLog
 

@@ -2,7 +2,7 @@
 
 import html.parser
 
-from findings_test import healthy
+from analysis_findings_test import healthy
 
 from tfkfac.analysis.findings import findings
 from tfkfac.analysis.page import page

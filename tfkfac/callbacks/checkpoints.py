@@ -54,6 +54,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         self._last = self.find(ranks)
         if self._last is None:
             return
+        self._require_same_optimizer()
         if not self.model.built:
             raise ValueError(
                 f"BackupAndRestore: build {self.model.name!r}, or call it on "
@@ -70,6 +71,18 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             own = saved[ranks.rank]
         for v, value in zip(seeds, own):
             v.assign(value)
+
+    def _require_same_optimizer(self):
+        own = _kind(self.model.optimizer)
+        saved = self._last.get("optimizer", own)
+        for name, value in own.items():
+            if saved.get(name) != value:
+                raise ValueError(
+                    f"BackupAndRestore: the backup in {self.backup_dir} is of "
+                    f"an optimizer with {name} = {saved.get(name)}, and the "
+                    f"model is compiled with one with {name} = {value}. "
+                    "Compile it as it was, or give another folder."
+                )
 
     def _path(self, name: str) -> str:
         return os.path.join(self.backup_dir, name)
@@ -139,6 +152,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             "batch": self._last_batch_seen,
             "seeds": seeds,
             "weights": name + _SUFFIX,
+            "optimizer": _kind(self.model.optimizer),
         }
         weights = self._path(metadata["weights"])
         with _whole_files(self.model):
@@ -163,6 +177,17 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         gather(self.model, None, "at the end of training")  # All have restored.
         if communicator.current().rank == 0:
             super().on_train_end(logs)
+
+
+def _kind(optimizer: keras.optimizers.Optimizer) -> dict:
+    """Returns what an optimizer's state is of, as JSON holds it."""
+    inner = unwrapped(optimizer)
+    inverter = getattr(inner, "inverter", None)
+    return {
+        "class": type(inner).__name__,
+        "gradient_accumulation_steps": inner.gradient_accumulation_steps,
+        "inverter": inverter and type(inverter).__name__,
+    }
 
 
 def _write(path: str, metadata: dict) -> None:
