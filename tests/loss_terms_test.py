@@ -130,3 +130,12 @@ def test_an_output_that_is_not_known():
     term = OutputTerms(None, None, None, "mean", tf.constant(4))
     assert weighed(term) == ([1] * 4, 4)
     assert term.is_mean and not term.by_position
+
+
+def test_loss_weight_of_zero():
+    """Also where a term is no entry of the unreduced loss."""
+    term = terms([4, 3], loss_weight=0.0, unit="examples")
+    term.call.y_true += 1.0
+    w, _ = term.weights(tf.float32)
+    gradient = loss_terms.empirical_gradient(term, w, tf.float32)
+    np.testing.assert_array_equal(gradient, np.zeros([4, 3]))

@@ -1,14 +1,18 @@
 """Factors: faults are found and named, and right ones pass."""
 
+import dataclasses
+
 import classifier
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import verified
 from keras import layers
 from verified import OwnConvolution, OwnDense, failures, registered
 
 import tfkfac
+from tfkfac.blocks import DenseBlock
 from tfkfac.estimator import Estimator
 
 
@@ -130,4 +134,52 @@ def test_half_precision_passes():
     finally:
         keras.mixed_precision.set_global_policy("float32")
     report = verified.first_step(model, classifier.X, classifier.Y)
+    assert report.ok, str(report)
+
+
+class Unmasked(DenseBlock):
+    """It takes all rows, whatever the mask."""
+
+    def mask_rows(self, inputs, mask):
+        return None
+
+
+class UnmaskedMoments(DenseBlock):
+    """Likewise, without a word."""
+
+    def moments(self, uses, product_dtype, dtype):
+        uses = [dataclasses.replace(use, mask=None) for use in uses]
+        return super().moments(uses, product_dtype, dtype)
+
+
+STEPS = np.random.default_rng(0).normal(size=(4, 5, 4)).astype("float32")
+STEPS[:, 3:] = 0  # Which `Masking` masks.
+
+
+@pytest.mark.parametrize("block", [Unmasked, UnmaskedMoments])
+def test_mask_that_the_block_ignores(block):
+    inputs = keras.Input((5, 4))
+    hidden = OwnDense(3, name="hidden")(layers.Masking()(inputs))
+    with registered(OwnDense, block):
+        model, _ = classifier.compiled(keras.Model(inputs, hidden))
+        report = verified.first_step(model, STEPS, np.ones((4, 5)))
+    assert list(failures(report)) == ["hidden"]
+    text = failures(report, "rows")["hidden"]
+    assert (
+        "leaves 12 of 20 rows" in text and f"{block.__name__} takes 20" in text
+    )
+
+
+def test_masks_of_positions_that_a_layer_joins_pass():
+    inputs = keras.Input((5, 4))
+    x = layers.Masking()(inputs)
+    joined = [
+        layers.Conv1D(4, 3, padding="same")(x),
+        layers.EinsumDense("abc,bd->adc", output_shape=(5, 4))(x),
+    ]
+    apart = layers.EinsumDense("...x,xy->...y", output_shape=(4,), name="e")(x)
+    x = layers.Flatten()(layers.add([*joined, apart]))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    model, _ = classifier.compiled(model)
+    report = verified.first_step(model, STEPS, np.arange(4) % 3)
     assert report.ok, str(report)

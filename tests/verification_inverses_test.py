@@ -19,12 +19,12 @@ def test_both_dampings_pass(inverter):
 
 
 def test_damping_that_is_split_the_other_way(monkeypatch):
-    exact = CholeskyInverter._shifts
+    exact = CholeskyInverter.shifts
 
     def exchanged(self, matrices, damping):
         return exact(self, matrices, damping)[::-1]
 
-    monkeypatch.setattr(CholeskyInverter, "_shifts", exchanged)
+    monkeypatch.setattr(CholeskyInverter, "shifts", exchanged)
     report = verified.verify_square()
     assert sorted(failures(report)) == ["hidden", "logits"]
     assert "damped system" in failures(report, "update U")["hidden"]

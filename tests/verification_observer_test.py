@@ -1,9 +1,13 @@
 """What is seen of a step: uses, V and U of each optimizer."""
 
+import contextlib
+
 import classifier
 import numpy as np
 import programs
 import programs_gan_test
+import pytest
+import tensorflow as tf
 import verified
 
 import tfkfac
@@ -53,3 +57,12 @@ def test_factors_are_those_of_the_step_alone():
     a = np.concatenate([X, np.ones([len(X), 1])], axis=1)
     A, _ = update.factors[update.blocks[0]]
     np.testing.assert_allclose(A[0], a.T @ a / len(X), rtol=1e-5)
+
+
+def test_a_step_that_no_eager_check_sees():
+    model, _ = classifier.compiled()
+    model.train_step = tf.function(model.train_step)
+    check = verified.verification(model)
+    check._eagerly = contextlib.nullcontext  # As on several ranks.
+    with pytest.raises(ValueError, match="in a tf.function: give .* step="):
+        check.updates_of((X, Y))

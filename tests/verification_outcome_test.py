@@ -50,3 +50,30 @@ def test_gradients(outcome):
     assert results(found) == ["FAILED"] * 2 + ["ok"] * 2
     found = outcome.compare_gradients("x", other, 2.0, "")
     assert results(found) == ["ok"] * 2 + ["FAILED"] * 2
+
+
+def test_a_factor_that_is_missing(outcome):
+    factors = dict(outcome.factors)
+    del factors["hidden", 1]
+    other = dataclasses.replace(outcome, factors=factors)
+    found = outcome.compare_factors("x", other, "why.")
+    assert results(found) == ["ok", "FAILED", "ok", "ok"]
+    assert found[1].sentence == "it has no output factor; why."
+
+
+def test_no_bound_lets_all_pass(outcome):
+    half = dataclasses.replace(outcome, half=True)
+    nothing = {key: 0 * x for key, x in outcome.U.items()}
+    other = dataclasses.replace(half, U=nothing)
+    found = half.compare_gradients("x", other, 1.0, "")
+    assert results(found) == ["ok"] * 2 + ["FAILED"] * 2
+
+
+def test_gradients_are_held_against_their_own_block(outcome):
+    keys = outcome.blocks["hidden"]
+    small = {k: x * (0.05 if k in keys else 1) for k, x in outcome.V.items()}
+    base = dataclasses.replace(outcome, V=small)
+    other = {k: x * (1.003 if k in keys else 1) for k, x in small.items()}
+    other = dataclasses.replace(base, V=other)
+    found = base.compare_gradients("x", other, 1.0, "")
+    assert results(found) == ["FAILED", "ok", "ok", "ok"]

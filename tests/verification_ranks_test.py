@@ -14,7 +14,7 @@ from keras import layers
 import tfkfac
 from tfkfac import attached_model
 from tfkfac.distributed import communicator
-from tfkfac.verification import ranks, verifier
+from tfkfac.verification import factor_checks, ranks, verifier
 
 X, Y = classifier.X, classifier.Y
 
@@ -115,3 +115,29 @@ def test_before_the_first_step_rank_0_counts(monkeypatch):
 )
 def test_odd_ones(values, odd):
     assert ranks._odd_ones(list(values)) == odd
+
+
+def test_columns_that_are_unclear_on_one_rank(monkeypatch):
+    """The ranks still add up the same sums."""
+    add, failing = factor_checks.add_products, threading.local()
+
+    def add_products(*args):
+        if failing.on:
+            raise factor_checks.UnclearColumnsError("moved")
+        add(*args)
+
+    monkeypatch.setattr(factor_checks, "add_products", add_products)
+
+    def verify(model, rank, data):
+        failing.on = rank == 1
+        check = verified.verification(model)
+        check.first_step(data)
+        return check.findings
+
+    for findings in trained(2, monkeypatch, verify):
+        failed = [f for f in findings if f.result == "FAILED"]
+        assert [f.where for f in failed] == [
+            "hidden (rank 1)",
+            "logits (rank 1)",
+        ]
+        assert all(f.sentence.startswith("moved: `kernel") for f in failed)

@@ -5,7 +5,9 @@ import random
 import classifier
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
+import verified
 from keras import layers
 
 import tfkfac
@@ -100,3 +102,101 @@ def test_state_of_a_layer_of_ones_own_begins_as_without_verify():
     assert not own["own/kernel/input_factor/weight"].any()
     assert not own["own/kernel/input_factor/moment"].any()
     assert own["refresh_needed"]
+
+
+class GAN(keras.Model):
+    """Its discriminator has `KFAC`, its generator Adam."""
+
+    def __init__(self):
+        super().__init__()
+        self.discriminator = classifier.small("discriminator")
+        self.generator = keras.Sequential([keras.Input((2,)), layers.Dense(4)])
+
+    def compile(self, d_optimizer, g_optimizer):
+        super().compile(run_eagerly=True)
+        self.d_optimizer = d_optimizer
+        self.optimizers = {"generator": g_optimizer}
+
+    def call(self, x):
+        return self.discriminator(x)
+
+    @tf.function
+    def _d_step(self, x, y):
+        with tf.GradientTape() as tape:
+            loss = classifier.LOSS(y, self.discriminator(x))
+        weights = self.discriminator.trainable_variables
+        self.d_optimizer.apply(tape.gradient(loss, weights), weights)
+        return loss
+
+    def train_step(self, data):
+        x, y = data[:2]
+        weights = self.generator.trainable_variables
+        with tf.GradientTape() as tape:
+            made = self.generator(x[:, :2])
+            loss = classifier.LOSS(0 * y, self.discriminator(made))
+        optimizer = self.optimizers["generator"]
+        optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"d": self._d_step(x, y), "g": loss}
+
+
+def gan(built):
+    keras.utils.set_random_seed(2)
+    net, adam = GAN(), keras.optimizers.Adam(0.1)
+    net.compile(tfkfac.KFAC(0.1, model=net.discriminator), adam)
+    net(X)
+    if built:
+        net.train_on_batch(X, Y)
+    return net, adam
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_optimizers_that_are_not_kfac_begin_as_without_verify(built):
+    """Here a helper of the training step is a tf.function, too."""
+    (net, adam), (plain, other) = gan(built), gan(built)
+    report = tfkfac.verify(net, X, Y, graph=not built)
+    assert report.ok, str(report)
+    assert int(adam.iterations) == int(built)
+    assert adam.built and "build" not in vars(adam)
+    net.train_on_batch(X, Y)
+    plain.train_on_batch(X, Y)
+    for a, b in zip(adam.variables, other.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(net.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_optimizers_that_a_step_of_ones_own_holds():
+    inner, second = keras.optimizers.Adam(0.1), keras.optimizers.SGD(0.1)
+    outer = keras.optimizers.LossScaleOptimizer(inner)
+    closed = [second]
+
+    class Trainer:
+        optimizer = None
+
+        def step(self, data):
+            return data, closed, self.optimizer
+
+    trainer = Trainer()
+    trainer.optimizer = outer
+    found = snapshot._optimizers(classifier.small(), trainer.step)
+    assert {id(o) for o in found} == {id(o) for o in (inner, outer, second)}
+    step = tf.function(trainer.step)
+    found = snapshot._optimizers(classifier.small(), step)
+    assert {id(o) for o in found} == {id(o) for o in (inner, outer, second)}
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_steps_note_for_a_callback_is_put_back(begun):
+    net, optimizer = classifier.compiled()
+    attached = optimizer.require_attached()
+    if begun:
+        attached.is_watched = True
+        net.train_on_batch(X, Y)
+        before = [v.numpy() for v in attached.readings.variables]
+    attached.is_watched = True
+    assert verified.first_step(net, X, Y).ok
+    after = [v.numpy() for v in attached.readings.variables]
+    if begun:
+        for a, b in zip(before, after, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert attached.readings.read_counts()[0] == int(begun)

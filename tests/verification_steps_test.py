@@ -8,6 +8,7 @@ from keras import layers
 from verified import OwnDense, failures, registered
 
 import tfkfac
+from tfkfac.capture import backpropagation
 
 
 def test_bias_that_the_block_leaves_out():
@@ -109,3 +110,55 @@ def test_a_step_that_is_skipped():
         verified.square(), classifier.X * float("nan"), classifier.Y
     )
     assert "made no update" in failures(report, "update")[""]
+
+
+def test_output_whose_loss_has_no_weight():
+    inputs = keras.Input((4,))
+    outputs = [layers.Dense(3, name=name)(inputs) for name in "ab"]
+    model = keras.Model(inputs, outputs)
+    losses = {"loss_weights": [1.0, 0.0]}
+    model, _ = classifier.compiled(
+        model, [classifier.LOSS] * 2, compile_settings=losses
+    )
+    check = verified.verification(model)
+    y = tf.constant(classifier.Y)
+    check.first_step((tf.constant(classifier.X), [y, y]))
+    assert not [f for f in check.findings if f.result == "FAILED"]
+
+
+def test_gradients_that_are_not_those_of_the_training_step(monkeypatch):
+    exact = backpropagation.of_training_step
+    monkeypatch.setattr(
+        backpropagation,
+        "of_training_step",
+        lambda calls, scale, *rest: exact(calls, 2 * scale, *rest),
+    )
+    report = verified.first_step(
+        verified.square(fisher="empirical"), classifier.X, classifier.Y
+    )
+    found = failures(report, "gradients g")
+    assert sorted(found) == sorted(failures(report)) == ["hidden", "logits"]
+    assert all("D times" in text for text in found.values())
+
+
+def test_gradients_beside_an_inner_pass_are_noted():
+    """As of a gradient penalty, under the sampled Fisher."""
+
+    class Penalized(keras.Sequential):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                with tf.GradientTape() as inner:
+                    inner.watch(x)
+                    logits = self(x, training=True)
+                slope = inner.gradient(logits, x)
+                loss = self.compute_loss(x, y, logits)
+                loss += tf.reduce_mean(slope**2)
+            weights = self.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, weights), weights)
+            return {"loss": loss}
+
+    model, _ = classifier.compiled(Penalized(classifier.small().layers))
+    report = verified.first_step(model, classifier.X, classifier.Y)
+    noted = [f for f in report.findings if f.check == "gradients g"]
+    assert [f.result for f in noted] == ["note"] * 2

@@ -61,7 +61,7 @@ def test_masked_rows_are_left_out():
 
 def test_mask_of_other_axes_is_none():
     call = types.SimpleNamespace(
-        mask=tf.ones([2, 4], tf.bool), layer=None, inputs=None
+        mask=tf.ones([2, 4], tf.bool), layer=None, inputs=None, saved=None
     )
     source = tf.zeros([2, 3, 5])
     assert masked(types.SimpleNamespace(call=call, source=source)) is None

@@ -69,3 +69,28 @@ def test_what_cannot_be_verified():
     unbuilt.compile(optimizer, classifier.LOSS)
     with pytest.raises(ValueError, match="is not built"):
         tfkfac.verify(unbuilt, X, Y)
+
+
+def test_training_step_that_is_a_function():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.net = classifier.small("net")
+
+        def call(self, x):
+            return self.net(x)
+
+        @tf.function
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = classifier.LOSS(y, self.net(x, training=True))
+            weights = self.net.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, weights), weights)
+            return {"loss": loss}
+
+    model = Net()
+    model(X)
+    report = tfkfac.verify(classifier.compiled(model)[0], X, Y)
+    assert report.ok, str(report)
+    assert not tf.config.functions_run_eagerly()

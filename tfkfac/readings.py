@@ -64,6 +64,19 @@ class Readings:
                     unknown = np.full(1 + 2 * len(m.factors), np.nan)
                     self._inverses[m] = variable(tf.constant(unknown))
 
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """All that steps write."""
+        return [
+            self.counts,
+            self.clip,
+            self.shares,
+            *self.rows.values(),
+            *self.inverted_at.values(),
+            *self._inverses.values(),
+            *(v for of_block in self.sketches.values() for v in of_block),
+        ]
+
     # In a step.
 
     def count(self, name: str) -> None:

@@ -194,7 +194,9 @@ def empirical_gradient(
             call = term.call
             assert call is not None
             reduced = call.loss(call.y_true, outputs, call.sample_weight)
-            total = tf.cast(reduced, dtype) * (call.loss_weight or 1.0)
+            total = tf.cast(reduced, dtype)
+            if call.loss_weight is not None:
+                total *= call.loss_weight
             if term.is_mean:
                 total *= tf.cast(term.examples, dtype)
     return tape.gradient(total, outputs)

@@ -119,6 +119,8 @@ def _compared(base: Outcome, factors) -> list[Finding]:
         for i, x in enumerate(found)
     }
     other = dataclasses.replace(base, factors=of_graph)
+    present = {k: x for k, x in base.factors.items() if k in of_graph}
+    base = dataclasses.replace(base, factors=present)
     return [
         *(failed(CHECK, path, _NO_FACTORS) for path in absent),
         *base.compare_factors(CHECK, other, _OTHER),

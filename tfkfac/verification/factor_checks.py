@@ -25,9 +25,10 @@ from tfkfac.verification.layer_map import LayerMap, UnclearColumnsError, is_half
 from tfkfac.verification.observer import Array, Update, in_float64
 from tfkfac.verification.sums import (
     UseSums,
+    add_products,
+    count_rows,
     masked,
     matrix_shape,
-    output_product,
 )
 
 Total = Callable[[dict], dict]
@@ -49,6 +50,7 @@ def check(
     """
     rng = np.random.default_rng(seed)
     uses, own = update.uses_of(block), update.factors.get(block)
+    findings: list[Finding] = []
     expected: list[tuple] = []
     if isinstance(block, RecurrentBlock):
         expected = _recurrent(block, uses, N, update, total, rng)
@@ -59,18 +61,18 @@ def check(
     elif getattr(block, "balanced", False):
         return [_unknown(block, "tied='balanced' has traces instead")]
     elif len(block.factors) == 1:
-        found = _single(block, uses, N, total, rng)
-        expected = [("factor", block, 0, found)]
+        single = _single(block, uses, N, total, rng)
+        expected = [("factor", block, 0, single)]
     else:
         try:
-            pair = _pair(block, uses, N, update, total, rng)
+            findings, pair = _pair(block, uses, N, update, total, rng)
         except UnclearColumnsError as error:
             return [_unclear(block, error)]
         expected = [(k, block, i, x) for i, (k, x) in enumerate(pair.items())]
     if own is None:
-        return []  # They are another rank's.
+        return findings  # They are another rank's.
     half = any(is_half(use.source) for use in uses)
-    return [
+    return findings + [
         compare(name, of, own[i], x, half) for name, of, i, x in expected if x
     ]
 
@@ -108,8 +110,15 @@ class Expected:
     other: Array | None = None
 
 
-def _pair(block, uses, N, update, total, rng) -> dict[str, Expected | None]:
-    """Returns what A and G should do: A = sum a a^T / N, G = sum g g^T / R."""
+def _pair(
+    block, uses, N, update, total, rng
+) -> tuple[list[Finding], dict[str, Expected | None]]:
+    """Returns (what is found of the rows, what A and G should do).
+
+    A = sum a a^T / N, G = sum g g^T / R. Nothing where the columns of another
+    rank are not clear; where those of this one are not, it raises, after the
+    sums over the ranks, which wait for each other.
+    """
     groups, d_in, d_out = matrix_shape(block)
     u, v = (rng.normal(size=(groups, n)) for n in (d_in, d_out))
     places = None
@@ -120,17 +129,26 @@ def _pair(block, uses, N, update, total, rng) -> dict[str, Expected | None]:
         ]
         u = np.ones(u.shape)
     of_uses = [UseSums(use, block, _exchanged(block, use), rng) for use in uses]
-    _choose_masks(of_uses, update, block)
+    findings = count_rows(of_uses, update, block)
     mine = {
         "A": np.zeros(u.shape),
         "G": np.zeros(v.shape),
         "swapped": np.zeros(u.shape),
         "rows": np.array(sum(x.rows for x in of_uses)),
         "examples": np.array(_examples(update)),
+        "unclear": np.array(0.0),
     }
-    for of_use in of_uses:
-        _add_products(mine, of_use, u, v, places, block)
+    unclear = None
+    try:
+        for of_use in of_uses:
+            add_products(mine, of_use, u, v, places, block)
+    except UnclearColumnsError as error:
+        unclear, mine["unclear"] = error, np.array(1.0)
     everyone = total(mine)
+    if unclear is not None:
+        raise unclear
+    if everyone["unclear"]:
+        return findings, {}
     R = float(everyone["rows"])
     sizes = {
         "the number of loss terms N": N,
@@ -148,43 +166,13 @@ def _pair(block, uses, N, update, total, rng) -> dict[str, Expected | None]:
     # What sees nothing but zeros shows no columns.
     seen = [(int(i), int(j)) for i, j in np.argwhere(~np.isnan(everyone["G"]))]
     G = Expected(v, everyone["G"] / R, sizes, seen)
-    return {CHECKS[0]: A, CHECKS[1]: G if seen else None}
+    return findings, {CHECKS[0]: A, CHECKS[1]: G if seen else None}
 
 
 def _exchanged(block, use) -> bool:
     """Whether a call is of s = W a, and adds its a to the second factor."""
     tied = isinstance(block, TiedEmbeddingBlock)
     return tied and use.call.part == "projection"
-
-
-def _choose_masks(of_uses: Sequence[UseSums], update: Update, block) -> None:
-    """Leaves masks out that the block says are none of rows."""
-    counted = sum(p.rows[block][1] for p in update.parts if block in p.rows)
-    if abs(sum(x.rows for x in of_uses) - counted) > 0.5:
-        for of_use in of_uses:
-            of_use.mask = None
-
-
-def _add_products(mine, of_use: UseSums, u, v, places, block) -> None:
-    """Adds what one call adds to the products of the factors."""
-    if of_use.exchanged:
-        first, second, vectors = "G", "A", (v, u)
-    else:
-        first, second, vectors = "A", "G", (u, v)
-    if places is None:
-        mine[first] += of_use.input_product(vectors[0])
-    for place in dict.fromkeys(places or ()):
-        one = np.zeros(u.shape)
-        one[place] = 1
-        mine[first][place] += of_use.input_product(one)[place]
-    g = of_use.output_rows()
-    if g is None:
-        mine[second] += np.nan
-        return
-    diagonal = block.factors[0 if second == "A" else 1].diagonal
-    mine[second] += output_product(g, vectors[1], diagonal)
-    if u.shape == v.shape:
-        mine["swapped"] += output_product(g, u, False)
 
 
 def _recurrent(block, uses, N, update, total, rng) -> list[tuple]:

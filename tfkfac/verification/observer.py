@@ -223,6 +223,11 @@ class Observer:
         return call
 
     def _take_step(self, attached, original, V, variables):
+        if not tf.executing_eagerly():
+            raise ValueError(
+                f"verify: gradients of {attached.model.name!r} are applied in "
+                "a tf.function: give the training step that calls it as step=."
+            )
         tape = self._end_tape()
         optimizer, update = attached.optimizer, self.updates[attached]
         calls = attached.recorder.calls

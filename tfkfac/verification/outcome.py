@@ -1,6 +1,7 @@
 """What came of an update, in arrays, to be compared with another one."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -8,14 +9,17 @@ from tfkfac.verification.findings import (
     HALF_TOLERANCE,
     TOLERANCE,
     Finding,
+    failed,
     judged,
     relative,
 )
+from tfkfac.verification.inverses import MOST
 from tfkfac.verification.layer_map import is_half
 from tfkfac.verification.observer import Array, Update, in_float64
 
 _NAMES = "input factor", "output factor", "factor"
 _INVERSES = 50  # By how much inverses may make rounding larger.
+_FLOOR = 0.05  # Of the largest block: the size of one that is smaller.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +73,10 @@ class Outcome:
 
     def gradient_norm(self) -> float:
         """Returns |V|."""
-        return float(np.sqrt(sum(np.sum(x**2) for x in self.V.values())))
+        return _norm(self.V.values())
 
     def compare_factors(
-        self, check: str, other: "Outcome", why: str
+        self, check: str, other: "Outcome", why: str, times: float = 1.0
     ) -> list[Finding]:
         """Returns whether those of another update are the same.
 
@@ -80,47 +84,66 @@ class Outcome:
             check: What the check is called.
             other: The other update.
             why: What to say if they are not.
+            times: By how much the bound is wider than that of other checks.
         """
         result = []
         for (path, i), x in self.factors.items():
-            y = other.factors.get((path, i), x)
+            name, y = _NAMES[min(i, 2)], other.factors.get((path, i))
+            if y is None:
+                result.append(failed(check, path, f"it has no {name}; {why}"))
+                continue
             size = float(np.linalg.norm(x)) or 1.0
-            times = float(np.linalg.norm(y)) / size
-            sentence = (
-                f"its {_NAMES[min(i, 2)]} becomes {times:.4g} times as large; "
-                f"{why}"
-            )
+            ratio = float(np.linalg.norm(y)) / size
+            sentence = f"its {name} becomes {ratio:.4g} times as large; {why}"
             error = relative([y], [x])
-            result.append(judged(check, path, error, sentence, half=self.half))
+            bound = self._bound(times)
+            result.append(judged(check, path, error, sentence, bound=bound))
         return result
 
+    def _bound(self, times: float) -> float:
+        return min(times * (HALF_TOLERANCE if self.half else TOLERANCE), MOST)
+
     def compare_gradients(
-        self, check: str, other: "Outcome", ratio: float, why: str
+        self,
+        check: str,
+        other: "Outcome",
+        ratio: float,
+        why: str,
+        times: float = 1.0,
     ) -> list[Finding]:
         """Returns whether V and U of another update are `ratio` times these.
 
+        Errors are relative to the norm of the block, or to a part of that of
+        the largest block where it is less.
+
         Args:
-            check, other, why: As of `compare_factors`.
+            check, other, why, times: As of `compare_factors`.
             ratio: The number.
         """
         result = []
-        tolerance = HALF_TOLERANCE if self.half else TOLERANCE
-        kinds = ("V", self.V, other.V, 1), ("U", self.U, other.U, _INVERSES)
-        for name, mine, others, times in kinds:
-            sizes = [float(np.linalg.norm(x)) for x in mine.values()]
-            size = ratio * max(sizes, default=0.0) or 1.0
-            for path, keys in self.blocks.items():
-                error = sum(
-                    float(np.linalg.norm(ratio * mine[key] - others[key]))
-                    for key in keys
-                    if key in mine
-                )
+        kinds = (
+            ("V", self.V, other.V, self._bound(times)),
+            ("U", self.U, other.U, self._bound(max(times, _INVERSES))),
+        )
+        for name, mine, others, bound in kinds:
+            own = {
+                path: [key for key in keys if key in mine]
+                for path, keys in self.blocks.items()
+            }
+            sizes = {p: _norm(mine[key] for key in own[p]) for p in own}
+            floor = _FLOOR * max(sizes.values(), default=0.0)
+            for path, keys in own.items():
+                apart = _norm(ratio * mine[k] - others[k] for k in keys)
+                size = ratio * max(sizes[path], floor) or 1.0
                 sentence = f"its {name} changes; {why}"
-                bound = times * tolerance
                 result.append(
-                    judged(check, path, error / size, sentence, bound=bound)
+                    judged(check, path, apart / size, sentence, bound=bound)
                 )
         return result
+
+
+def _norm(arrays: Iterable[Array]) -> float:
+    return float(np.sqrt(sum(np.sum(x**2) for x in arrays)))
 
 
 def _is_doubled(inputs) -> bool:

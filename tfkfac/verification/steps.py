@@ -1,5 +1,7 @@
 """Checks of one step: what has a block, whether V went through the calls."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -21,6 +23,7 @@ from tfkfac.verification.observer import (
     Observer,
     Part,
     Update,
+    Use,
     in_float64,
 )
 
@@ -162,7 +165,8 @@ def statistics(update: Update) -> list[Finding]:
     """Checks the gradients g of the statistics: J^T g of each call.
 
     Their sum must be what one pass by TensorFlow from the outputs to the
-    weights gives, for the same gradients at the outputs. Of recurrent layers,
+    weights gives, for the same gradients at the outputs. Where they are those
+    of the pass that gave V, they must be D times these. Of recurrent layers,
     also the sum a g^T of their rows.
     """
     part, result = update.parts[0], []
@@ -173,18 +177,45 @@ def statistics(update: Update) -> list[Finding]:
             )
             half = any(is_half(u.source) for u in uses)
             result.append(judged(_G, block.path, error, _ROWS, half=half))
-    if part.inner or part.statistics.uses_training_step or part.tape is None:
-        return result
+    for block, uses in part.uses.items():
+        if _is_of_training_step(uses):
+            result.append(_of_training_step(part, block, uses))
+    rest = [b for b in part.uses if not _is_of_training_step(part.uses[b])]
+    if part.inner:
+        return result + [note(_G, block.path, _INNER) for block in rest]
+    return result + (_from_outputs(update, part, rest) if rest else [])
+
+
+def _is_of_training_step(uses: Sequence[Use]) -> bool:
+    """Whether gradients are those of the pass that gave V, times a number."""
+    return any(use.call.scale is not None for use in uses)
+
+
+def _of_training_step(part: Part, block, uses: Sequence[Use]) -> Finding:
+    """Returns whether the gradients g are D times those that gave V."""
+    D = float(part.statistics.divisor(tf.float32))
+    pairs = part.statistics.calls[block]
+    expected = [D * in_float64(_unscaled(part, g)) for _, g in pairs]
+    half = any(is_half(use.source) for use in uses)
+    error = relative([in_float64(use.gradient) for use in uses], expected)
+    return judged(_G, block.path, error, _OTHER_MULTIPLES, half=half)
+
+
+def _from_outputs(update: Update, part: Part, blocks) -> list[Finding]:
+    """Returns whether the gradients g are those that the outputs send back."""
+    assert part.tape is not None
     outputs, at_outputs = _at_outputs(update, part)
-    variables = [v for block in part.uses for v in block.variables]
+    variables = [v for block in blocks for v in block.variables]
     found = part.tape.gradient(
         outputs,
         [keras_compat.tensorflow_variable(v) for v in variables],
         output_gradients=at_outputs,
         unconnected_gradients="zero",
     )
+    result = []
     by_pass = {id(v): in_float64(g) for v, g in zip(variables, found)}
-    for block, uses in part.uses.items():
+    for block in blocks:
+        uses = part.uses[block]
         tapes = [(u.source, u.tape, u.gradient) for u in uses]
         by_calls = _through(block, tapes)
         expected = [by_pass[id(v)] for v in block.variables]
@@ -197,6 +228,10 @@ def statistics(update: Update) -> list[Finding]:
 _ROWS = (
     "the rows of its steps do not have the derivative of the layer's loop for "
     "their sum a g^T: look for what its cell does that Keras' own do not."
+)
+_OTHER_MULTIPLES = (
+    "the gradients of the statistics are those that gave V, and not D times "
+    "these, D the number of loss terms: look at the scale of its calls."
 )
 _OTHERS = (
     "the gradients of the statistics are not those that the outputs send back: "
@@ -230,6 +265,8 @@ def loss_terms(update: Update) -> list[Finding]:
         if call is None or term.values is None or not term.by_position:
             continue
         if term.reduction not in ("mean", "sum_over_batch_size"):
+            continue
+        if call.loss_weight == 0:  # No term of it counts.
             continue
         w, count = term.weights(tf.float32)
         mean = float(call.loss(call.y_true, call.y_pred, call.sample_weight))

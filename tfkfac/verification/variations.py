@@ -93,8 +93,8 @@ def _of_twice(base: Outcome, twice: Outcome) -> list[Finding]:
         return [note(check, "", _RANDOM)]
     ratio = 1.0 if base.is_mean else 2.0
     return [
-        *base.compare_factors(check, twice, _SIZE),
-        *base.compare_gradients(check, twice, ratio, _SIZE),
+        *base.compare_factors(check, twice, _SIZE, _KINKS),
+        *base.compare_gradients(check, twice, ratio, _SIZE, _KINKS),
     ]
 
 
@@ -102,6 +102,7 @@ _RANDOM = (
     "not compared: what the step draws at random (dropout, noise) is other for "
     "the copies of an example."
 )
+_KINKS = 10  # Other rounding in the layers has a ReLU at 0 fall elsewhere.
 _SIZE = (
     "nothing is to depend on the size of the batch, which N and R of the "
     "factors divide once."

@@ -137,7 +137,7 @@ class Verification:
         self._model, self._attached, self._step = model, attached, step
         self._seed = seed
         self._ranks = attached[0].communicator
-        self.snapshot = Snapshot(model, attached)
+        self.snapshot = Snapshot(model, attached, step)
         self.findings: list[Finding] = []
         self._weights: dict[AttachedModel, dict] = {}
 
@@ -241,7 +241,12 @@ class Verification:
         ]
         most = 1 if max(windows) == 1 else 2 * max(windows)
         try:
-            with self._eagerly(), same_random_numbers(), observer.watching():
+            with (
+                self._eagerly(),
+                same_random_numbers(),
+                self.snapshot.taking_builds(),
+                observer.watching(),
+            ):
                 for _ in range(most):
                     self._step(data)
                     if all(u.is_complete for u in observer.updates.values()):
@@ -253,8 +258,13 @@ class Verification:
 
     @contextlib.contextmanager
     def _eagerly(self) -> Iterator[None]:
-        """Within it, the tf.functions of a step of one's own run eagerly."""
-        if self._step == self._model.train_step:
+        """Within it, the tf.functions of a step run eagerly.
+
+        On several ranks those of a step of one's own alone: the collectives of
+        eager mode are functions, whose names Horovod goes by.
+        """
+        own = self._step != self._model.train_step
+        if self._ranks.size > 1 and not own:
             yield
             return
         before = tf.config.functions_run_eagerly()
@@ -266,5 +276,5 @@ class Verification:
 
     def _registered(self, attached: AttachedModel) -> None:
         """Takes the start of what a first step has made."""
-        self.snapshot.add(attached.optimizer.curvature.variables)
+        self.snapshot.add_state(attached)
         keras_compat.clear_losses(attached.model)
