@@ -138,7 +138,7 @@ for _name, _sound in {
         )
 
 
-@faults.fault("numbers", refused="learning[_ ]rate")
+@faults.fault("numbers", refused="learning rate did.*Look for such values")
 def the_variable_of_the_rate_is_NaN(folder):  # noqa: N802
     model = small.compiled(max_skipped_steps=2)
     model.optimizer._learning_rate.assign(float("nan"))
