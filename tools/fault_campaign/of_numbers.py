@@ -163,8 +163,6 @@ for _text, _value in {"0": 0.0, "-3": -3.0, "NaN": float("nan")}.items():
         "numbers",
         f"period schedule of {_text}",
         functools.partial(_period, value=_value),
-        refused="inverse_update_period",
-        either=True,
     )
 
 

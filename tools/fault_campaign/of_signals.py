@@ -291,6 +291,6 @@ for _name, _resumed in {"start": False, "go on": True}.items():
         "system",
         f"two jobs {_name} in one folder",
         functools.partial(_two, resumed=_resumed),
-        refused="another (job|run|process|command).*",
+        refused="another job runs in it; wait until it has ended",
         long=True,
     )

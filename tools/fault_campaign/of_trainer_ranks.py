@@ -81,7 +81,7 @@ faults.add(
     "trainers on ranks",
     "SIGKILL to one",
     lambda folder: processes.joint(_signalled(folder, signal.SIGKILL)[:1]),
-    refused="another rank has ended",
+    refused="another rank has ended|Rank 1 does not answer",
     long=True,
 )
 faults.add(
