@@ -83,12 +83,11 @@ class Horovod:
     def allgather(self, tensor, **options):
         return tf.constant([1.0, 2.0, 3.0, 4.0, 5.0])
 
-    def broadcast_variables(self, variables, root_rank):
+    def broadcast(self, value, root_rank, **options):
         assert root_rank == 0
-        self.asked += [(v.dtype, tuple(v.shape)) for v in variables]
-        for v in variables:  # The bytes of rank 0, all 1 bit further.
-            unsigned = tf.bitcast(v, tf.uint8)
-            v.assign(tf.bitcast(unsigned + 1, v.dtype))
+        self.asked.append((value.dtype, tuple(value.shape)))
+        unsigned = tf.bitcast(value, tf.uint8)
+        return tf.bitcast(unsigned + 1, value.dtype)  # Those of rank 0.
 
     def broadcast_object(self, value, root_rank, process_set):
         return value, root_rank

@@ -16,8 +16,11 @@ from tfkfac.step import Step, false
 class MicroStep(Step):
     """A micro-step towards an update, which the last one of a window makes."""
 
-    def run(self) -> None:
-        """Adds to V and to the statistics; updates at the last micro-step."""
+    def run(self) -> tf.Tensor:
+        """Adds to V and to the statistics; updates at the last micro-step.
+
+        Returns whether an update was made.
+        """
         optimizer = self.optimizer
         first = tf.equal(optimizer.micro_step, 0)
         sound = self._note_finiteness(first)
@@ -29,7 +32,7 @@ class MicroStep(Step):
         )
         n = optimizer.gradient_accumulation_steps
         last = tf.equal(optimizer.micro_step, n - 1)
-        tf.cond(last, lambda: self._finish(sound), false)
+        return tf.cond(last, lambda: self._finish(sound), false)
 
     def _note_finiteness(self, first):
         """Returns whether all gradients of the window so far were finite."""

@@ -95,10 +95,15 @@ def _again_on_host(members, inverter, dampings, named):
     def again(*values):
         variables = {member(): variable() for member, variable in pairs}
         invert([*variables], inverter, dict(zip(names, values)), variables)
+        return [v.value() for v in _state(variables)]
 
+    return lambda: on_host(again, [*dampings.values()], _state(members))
+
+
+def _state(members):
+    """Returns what an inversion assigns."""
     state = [v for m in members for v in (m.failures, *m.inverses)]
-    weights = [factor.weight for m in members for factor in m.factors]
-    return lambda: on_host(again, [*dampings.values()], [*state, *weights])
+    return state + [factor.weight for m in members for factor in m.factors]
 
 
 def _flat(values):

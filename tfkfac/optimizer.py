@@ -325,9 +325,10 @@ class KFAC(OptimizerState, Assignable):
             if self.loss_scale_factor is not None:
                 scale = self.loss_scale_factor  # Of embeddings, too.
                 grads = [tf.convert_to_tensor(g) / scale for g in grads]
-            self._backend_apply_gradients(grads, variables)
-        self._iterations.assign_add(1)
-        self.curvature.advance(before, self.updates)
+            made = self._backend_apply_gradients(grads, variables)
+        with tf.control_dependencies([made]):  # What fails does not count.
+            self._iterations.assign_add(1)
+            self.curvature.advance(before, self.updates)
 
     def _forget_unused_build(self):
         """Undoes a build for other variables, before the first update.
@@ -346,4 +347,4 @@ class KFAC(OptimizerState, Assignable):
 
     def _backend_apply_gradients(self, grads, trainable_variables):
         kind = MicroStep if self.gradient_accumulation_steps else Step
-        kind(self, grads, trainable_variables).run()
+        return kind(self, grads, trainable_variables).run()

@@ -36,15 +36,18 @@ class Step:
         ]
         self.t = optimizer.updates
 
-    def run(self) -> None:
-        """Makes the update; where V is not finite, counts a skipped step."""
+    def run(self) -> tf.Tensor:
+        """Makes the update; where V is not finite, counts a skipped step.
+
+        Returns whether it was made.
+        """
         V, finite, (before, examples) = self._joint_gradients()
 
         def update_factors(decay):
             moments, count = self.moments(before)
             self.estimator.update_factors(moments, count, decay)
 
-        tf.cond(
+        return tf.cond(
             finite,
             lambda: self.update(V, update_factors, examples),
             lambda: self.skip(self.attached.recorder.undo_forward_pass),
@@ -108,6 +111,7 @@ class Step:
                 f"of its range: {named}",
                 file=sys.stderr,
             )
+            return []
 
         return on_host(name, [self.t, unsound])
 

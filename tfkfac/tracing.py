@@ -43,7 +43,7 @@ def apart(branch: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
 
 
 def on_host(
-    function: Callable[..., None],
+    function: Callable[..., Sequence[tf.Tensor]],
     tensors: Sequence[tf.Tensor],
     variables: Sequence[tf.Variable] = (),
 ) -> tf.Tensor:
@@ -56,18 +56,17 @@ def on_host(
         function: TensorFlow never lets go of it: it is to hold what the model
             has weakly, and no tensor of the graph.
         tensors: What it is called with.
-        variables: What it assigns; the graph reads them afterwards.
+        variables: What its results are assigned to.
     """
-    handles = [variable.handle for variable in variables]
-    count = len(tensors)
 
     def call(*values):
-        function(*values[:count])
-        return True
+        return [tf.constant(True), *function(*values)]
 
-    done = tf.py_function(call, [*tensors, *handles], tf.bool)
-    done.set_shape([])
-    return done
+    types = [tf.bool, *(v.dtype for v in variables)]
+    done, *values = tf.py_function(call, list(tensors), types)
+    for variable, value in zip(variables, values):
+        variable.assign(tf.ensure_shape(value, variable.shape))
+    return tf.ensure_shape(done, [])
 
 
 RARELY = "rarely"  # Is in the name of the operation, for who counts FLOPs.

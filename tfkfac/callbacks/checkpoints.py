@@ -52,7 +52,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def on_train_begin(self, logs=None):
         ranks = communicator.current()
-        self._last = self.find(ranks)
+        name = sync.first_collective(self.model.optimizer)
+        self._last = self.find(ranks, name)
         if self._last is None:
             return
         self._require_same_optimizer()
@@ -101,17 +102,27 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def _path(self, name: str) -> str:
         return os.path.join(self.backup_dir, name)
 
-    def find(self, ranks: communicator.Communicator) -> dict | None:
+    def find(
+        self, ranks: communicator.Communicator, name: str = "tfkfac.objects"
+    ) -> dict | None:
         """Returns the metadata of the backup to go on from; None for none.
 
         To be called on all ranks; it raises on all of them or on none.
+
+        Args:
+            ranks: The ranks.
+            name: Of the collective, as of `gather_objects`.
         """
         found, failure = None, None
         try:
             found = self._read_last()
         except ValueError as error:
             failure = error
-        of_ranks = ranks.gather_objects((found, failure and str(failure)))
+        of_ranks = ranks.gather_objects(
+            (found, failure and str(failure)),
+            "in BackupAndRestore, at the beginning of training",
+            name,
+        )
         if failure is not None:
             raise failure
         for rank, (other, message) in enumerate(of_ranks):

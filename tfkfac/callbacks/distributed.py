@@ -45,6 +45,7 @@ class Distributed(keras.callbacks.Callback):
         super().__init__()
         self._ranks = communicator.current()
         self._has_shared = self._trains = self._evaluates = False
+        self._is_in_epoch = False
         self._step = None
         self._epoch: int | None = None
         self._batches = 0
@@ -66,12 +67,14 @@ class Distributed(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         is_first, self._epoch, self._batches = self._epoch is None, epoch, 0
+        self._is_in_epoch = True
         if is_first and self._ranks.size > 1:
             # Here, since others may have restored a state when it began.
             steps, epochs = (self.params.get(k) for k in ("steps", "epochs"))
             place = f"at the beginning of epoch {epoch + 1} of {epochs}"
             gather(self.model, None, f"{place}, with {steps} batches in each")
             self._share()
+            self._watch_steps()  # Others may have made them anew till now.
 
     def on_train_batch_begin(self, batch, logs=None):
         self._batches = batch
@@ -81,8 +84,11 @@ class Distributed(keras.callbacks.Callback):
         if not self._has_shared and self._ranks.size > 1:
             self._share()  # A model that the first batch has built.
 
+    def on_epoch_end(self, epoch, logs=None):
+        self._is_in_epoch = False
+
     def on_test_begin(self, logs=None):
-        self._evaluates = True
+        self._evaluates, self._is_in_epoch = True, False
         if self._ranks.size > 1:
             self._watch()
         average_statistics(self.model, f"at the beginning of {self._test()}")
@@ -125,21 +131,22 @@ class Distributed(keras.callbacks.Callback):
         self._has_shared = True
 
     def _watch(self):
-        """Has Keras' steps and logs go through this callback."""
+        """Has Keras' logs go through this callback."""
         keras_compat.set_untracked(
             self.model, **{keras_compat.RESULTS: self._results}
         )
-        if self._trains:
-            function = self.model.train_function
-            self._step = getattr(function, "watched", function)
-            self.model.train_function = self._watched(self._step)
+
+    def _watch_steps(self):
+        function = self.model.train_function
+        self._step = getattr(function, "watched", function)
+        self.model.train_function = self._watched(self._step)
 
     def _unwatch(self):
         if keras_compat.own_attribute(self.model, keras_compat.RESULTS):
             keras_compat.remove_attribute(self.model, keras_compat.RESULTS)
-        if self._trains:
-            self._trains = False
-            self.model.train_function = self._step
+        self._trains = False
+        if self._step is not None:
+            self.model.train_function, self._step = self._step, None
 
     def _watched(self, step):
         def watched(iterator):
@@ -170,14 +177,16 @@ class Distributed(keras.callbacks.Callback):
 
     def _results(self, logs):
         """Returns the logs of an epoch or an evaluation, of all ranks."""
+        own = getattr(type(self.model), keras_compat.RESULTS)
         if self._evaluates:
             place = f"at the end of {self._test()}"
+        elif not self._is_in_epoch:
+            return own(self.model, logs)  # Of `evaluate` in a callback.
         else:
             place = f"at the end of epoch {self._epoch + 1}, after "
             place += f"{self._batches} batches{self._stop()}"
             require_same_weights(self.model, place)
             average_statistics(self.model, place)
-        own = getattr(type(self.model), keras_compat.RESULTS)
         return metrics.over_ranks(
             self.model,
             lambda logs: own(self.model, logs),

@@ -162,9 +162,7 @@ class Distributor:
         counts = self._ranks.all_gather(
             (examples + tf.cast(self._zero, tf.int64))[tf.newaxis],
             [1] * self.size,
-            # All that a step may begin with has one name, for other ranks to
-            # meet it (`sync.first_collective`).
-            f"{self._name}.gradients",
+            self._name + ".examples",
         )
         counts = tf.concat(counts, axis=0)
         self._keep(counts)
