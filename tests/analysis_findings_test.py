@@ -10,6 +10,7 @@ FACTOR = {
     "side": 8,
     "groups": 1,
     "diagonal": False,
+    "ones": 0,
     "rank": 8,
     "silent": 0,
     "condition": 100.0,
@@ -23,13 +24,20 @@ LAYER = {
     "examples": 500.0,
     "rounding": 1e-4,
     "pi": 1.0,
-    "damping": 1e-3,
     "relative_damping": 0.1,
     "share": 0.5,
     "step": 0.5,
     "rank": 0,
-    "factors": {"input_factor": FACTOR, "output_factor": FACTOR},
+    "condition": 100.0,
+    "movement": 0.1,
+    "factors": {
+        "input_factor": FACTOR | {"ones": 1},
+        "output_factor": FACTOR,
+    },
 }
+
+
+UNKNOWN = {name: {"silent": None, "rank": None} for name in LAYER["factors"]}
 
 
 def healthy(update=100, **changes):
@@ -47,6 +55,7 @@ def healthy(update=100, **changes):
         "skipped": 0,
         "updates": 100,
         "clipped": 10,
+        "so_far": {"updates": update, "clipped": 10},
         "stages": {"first": [1, 2.0], "plain": [99, 1.0]},
         "health_seconds": 0.01,
         "fallback": "Adam",
@@ -57,8 +66,7 @@ def healthy(update=100, **changes):
 
 
 def test_a_healthy_run_calls_for_nothing():
-    assert findings([]) == []
-    assert findings([healthy(), healthy(200)]) == []
+    assert findings(healthy()) == []
 
 
 @pytest.mark.parametrize(
@@ -68,9 +76,16 @@ def test_a_healthy_run_calls_for_nothing():
          "2 failed", "Raise the damping"),
         ("failed inversions", {"failed": 7, "failed_in_a_row": 5}, {},
          "7 failed, the last 5 in a row; the plain gradient", "Raise the damp"),
-        ("silent layers", {"examples": None}, {}, "no call of it", "depends"),
+        ("silent layers", {}, UNKNOWN, "no call of it", "depends"),
         ("silent layers", {}, {"input_factor": {"silent": 7}},
          "its inputs are always 0", "initialization"),
+        ("silent layers", {}, {"input_factor": {"silent": 8, "ones": 0}},
+         "its inputs are always 0", "initialization"),
+        ("silent layers", {},
+         {"input_factor": {"silent": 6, "ones": 2, "side": 4, "groups": 2}},
+         "its inputs are always 0", "initialization"),
+        ("silent layers", {}, {"output_factor": {"silent": 1, "side": 1}},
+         "no gradient reaches it", "initialization"),
         ("silent layers", {}, {"output_factor": {"silent": 8}},
          "no gradient reaches it", "initialization"),
         ("silent layers", {}, {"output_factor": {"silent": 5}},
@@ -90,7 +105,7 @@ def test_a_layer_is_named_with_the_mend(kind, changes, of_factor, words, mend):
     record["layers"]["dense"] |= changes
     for name, values in of_factor.items():
         record["layers"]["dense"]["factors"][name] |= values
-    (found,) = findings([record])
+    (found,) = findings(record)
     assert found.kind == kind and found.is_warning
     assert list(found.layers) == ["dense"] and words in found.layers["dense"]
     assert mend in found.mend
@@ -105,25 +120,31 @@ def test_what_is_as_it_should_be_is_not_named():
     dense |= {"examples": 5.0, "age": 0}
     dense["factors"]["input_factor"] |= {"silent": 5}
     dense["factors"]["output_factor"] |= {"movement": 3.0}
-    assert findings([record]) == []
+    assert findings(record) == []
+    # All inputs but one, of a layer without a bias; a decay that is NaN, with
+    # which the number of examples is not known.
+    dense["factors"]["input_factor"] |= {"silent": 7, "ones": 0}
+    dense |= {"examples": None}
+    assert findings(record) == []
 
 
 def test_a_clip_that_never_lets_go():
-    # 8 of 10 in the first record: by all updates together.
-    records = [healthy(clipped=95), healthy(200, clipped=90)]
-    (found,) = findings(records)
+    # By all updates together.
+    record = healthy(200, so_far={"updates": 200, "clipped": 185})
+    (found,) = findings(record)
     assert found.kind == "KL clip" and "185 of 200" in found.what
     assert found.is_warning and "Raise kl_clip" in found.mend
-    records[-1]["kl_clip_adapts"] = True
-    (found,) = findings(records)
+    record["kl_clip_adapts"] = True
+    (found,) = findings(record)
     assert not found.is_warning and "lower it" in found.mend
-    assert findings([healthy(clipped=90)]) == []
-    assert findings([healthy(10, updates=10, clipped=10)]) == []
+    for updates, clipped in ((100, 90), (10, 10)):
+        so_far = {"updates": updates, "clipped": clipped}
+        assert findings(healthy(so_far=so_far)) == []
 
 
 def test_skipped_updates_and_weights_without_a_block():
     record = healthy(skipped=4, uncovered={"own/w": "no curvature block"})
-    skipped, uncovered = findings([record])
+    skipped, uncovered = findings(record)
     assert skipped.what.startswith("4 of 104 updates were skipped")
     assert "Look for such values in the data" in skipped.mend
     assert uncovered.layers == {"own/w": "no curvature block"}

@@ -24,7 +24,7 @@ def trained(steps=4, **settings):
             keras.Input((6,)),
             layers.Dense(3, activation="tanh", name="hidden"),
             layers.LayerNormalization(name="norm"),
-            layers.Dense(2, name="last"),
+            layers.Dense(2, use_bias=False, name="last"),
         ]
     )
     optimizer = tfkfac.KFAC(
@@ -85,6 +85,9 @@ def test_ranks_and_silent_inputs():
     found, _ = trained()
     A = found["hidden"]["factors"]["input_factor"]
     assert (A["side"], A["rank"], A["silent"]) == (7, 5, 1)
+    assert A["ones"] == 1
+    for name, factor in found["last"]["factors"].items():
+        assert factor["ones"] == 0, name  # It has no bias.
     (norm,) = found["norm"]["factors"].values()
     assert norm["diagonal"] and norm["rank"] == 6
 

@@ -23,14 +23,15 @@ Y = RNG.integers(0, 3, 24)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def compiled():
+def compiled(units=3, *more):
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
             keras.Input((4,)),
             keras.layers.Dense(5, activation="tanh", name="hidden"),
             keras.layers.Dropout(0.5, seed=1),
-            keras.layers.Dense(3, name="logits"),
+            keras.layers.Dense(units, name="logits"),
+            *more,
         ]
     )
     model.compile(tfkfac.KFAC(0.05, damping=0.1, model=model), LOSS)
@@ -92,7 +93,9 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(model, "save_weights", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(
+        OSError, match="last.weights.h5 cannot.*space left.*give"
+    ):
         fit(model, checkpoint, epochs=1)
     assert names(tmp_path) == ["last.weights.h5"]
     assert path.read_bytes() == before
@@ -211,6 +214,27 @@ def test_a_backup_of_another_optimizer_is_refused(
     for a, b in zip(model.get_weights(), before):
         np.testing.assert_array_equal(a, b)
     assert names(folder) == names(backed_up)
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        (lambda: compiled(4), r"weight 2 is \[5, 3\], and \[5, 4\] in"),
+        (
+            lambda: compiled(3, keras.layers.Dense(2)),
+            r"weight 4 is None, and \[3, 2\] in",
+        ),
+    ],
+    ids=["wider", "deeper"],
+)
+def test_a_backup_of_another_model_is_refused(made, said, backed_up):
+    """Before any weight is loaded."""
+    model = made()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=f"{said}.*Build the model as it was"):
+        fit(model, callbacks.BackupAndRestore(backed_up))
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path):

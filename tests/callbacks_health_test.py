@@ -10,6 +10,7 @@ import tensorflow as tf
 from classifier import LOSS, X, Y, compiled, small
 
 import tfkfac
+from tfkfac.analysis.page import thinned
 from tfkfac.callbacks import Health
 
 
@@ -39,7 +40,12 @@ def test_records_logs_and_the_page(tmp_path):
     assert stages == {"inverses": 1, "plain": 2, "factors": 1}
     assert first["stages"]["first"][0] == 1
     assert sum(n for n, _ in first["stages"].values()) == 4
-    for record in health.records:
+    lines = (tmp_path / "health.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    # What has no curve is in memory of the last one alone.
+    assert health.records == [thinned(records[0]), records[1]]
+    assert second["so_far"]["updates"] == 8
+    for record in records:
         assert record["updates"] == 4 and 0 <= record["clip"] <= 1
         assert set(record["metrics"]) == {"loss", "val_loss"}
         assert list(record["layers"]) == ["hidden", "logits"]
@@ -47,8 +53,6 @@ def test_records_logs_and_the_page(tmp_path):
         assert sum(shares) == pytest.approx(1, rel=1e-4)
         steps = [x["step"] for x in record["layers"].values()]
         assert sum(steps) == pytest.approx(1, rel=1e-6)
-    lines = (tmp_path / "health.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == health.records
     with open(tmp_path / "log.csv") as file:
         rows = list(csv.DictReader(file))
     assert [float(r["kfac_clip"]) for r in rows] == [
@@ -68,6 +72,72 @@ def test_a_run_that_dies_of_bad_gradients_leaves_a_page_on_them(tmp_path):
         fit(model, Health(tmp_path), x=bad)
     assert "2 of 3 updates were skipped" in page(tmp_path)
     assert " warnings: skipped updates" in page(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["damping", "factor_decay"])
+def test_a_schedule_that_becomes_NaN_costs_updates_alone(  # noqa: N802
+    tmp_path, name
+):
+    sound = {"damping": 0.1, "factor_decay": 0.9}[name]
+
+    def late(t):
+        return tf.where(t >= 2, float("nan"), sound)
+
+    settings = {"compile_settings": {"run_eagerly": True}, name: late}
+    model, optimizer = compiled(**settings)
+    fit(model, Health(tmp_path), epochs=1)
+    assert int(optimizer.updates) == 2 and int(optimizer.skipped_steps) == 2
+    assert "1 warning: skipped updates." in page(tmp_path)
+    assert "NaN" not in (tmp_path / "health.jsonl").read_text()
+
+
+class Traces(keras.callbacks.Callback):
+    """Wraps the function of the steps when training begins.
+
+    Attributes:
+        seen: The calls that it has seen.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.seen, self.traces = 0, 0
+        step = model.train_step
+
+        def traced(data):
+            self.traces += 1
+            return step(data)
+
+        model.train_step = traced
+
+    def on_train_begin(self, logs=None):
+        self._function = function = self.model.train_function
+
+        def seeing(iterator):
+            self.seen += 1
+            return function(iterator)
+
+        self.model.train_function = seeing
+
+    def on_train_end(self, logs=None):
+        self.model.train_function = self._function
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_graph_is_traced_once_and_by_what_others_wrap(before):
+    """Callbacks before `Health` keep the function; each `fit` is watched."""
+    model, _ = compiled()
+    others = Traces(model)
+    if before:
+        fit(model, others, epochs=1)
+    had = others.traces
+    for number in (1, 2):
+        health = Health(None)
+        fit(model, others, health, epochs=1)
+        assert others.seen == 4 * (number + before)
+        assert others.traces == had + 1
+        (record,) = health.records[-1:]
+        assert record["updates"] == 4
+        assert ("first" in record["stages"]) == (number == 1)
 
 
 def test_a_run_goes_on_with_its_records(tmp_path):
@@ -102,9 +172,9 @@ def test_micro_steps_are_timed_by_the_update():
     assert [r["update"] for r in health.records] == [2, 4]
     stages = [sum(n for n, _ in r["stages"].values()) for r in health.records]
     assert stages == [2, 2]
-    # Rows are those of all micro-steps.
-    examples = health.records[0]["layers"]["logits"]["examples"]
-    assert 8 < examples <= 16
+    # Rows are those of all micro-steps, of both updates.
+    examples = health.records[-1]["layers"]["logits"]["examples"]
+    assert 24 < examples <= 32
 
 
 def test_several_updates_a_call_in_half_precision():

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from analysis_findings_test import healthy
 
+from tfkfac.analysis.page import thinned
 from tfkfac.callbacks.health_log import HealthLog
 
 
@@ -26,25 +27,35 @@ def test_a_run_that_goes_on_keeps_the_records_up_to_its_update(tmp_path):
     logged(folder, *(healthy(10 * i) for i in range(1, 6)))
     with open(folder / "health.jsonl", "a") as file:
         file.write('{"update": 6')  # A kill has left no more of it.
-    found = HealthLog(folder, False).begin(30, [])
-    assert [r["update"] for r in found] == updates(folder) == [10, 20, 30]
-    # What is known goes before what is in the file.
-    HealthLog(folder, False).begin(20, found[1:])
-    assert updates(folder) == [20]
+    lines = (folder / "health.jsonl").read_text().splitlines()
+    found = HealthLog(folder, False).begin(30)
+    assert [r["update"] for r in found] == [10, 20, 30]
+    assert found[1] == thinned(healthy(20))
+    # The file has them as they were.
+    assert (folder / "health.jsonl").read_text().splitlines() == lines[:3]
 
 
 def test_a_run_that_begins_begins_the_records_anew(tmp_path):
     logged(tmp_path, healthy(10))
-    assert HealthLog(tmp_path, False).begin(0, []) == []
+    assert HealthLog(tmp_path, False).begin(0) == []
     assert updates(tmp_path) == []
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"step": 3}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "[1]",
+        '{"step": 3}',
+        '{"update": 3, "layers": []}',
+        '{"update": "3", "layers": {}, "so_far": {"updates": 3}}',
+    ],
+)
 def test_a_file_of_something_else_is_named(tmp_path, line):
     path = tmp_path / "health.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=r"line 1 of .*health.jsonl is no"):
-        HealthLog(tmp_path, False).begin(5, [])
+        HealthLog(tmp_path, False).begin(5)
     assert path.read_text() == line + "\n"
 
 

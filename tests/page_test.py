@@ -5,7 +5,7 @@ import html.parser
 from analysis_findings_test import healthy
 
 from tfkfac.analysis.findings import findings
-from tfkfac.analysis.page import page
+from tfkfac.analysis.page import page, thinned
 
 VOID = ("meta", "br")
 
@@ -29,7 +29,9 @@ class Balance(html.parser.HTMLParser):
 
 
 def made(records):
-    text = page(records, findings(records))
+    text = page(records, findings(records[-1]))
+    thin = [*map(thinned, records[:-1]), records[-1]]
+    assert page(thin, findings(records[-1])) == text
     balance = Balance()
     balance.feed(text)
     assert balance.open == []

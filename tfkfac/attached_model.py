@@ -101,6 +101,13 @@ class AttachedModel:
         """What steps note; None before the first that is watched."""
         return None if self._layers is None else self._layers.estimator.readings
 
+    def watch(self) -> None:
+        """Has steps that are traced from now on note what they do."""
+        self.is_watched = True
+        if self._layers is not None:
+            # Variables made in the first step would have it traced twice.
+            self._layers.estimator.watch()
+
     def _wants(self, layer):
         if layer is self.model or layer.name in self.optimizer.skip:
             return None

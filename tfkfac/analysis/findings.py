@@ -1,7 +1,7 @@
 """What the health of K-FAC calls for: sentences that name layers and mends."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfkfac.blocks.factored import MAX_FAILURES
@@ -39,16 +39,13 @@ class Finding:
         return f"{self.what}{where} {self.mend}"
 
 
-def findings(records: Sequence[Record]) -> list[Finding]:
-    """Returns what records of `tfkfac.callbacks.Health` call for.
+def findings(last: Record) -> list[Finding]:
+    """Returns what the last record of `tfkfac.callbacks.Health` calls for.
 
-    Layers are judged by the last record, the clip by all updates, skipped
-    updates and failed inversions by their numbers so far.
+    Layers are judged as they are then, the clip by all updates, skipped updates
+    and failed inversions by their numbers so far.
     """
-    if not records:
-        return []
-    last = records[-1]
-    found = [_skipped(last), _clip(records), _uncovered(last)]
+    found = [_skipped(last), _clip(last), _uncovered(last)]
     for kind, judge, what, mend in _OF_LAYERS:
         layers = {
             path: detail
@@ -78,13 +75,12 @@ def _skipped(last: Record) -> Finding | None:
     )
 
 
-def _clip(records: Sequence[Record]) -> Finding | None:
-    updates = sum(r["updates"] for r in records)
-    clipped = sum(r["clipped"] for r in records)
+def _clip(last: Record) -> Finding | None:
+    updates, clipped = (last["so_far"][k] for k in ("updates", "clipped"))
     if updates < ENOUGH or clipped <= CLIPPED * updates:
         return None
     what = f"The KL clip shortened {clipped} of {updates} updates"
-    if records[-1]["kl_clip_adapts"]:
+    if last["kl_clip_adapts"]:
         return Finding(
             "KL clip",
             f"{what}: the bound that adapts sets the length of the steps, and "
@@ -130,15 +126,15 @@ def _failed(layer: Record) -> str | None:
 
 
 def _silent(layer: Record) -> str | None:
-    if layer["examples"] is None:
+    factors = layer["factors"]
+    if all(factor["silent"] is None for factor in factors.values()):
         return None if layer["failed"] else "no call of it counted so far"
-    for name, factor in layer["factors"].items():
+    for name, factor in factors.items():
         size, silent = factor["side"] * factor["groups"], factor["silent"]
-        if silent is None or size == 1:
+        if silent is None:
             continue
         if name.endswith("input_factor"):
-            # The input 1 of a bias is never silent.
-            if silent >= size - factor["groups"]:
+            if silent >= size - factor["ones"] > 0:
                 return "its inputs are always 0"
         elif silent == size:
             return "no gradient reaches it"
@@ -169,9 +165,8 @@ def _too_few(layer: Record) -> str | None:
 def _rounding(layer: Record) -> str | None:
     if layer["rounding"] is None or layer["rounding"] <= MAX_ROUNDING:
         return None
-    known = [f["condition"] or 0 for f in layer["factors"].values()]
     return (
-        f"condition {max(known):.0e}, rounding may change U by "
+        f"condition {layer['condition'] or 0:.0e}, rounding may change U by "
         f"{100 * min(layer['rounding'], 1):.0f} %"
     )
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfkfac import keras_compat, rounding
 from tfkfac.blocks import CurvatureBlock
+from tfkfac.blocks.factored import FactoredBlock
 from tfkfac.factors import Factor
 from tfkfac.readings import Readings, read, sketch
 
@@ -37,7 +38,9 @@ def of_layers(optimizer, readings: Readings) -> dict[str, dict[str, Any]]:
         "relative_damping", the damping over the mean eigenvalue of F;
         "shares", the sum over the updates of its part of sum <U, V>;
         "step", |m|^2 of its weights in the last update;
-        and "factors", by their names: "side", "groups", "diagonal", "rank",
+        "condition" and "movement", the largest of its factors;
+        and "factors", by their names: "side", "groups", "diagonal", "ones"
+        (elements of the diagonal that are of the input 1 of a bias), "rank",
         "silent" (elements of the diagonal that are 0, beside the largest),
         "condition" and "damping" (as it was inverted), and "movement" since
         then, |new - old| / |old| by `Readings.sketches`. Of several groups or
@@ -60,8 +63,8 @@ def of_layers(optimizer, readings: Readings) -> dict[str, dict[str, Any]]:
         ]
         step = sum(float(np.sum(read(m.value) ** 2.0)) for m in momenta)
         layer = _of_block(block, readings, rho, damping)
-        found[block.path] = layer | {"shares": share, "step": _finite(step)}
-    return found
+        found[block.path] = layer | {"shares": share, "step": step}
+    return _finite(found)
 
 
 def _of_block(
@@ -83,9 +86,10 @@ def _of_block(
                 "side": factor.dim,
                 "groups": factor.groups,
                 "diagonal": factor.diagonal,
+                "ones": _ones(member, factor),
                 **(_of_elements(factor, X) if weight else _NOTHING),
-                "condition": _finite(inverse["condition"][i]),
-                "damping": _finite(inverse["shift"][i]),
+                "condition": inverse["condition"][i],
+                "damping": inverse["shift"][i],
                 "movement": None if age is None else _moved(X, read(old)),
             }
             d = X if factor.diagonal else np.diagonal(X, axis1=1, axis2=2)
@@ -100,12 +104,25 @@ def _of_block(
         "examples": _examples(
             float(read(readings.rows[block])), min(weights), rho
         ),
-        "rounding": _finite(np.max([x["rounding"] for x in inverses])),
-        "pi": _finite(math.sqrt(_geometric([a / b for a, b in shifts]))),
-        "damping": damping,
-        "relative_damping": _finite(damping / curvature if curvature else 0),
+        "rounding": float(np.max([x["rounding"] for x in inverses])),
+        "pi": math.sqrt(_geometric([a / b for a, b in shifts if b])),
+        "relative_damping": damping / curvature if curvature else 0.0,
+        "condition": _largest(factors, "condition"),
+        "movement": _largest(factors, "movement"),
         "factors": factors,
     }
+
+
+def _ones(member: FactoredBlock, factor: Factor) -> int:
+    """Returns how many elements of a diagonal are of the input 1 of a bias."""
+    has_bias = getattr(member, "bias", None) is not None
+    is_of_inputs = factor.name.endswith("input_factor")
+    return factor.groups if has_bias and is_of_inputs else 0
+
+
+def _largest(factors: dict[str, dict[str, Any]], key: str) -> float | None:
+    known = [v for f in factors.values() if (v := _finite(f[key])) is not None]
+    return max(known, default=None)
 
 
 def _examples(rows: float, c: float, rho: float) -> float | None:
@@ -114,7 +131,7 @@ def _examples(rows: float, c: float, rho: float) -> float | None:
     (sum w)^2 / sum w^2 with the weights w of k batches, rho^i (1 - rho):
     c (1 + rho) / ((1 - rho) (2 - c)), where c = 1 - rho^k.
     """
-    if not rows or not c > 0:
+    if not rows or not c > 0 or not rho < 1:  # As of a NaN.
         return None
     return rows * c * (1 + rho) / ((1 - rho) * (2 - min(c, 1.0)))
 
@@ -141,7 +158,7 @@ def _of_elements(factor: Factor, X: np.ndarray) -> dict[str, float | None]:
 
 def _moved(X: np.ndarray, old: np.ndarray) -> float | None:
     moved, size = np.linalg.norm(sketch(X) - old), np.linalg.norm(old)
-    return _finite(float(moved / size)) if size else None
+    return float(moved / size) if size else None
 
 
 def _geometric(values) -> float:
@@ -152,5 +169,9 @@ def _geometric(values) -> float:
         return float(np.exp(np.mean(np.log(values))))
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    """Returns numbers in dictionaries; None for those that are not finite."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    is_bad = isinstance(value, float) and not math.isfinite(value)
+    return None if is_bad else value

@@ -11,6 +11,7 @@ from tfkfac.analysis.findings import Finding
 Record = Mapping[str, Any]
 
 SHOWN = 6  # Layers with a curve each: those that stand out at the end.
+_CURVES = ("condition", "movement", "share")  # Of layers.
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 14px/1.45 system-ui, sans-serif; color: #222; background: #fff;
@@ -51,7 +52,8 @@ def page(records: Sequence[Record], found: Sequence[Finding]) -> str:
     """Returns the page as a string of HTML.
 
     Args:
-        records: Those of `tfkfac.callbacks.Health`, at least one.
+        records: Those of `tfkfac.callbacks.Health`, at least one; all but the
+            last may be `thinned`.
         found: What they call for, of `findings`.
     """
     last = records[-1]
@@ -76,6 +78,15 @@ def page(records: Sequence[Record], found: Sequence[Finding]) -> str:
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
+
+
+def thinned(record: Record) -> dict[str, Any]:
+    """Returns a record with those numbers of its layers that have curves."""
+    layers = {
+        path: {key: layer[key] for key in _CURVES}
+        for path, layer in record["layers"].items()
+    }
+    return {**record, "layers": layers}
 
 
 # What happened.
@@ -109,8 +120,7 @@ def _verdict(found) -> str:
 def _numbers(records) -> str:
     """Returns the numbers of the whole, each with its name."""
     last = records[-1]
-    updates = sum(r["updates"] for r in records)
-    clipped = sum(r["clipped"] for r in records)
+    updates, clipped = (last["so_far"][k] for k in ("updates", "clipped"))
     total = sum(s for r in records for _, s in r["stages"].values())
     own = sum(r["health_seconds"] for r in records)
     failed = sum(x["failed"] for x in last["layers"].values())
@@ -177,11 +187,11 @@ def _pictures(records) -> str:
         ("Condition, the worse factor", "condition", True),
         ("Movement since the inverse, 2 at most", "movement", False),
     ):
-        series = _of_layers(records, lambda layer, k=key: _worst(layer, k))
+        series = _of_layers(records, key)
         if not log:
             series = {k: [v and min(v, 2) for v in series[k]] for k in series}
         shown.append((caption, picture(x, series, log=log, least=0.0)))
-    share = _of_layers(records, lambda layer: layer["share"])
+    share = _of_layers(records, "share")
     shown.append(("Share of the KL", picture(x, share, least=0.0)))
     return "".join(
         f"<figure><figcaption>{caption}</figcaption>{svg}</figure>"
@@ -194,19 +204,11 @@ def _is_positive(series) -> bool:
     return bool(values) and min(values) > 0
 
 
-def _worst(layer: Record, key: str) -> float | None:
-    known = [f[key] for f in layer["factors"].values() if f[key] is not None]
-    return max(known, default=None)
-
-
-def _of_layers(records, value) -> dict[str, list[float | None]]:
+def _of_layers(records, key: str) -> dict[str, list[float | None]]:
     """Returns a number of those layers that have the largest ones now."""
     last = records[-1]["layers"]
-    ranked = sorted(last, key=lambda path: -(value(last[path]) or 0))
+    ranked = sorted(last, key=lambda path: -(last[path][key] or 0))
     return {
-        path: [
-            value(r["layers"][path]) if path in r["layers"] else None
-            for r in records
-        ]
+        path: [r["layers"].get(path, {}).get(key) for r in records]
         for path in ranked[:SHOWN]
     }

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -42,8 +43,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     Raises:
         ValueError: `fit` was to go on from a backup of which a file is missing
-            or damaged, and there is no copy; the message names it. Nothing is
-            changed.
+            or damaged, and there is no copy, or that is of another model or
+            optimizer; the message names it. Nothing is changed.
         RuntimeError: The ranks see different backups.
     """
 
@@ -61,6 +62,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 f"BackupAndRestore: build {self.model.name!r}, or call it on "
                 "a batch, before fit: there is a backup to go on from."
             )
+        self._require_same_shapes()
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
         seeds = sync.seeds(self.model)
@@ -83,6 +85,18 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                     f"an optimizer with {name} = {saved.get(name)}, and the "
                     f"model is compiled with one with {name} = {value}. "
                     "Compile it as it was, or give another folder."
+                )
+
+    def _require_same_shapes(self):
+        own = _shapes(self.model)
+        both = itertools.zip_longest(self._last.get("shapes", own), own)
+        for i, (saved, shape) in enumerate(both):
+            if saved != shape:
+                raise ValueError(
+                    f"BackupAndRestore: the backup in {self.backup_dir} is of "
+                    f"another model: the shape of its weight {i} is {saved}, "
+                    f"and {shape} in {self.model.name!r} (None: there is "
+                    "none). Build the model as it was, or give another folder."
                 )
 
     def _path(self, name: str) -> str:
@@ -164,6 +178,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             "seeds": seeds,
             "weights": name + _SUFFIX,
             "optimizer": _kind(self.model.optimizer),
+            "shapes": _shapes(self.model),
         }
         weights = self._path(metadata["weights"])
         with _whole_files(self.model):
@@ -199,6 +214,11 @@ def _kind(optimizer: keras.optimizers.Optimizer) -> dict:
         "gradient_accumulation_steps": inner.gradient_accumulation_steps,
         "inverter": inverter and type(inverter).__name__,
     }
+
+
+def _shapes(model: keras.Model) -> list[list[int]]:
+    """Returns the shapes of the weights, in their order."""
+    return [list(v.shape) for v in model.weights]
 
 
 def _write(path: str, metadata: dict) -> None:
@@ -260,6 +280,11 @@ def _whole(path: str) -> Iterator[str]:
     try:
         yield part
         gfile.rename(part, path, overwrite=True)
+    except (OSError, tf.errors.OpError) as error:
+        raise OSError(
+            f"{path} cannot be written: {error}. What was there before is "
+            "whole; make space, or give another path."
+        ) from error
     finally:
         if gfile.exists(part):
             gfile.remove(part)

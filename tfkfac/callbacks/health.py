@@ -11,7 +11,9 @@ import numpy as np
 from absl import logging
 
 from tfkfac.analysis import health
-from tfkfac.analysis.findings import Finding, findings
+from tfkfac.analysis.findings import findings
+from tfkfac.analysis.page import thinned
+from tfkfac.attached_model import attached_to
 from tfkfac.callbacks.health_log import HealthLog
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.optimizer import KFAC
@@ -48,7 +50,9 @@ class Health(keras.callbacks.Callback):
             "tensorboard" in the directory.
 
     Attributes:
-        records: The records, oldest first.
+        records: The records, oldest first. Of the layers all but the last have
+            the numbers alone that the page has curves of; the file has all.
+            Ranks above 0 have the last record alone.
 
     Raises:
         TypeError: The model is compiled with another optimizer.
@@ -77,6 +81,21 @@ class Health(keras.callbacks.Callback):
         self._every, self._tensorboard = every, tensorboard
         self._log: HealthLog | None = None
         self._said: set[str] = set()
+        self._is_first = False  # Whether an update builds the graph.
+
+    def set_model(self, model):
+        """Has steps note what they do, before `fit` makes its function.
+
+        What was traced before notes nothing, and is traced anew. Callbacks that
+        wrap the function when training begins so wrap the one that runs.
+        """
+        super().set_model(model)
+        optimizer = unwrapped(getattr(model, "optimizer", None))
+        for attached in attached_to(model):
+            if attached.optimizer is optimizer and not attached.is_watched:
+                attached.watch()
+                model.train_function = None
+        self._is_first = model.train_function is None
 
     def on_train_begin(self, logs=None):
         optimizer = unwrapped(self.model.optimizer)
@@ -90,10 +109,6 @@ class Health(keras.callbacks.Callback):
         self._ranks = attached.communicator
         if self._directory is not None and self._ranks.rank == 0:
             self._log = HealthLog(self._directory, self._tensorboard)
-        if not attached.is_watched:
-            attached.is_watched = True
-            # What was traced before notes nothing.
-            self.model.make_train_function(force=True)
         # What was noted before, in a `fit` without the callback.
         self._readings, self._seen = attached.readings, np.zeros(len(COUNTS))
         if self._readings is not None:
@@ -101,7 +116,6 @@ class Health(keras.callbacks.Callback):
             self._readings.begin_sums()
         self._start: int | None = None  # The update that `fit` begins with.
         self._has_begun = False  # Whether there was a record.
-        self._is_first = True
         self._seconds = 0.0  # Since the last update.
         self._begin_interval()
 
@@ -175,18 +189,15 @@ class Health(keras.callbacks.Callback):
         if self._log is None:
             return
         self._log.close()
-        for finding in self._findings():
+        for finding in findings(self.records[-1]) if self.records else ():
             if finding.is_warning and finding.kind not in self._said:
                 self._said.add(finding.kind)
                 logging.warning("Health: %s", finding.sentence())
 
     def _write_page(self, in_any_case=True):
         if self._log is not None and self.records:
-            found = self._findings()
+            found = findings(self.records[-1])
             self._log.write_page(self.records, found, in_any_case)
-
-    def _findings(self) -> list[Finding]:
-        return findings(self.records)
 
     # Records.
 
@@ -194,27 +205,40 @@ class Health(keras.callbacks.Callback):
         """Makes a record, on all ranks together."""
         layers = self._layers()
         if not self._has_begun:
-            earlier = self._ranks.broadcast_object(self._earlier())
-            if isinstance(earlier, Exception):
-                raise earlier
-            self.records, self._has_begun = earlier, True
+            self._go_on()
         record = self._numbers(logs or {}, epoch) | {"layers": layers}
         self._readings.begin_sums()
         self._begin_interval()
-        self.records.append(record)
+        if self._ranks.rank > 0:
+            self.records.clear()
+        self.records[-1:] = [*map(thinned, self.records[-1:]), record]
         if self._log is not None:
             self._log.add(record, self._summary())
 
-    def _earlier(self) -> list[dict[str, Any]] | Exception:
-        """Returns the records up to the update that `fit` began with.
+    def _go_on(self):
+        """Goes on with the records up to the update that `fit` began with.
 
-        An error of reading them is for all ranks, which wait for them.
+        An error of reading them is for all ranks, which wait for rank 0.
         """
-        start = self._start or 0
-        if self._log is None:
+        earlier = self._earlier()
+        is_error = isinstance(earlier, Exception)
+        shared = earlier if is_error else earlier[-1:]
+        shared = self._ranks.broadcast_object(shared)
+        if isinstance(shared, Exception):
+            raise shared
+        self.records = earlier if self._ranks.rank == 0 else shared
+        self._has_begun = True
+
+    def _earlier(self) -> list[dict[str, Any]] | Exception:
+        """Returns those records, or the error."""
+        start = self._start
+        if start is None:  # There was no batch.
+            start = int(self._optimizer.updates)
+        is_known = self.records and self.records[-1]["update"] <= start
+        if self._log is None or is_known:
             return [r for r in self.records if 0 < r["update"] <= start]
         try:
-            return self._log.begin(start, self.records)
+            return self._log.begin(start)
         except (OSError, ValueError) as error:
             return error
 
@@ -229,7 +253,8 @@ class Health(keras.callbacks.Callback):
         for block in self._attached.layers.registration.blocks:
             layer = layers[block.path]
             shares = layer.pop("shares")
-            layer["share"] = shares / max(self._counts["updates"], 1)
+            updates = max(self._counts["updates"], 1)
+            layer["share"] = None if shares is None else shares / updates
             layer["step"] = (layer["step"] or 0.0) / (steps or 1.0)
             ordered[block.path] = layer
         return ordered
@@ -238,6 +263,7 @@ class Health(keras.callbacks.Callback):
         """Returns what is the same on all ranks, and of the whole."""
         optimizer, layers = self._optimizer, self._attached.layers
         updates = self._counts["updates"]
+        before = self.records[-1]["so_far"] if self.records else {}
         kl_clip = optimizer.hyperparameters.get("kl_clip")
         registration = layers.registration
         reasons = zip(registration.fallback, registration.reasons)
@@ -259,6 +285,10 @@ class Health(keras.callbacks.Callback):
             "skipped": int(optimizer.skipped_steps),
             "updates": updates,
             "clipped": self._counts["clipped"],
+            "so_far": {
+                k: before.get(k, 0) + self._counts[k]
+                for k in ("updates", "clipped")
+            },
             "stages": self._stages,
             "health_seconds": self._own_seconds,
             "fallback": layers.fallback.name,
@@ -271,16 +301,12 @@ class Health(keras.callbacks.Callback):
         """Returns the few numbers that go to the logs, always the same."""
         record = self.records[-1]
         layers = record["layers"].values()
-        conditions = [
-            factor["condition"] or 0.0
-            for layer in layers
-            for factor in layer["factors"].values()
-        ]
+        conditions = [layer["condition"] or 0.0 for layer in layers]
         numbers = {
             "skipped": record["skipped"],
             "failed": sum(layer["failed"] for layer in layers),
             "condition": max(conditions, default=0.0),
-            "warnings": sum(x.is_warning for x in self._findings()),
+            "warnings": sum(x.is_warning for x in findings(record)),
         }
         if self._optimizer.kl_clip is not None:
             for name in ("clip", "kl_clip"):
@@ -294,6 +320,6 @@ def _scalars(values) -> dict[str, float | None]:
     found = {
         k: math.nan if v is None else float(v)
         for k, v in values.items()
-        if np.ndim(v) == 0
+        if np.ndim(v) == 0 and (v is None or hasattr(v, "__float__"))
     }
     return {k: v if math.isfinite(v) else None for k, v in found.items()}

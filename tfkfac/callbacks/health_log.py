@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -35,26 +35,31 @@ class HealthLog:
             self._writer = tf.summary.create_file_writer(path)
         self._at, self._seconds = -float("inf"), 0.0
 
-    def begin(self, update: int, known: Sequence[Record]) -> list[Record]:
+    def begin(self, update: int) -> list[Record]:
         """Returns the records up to an update, all that the file holds then.
 
         Args:
             update: The one that training begins with; 0 begins the file anew.
-            known: The records, where they are not to be read from the file.
+
+        Returns:
+            The records, oldest first, `page.thinned`; the file has all of them.
 
         Raises:
             ValueError: A line of the file is no record.
         """
         path = self._directory / RECORDS
-        known = known or (_read(path) if update else [])
-        found = [r for r in known if 0 < r["update"] <= update]
-        _write(path, "".join(map(_line, found)))
+        lines, found = [], []
+        for line, record in _read(path) if update else ():
+            if 0 < record["update"] <= update:
+                lines.append(line + "\n")
+                found.append(record)
+        _write(path, "".join(lines))
         return found
 
     def add(self, record: Record, summary: Mapping[str, float]) -> None:
         """Adds a record to the file, and numbers to TensorBoard's logs."""
         with open(self._directory / RECORDS, "a") as file:
-            file.write(_line(record))
+            file.write(json.dumps(record, allow_nan=False) + "\n")
         if self._writer is None:
             return
         with self._writer.as_default(step=record["update"]):
@@ -103,25 +108,20 @@ def _of_layers(record: Record) -> dict[str, float | None]:
     return numbers
 
 
-def _line(record: Record) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
-
-
-def _read(path: pathlib.Path) -> list[Record]:
-    """Returns the records of a file, without a last line that was cut off."""
-    if not path.exists():
-        return []
-    found = []
-    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+def _read(path: pathlib.Path) -> Iterator[tuple[str, Record]]:
+    """Yields the lines of a file, but a last one that was cut off, each with
+    its record, `page.thinned`."""
+    text = path.read_text() if path.exists() else ""
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
-            found.append(json.loads(line))
-            found[-1]["update"]
-        except (ValueError, TypeError, KeyError) as error:
+            record = page.thinned(json.loads(line))
+            record["update"] > 0, record["so_far"]["updates"]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"Health: line {number} of {path} is no record of it: move the "
                 "file away, or give another directory."
             ) from error
-    return found
+        yield line, record
 
 
 def _write(path: pathlib.Path, text: str) -> None:

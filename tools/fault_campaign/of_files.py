@@ -190,7 +190,7 @@ for _flags in (
         "files",
         f"checkpoint of a run with {' '.join(_flags)}",
         functools.partial(_of_other, flags=_flags),
-        refused=r"another (run|model|configuration)",
+        refused=r"--resume: .*00000003.keras .*another .*; (remove|give)",
         long=True,
     )
 for _flag in (
@@ -243,8 +243,6 @@ faults.add(
     "files",
     "overwrite where no run was",
     functools.partial(_overwritten, marker=False),
-    refused="no configuration.json|another directory",
-    either=True,
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import tfkfac
 from tools.fault_campaign import faults, processes, small
@@ -125,26 +126,34 @@ for _key, _value in {
     )
 
 
-def _wider():
-    layers = [keras.Input((6,)), keras.layers.Dense(5), keras.layers.Dense(3)]
-    return small.compiled(keras.Sequential(layers))
+def _with(units, *more):
+    layers = [
+        keras.Input((6,)),
+        keras.layers.Dense(4, "tanh", name="hidden"),
+        keras.layers.Dense(units, name="logits"),
+    ]
+    return small.compiled(keras.Sequential([*layers, *more]))
 
 
-faults.add(
-    "saved",
-    "backup: of another model",
-    functools.partial(_resumes, model=_wider),
-    refused="shape|layer|BackupAndRestore",
-)
+for _name, _model in {
+    "a wider layer": lambda: _with(5),
+    "a layer more": lambda: _with(3, keras.layers.Dense(3)),
+}.items():
+    faults.add(
+        "saved",
+        f"backup: of a model with {_name}",
+        functools.partial(_resumes, model=_model),
+        refused="BackupAndRestore: .*another model.*shape.*Build the model",
+    )
 faults.add(
     "saved",
     "backup: of another optimizer",
     functools.partial(_resumes, model=lambda: small.compiled(optimizer="adam")),
-    refused="optimizer|BackupAndRestore",
+    refused="BackupAndRestore: .*class = KFAC.*class = Adam.*Compile it as",
 )
 
 
-@faults.fault("saved", refused="double_checkpoint|backup", either=True)
+@faults.fault("saved")
 def a_damaged_backup_of_which_there_is_a_copy(folder):
     """The copy is used."""
 
@@ -163,10 +172,9 @@ def a_second_interruption_in_mid_epoch(folder):
     small.assert_same(model, small.fit(small.compiled(), epochs=5))
 
 
-def _kill_in(name, call, count=1):
-    """Has a function of `os` end the process in its call of this number."""
-    function = getattr(os, name)
-    calls = []
+def _kill_in_rename(call, count):
+    """Ends the process in the call of this number that renames a file."""
+    function, calls = tf.io.gfile.rename, []
 
     def ending(*args, **more):
         calls.append(args)
@@ -174,7 +182,7 @@ def _kill_in(name, call, count=1):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **more)
 
-    setattr(os, name, ending)
+    tf.io.gfile.rename = ending
     call()
 
 
@@ -182,7 +190,7 @@ def _kill_in(name, call, count=1):
 def a_kill_in_the_write_of_a_backup(folder):
     """Between the new weights and the metadata that names them."""
     ending = processes.run(
-        lambda: _kill_in("replace", lambda: _backup(folder), count=4),
+        lambda: _kill_in_rename(lambda: _backup(folder), count=4),
         folder / "killed.txt",
     )
     assert ending.kind == "died", ending
@@ -194,7 +202,7 @@ def _checkpoint(folder, name="best.keras", **more):
     return tfkfac.callbacks.ModelCheckpoint(folder / name, **more)
 
 
-@faults.fault("saved", refused="File too large|No space|errno = 27")
+@faults.fault("saved", refused="best.keras cannot be written: .*make space")
 def no_space_for_a_checkpoint(folder):
     """The last one stays whole, and nothing else is left."""
     model = small.fit(small.compiled(), callbacks=[_checkpoint(folder)])
@@ -208,9 +216,7 @@ def no_space_for_a_checkpoint(folder):
         assert {p.name for p in folder.iterdir()} <= kept
 
 
-@faults.fault(
-    "saved", refused="ModelCheckpoint|No such|cannot|directory", either=True
-)
+@faults.fault("saved")
 def a_checkpoint_in_memory(folder):
     """As Keras does it with ram://, and no folder of that name."""
     try:
@@ -256,42 +262,49 @@ def _member(folder, name, change):
 
 
 for _name, _change in {
-    "without its weights": ("model.weights.h5", lambda c: None),
-    "with weights cut": ("model.weights.h5", lambda c: c[:-500]),
-    "without its configuration": ("config.json", lambda c: None),
-    "with a configuration cut": ("config.json", lambda c: c[:-50]),
+    "without its weights": (
+        "model.weights.h5",
+        lambda c: None,
+        "Expected a model.weights.h5",  # By Keras, as the next one.
+    ),
+    "without its configuration": (
+        "config.json",
+        lambda c: None,
+        "no item named 'config.json' in the archive",
+    ),
     "with a damping of -1": (
         "config.json",
         lambda c: c.replace(b'"damping": 0.1', b'"damping": -1.0'),
+        r"KFAC\(damping=-1.*must be greater than 0",
     ),
 }.items():
     faults.add(
         "saved",
         f"model file {_name}",
         functools.partial(_member, name=_change[0], change=_change[1]),
-        refused=r"no item named|weights|truncated|JSON|Expecting|"
-        r"Unterminated|delimiter|damping",
+        refused=_change[2],
     )
 
 
-@faults.fault("saved", refused="(truncated|damaged|CRC|zip|corrupt)")
+@faults.fault("saved", refused="Bad CRC-32 for file 'model.weights.h5'")
 def a_flipped_bit_in_a_model_file(folder):
     path = _saved(folder)
     _flip(path, 0.5)
     keras.models.load_model(path)
 
 
-@faults.fault("saved", refused="curvature|set_state_tree")
+@faults.fault("saved", refused="curvature.*(take|load|use) ")
 def a_state_tree_without_the_curvature(folder):
     model = small.fit(small.compiled())
     tree = model.get_state_tree()
     tree["optimizer_variables"]["kfac"].pop("curvature")
+    keras.utils.clear_session()  # The names are the same.
     other = small.compiled()
     other.set_state_tree(tree)
     small.unchanged(other, lambda: small.fit(other))
 
 
-@faults.fault("saved", refused="curvature.*(restore|load|save)")
+@faults.fault("saved", refused="restored without its curvature. Load a file")
 def a_state_copied_without_the_curvature(folder):
     """The next step says so."""
     model, other = small.fit(small.compiled()), small.compiled()

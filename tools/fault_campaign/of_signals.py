@@ -48,7 +48,7 @@ def _phases() -> dict[str, tuple]:
 
 def _ended(folder, phase, name, times=1):
     """The run ends in order, or at once, and goes on to the same state."""
-    run = folder / "run"
+    run, sent = folder / "run", folder / "sent"
     number = getattr(signal, name)
     flags = trained.KFAC if phase == "an update" else ()
 
@@ -56,6 +56,7 @@ def _ended(folder, phase, name, times=1):
         owner, function, count = _phases()[phase]
 
         def harm():
+            sent.touch()
             for _ in range(times):
                 os.kill(os.getpid(), number)
                 time.sleep(0.01)
@@ -64,7 +65,10 @@ def _ended(folder, phase, name, times=1):
 
     trained.whole(folder, *flags)
     ending = trained.train(run, *flags, before=before)
+    assert sent.exists(), f"The run never came to {phase}."
     assert ending.kind != "hung", ending
+    if name == "SIGKILL":
+        assert "exit status -9" in ending.said, ending
     assert "Traceback" not in ending.said, ending.said
     if name != "SIGKILL" and times == 1 and phase == "an update":
         assert "go on with --resume" in ending.said, ending
@@ -287,6 +291,6 @@ for _name, _resumed in {"start": False, "go on": True}.items():
         "system",
         f"two jobs {_name} in one folder",
         functools.partial(_two, resumed=_resumed),
-        refused="another (job|run|process|command).*",
+        refused="another job runs in it; wait until it has ended",
         long=True,
     )
