@@ -25,14 +25,16 @@ class MicroStep(Step):
         first = tf.equal(optimizer.micro_step, 0)
         sound = self._note_finiteness(first)
         tf.cond(sound, lambda: self._add_gradients(first), self._undo)
-        tf.cond(
+        added = tf.cond(
             self.factors_are_due(),
             lambda: self._add_statistics(first),
             false,
         )
         n = optimizer.gradient_accumulation_steps
         last = tf.equal(optimizer.micro_step, n - 1)
-        return tf.cond(last, lambda: self._finish(sound), false)
+        # Collectives of both have one name, and come one after the other.
+        with tf.control_dependencies([added]):
+            return tf.cond(last, lambda: self._finish(sound), false)
 
     def _note_finiteness(self, first):
         """Returns whether all gradients of the window so far were finite."""

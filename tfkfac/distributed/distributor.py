@@ -162,7 +162,10 @@ class Distributor:
         counts = self._ranks.all_gather(
             (examples + tf.cast(self._zero, tf.int64))[tf.newaxis],
             [1] * self.size,
-            self._name + ".examples",
+            # All that a step may begin with has one name, for other ranks to
+            # meet it (`sync.first_collective`); the two are never in flight
+            # together.
+            self._name + ".gradients",
         )
         counts = tf.concat(counts, axis=0)
         self._keep(counts)
