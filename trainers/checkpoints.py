@@ -46,19 +46,21 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
                 raise ValueError(f"{bad} is damaged")
             state = json.loads(file.read(_STATE))
             _check(state)
-            if state["step"] != int(path.stem):
-                raise ValueError(f"{_STATE} has step={state['step']}")
             arrays = np.load(io.BytesIO(file.read(_OF_RANKS)))
             of_ranks = [
                 [arrays[f"{rank}/{i}"] for i in range(state["variables"])]
                 for rank in range(state["ranks"])
             ]
     except Exception as error:  # A damaged file raises what it likes.
-        raise SystemExit(
-            f"--resume: {path} is corrupt ({error}); remove it to go on from "
-            "the checkpoint before it"
-        ) from None
+        raise _corrupt(path, error) from None
     return state, of_ranks
+
+
+def _corrupt(path, why) -> SystemExit:
+    return SystemExit(
+        f"--resume: {path} is corrupt ({why}); remove it to go on from the "
+        "checkpoint before it"
+    )
 
 
 def _check(state: Any) -> None:
@@ -164,6 +166,8 @@ def restore(
             f"--resume: {path} is of another run: {'; '.join(found)}; remove "
             "it to go on from the checkpoint before it"
         )
+    if state["step"] != int(path.stem):
+        raise _corrupt(path, f"{_STATE} has step={state['step']}")
     own = _own_variables(model)
     shapes = (
         [tuple(v.shape) for v in own],
