@@ -226,7 +226,18 @@ def train(case, rank, size):
     return model
 
 
+# What does not depend on the number of ranks is for two or three of them.
 OF_TWO = ("eager", "several a call", "eigen", "tokens balanced", "staggered")
+OF_THREE = (
+    "tokens",
+    "drift",
+    "ghosts of 2",
+    "images, strategy replicated",
+    "tokens, strategy replicated",
+    "micro-steps, strategy replicated",
+    "half, strategy owner",
+    "half, strategy replicated",
+)
 
 
 def fits(case, size):
@@ -236,7 +247,8 @@ def fits(case, size):
         return False  # No matter on one process.
     if isinstance(strategy, int) and (size % strategy or size == strategy):
         return False  # All ranks in one group is "replicated".
-    # What does not depend on the number of ranks is for two of them alone.
+    if size == 2 and case in OF_THREE:
+        return False
     if size == 3 and case.split(",")[0] in OF_TWO:
         return False
     if size == 4 and not isinstance(strategy, int):

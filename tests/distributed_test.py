@@ -41,7 +41,7 @@ def alone(tmp_path_factory):
     return load(folder, 1)
 
 
-@pytest.mark.parametrize("ranks, cases", [(2, 20), (3, 12), (4, 6)])
+@pytest.mark.parametrize("ranks, cases", [(2, 12), (3, 12), (4, 6)])
 def test_ranks_are_one_process_on_the_joint_batch(
     alone, ranks, cases, tmp_path
 ):

@@ -53,7 +53,7 @@ def alive(references) -> int:
     return sum(r() is not None for r in references)
 
 
-@pytest.mark.parametrize("eager, models", [(False, 10), (True, 50)])
+@pytest.mark.parametrize("eager, models", [(False, 6), (True, 20)])
 def test_many_models_take_the_memory_of_two(eager, models):
     for by_fit in (True, False):  # They warm up.
         assert alive(train(eager, by_fit)) == 0
