@@ -1,17 +1,15 @@
 """All trainers and presets on two ranks; runs that are resumed."""
 
 import fcntl
-import io
 import json
 import re
-import zipfile
 
-import h5py
 import numpy as np
 import pytest
 import small_data
 from distributed_test import launch
 
+from tools.fault_campaign.trained import weights
 from trainers import presets
 
 # Few layers, so that graphs are quick; data and path are those of the preset.
@@ -203,21 +201,6 @@ def check_resumed(name, folder, results):
     for record in sum(logs, []):
         del record["seconds"]
     assert logs[0] == logs[1] and len(logs[0]) == 2
-
-
-def weights(path):
-    """Returns what a .keras file holds of model and optimizer, by name."""
-    found = {}
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-            found[name] = item[()]
-
-    with zipfile.ZipFile(path) as file:
-        store = io.BytesIO(file.read("model.weights.h5"))
-    with h5py.File(store) as file:
-        file.visititems(visit)
-    return found
 
 
 def read_log(folder):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfkfac.tracing import traced_once
+from tfkfac.tracing import traced_by_type, traced_once
 
 
 def second_moment(
@@ -174,18 +174,7 @@ def _damped_inverse_at_once(matrix, damping):
     return _symmetric(tf.matmul(L, L, transpose_a=True))
 
 
-def _of_any_side(function):
-    """Returns `traced_once` by type, with one trace for all shapes."""
-    return {
-        dtype: traced_once(
-            function,
-            [tf.TensorSpec([None] * 3, dtype), tf.TensorSpec([None], dtype)],
-        )
-        for dtype in (tf.float32, tf.float64)
-    }
-
-
-_DAMPED_INVERSE = _of_any_side(_damped_inverse_at_once)
+_DAMPED_INVERSE = traced_by_type(_damped_inverse_at_once, [3, 1])
 
 
 def _damped(matrix, damping):
@@ -306,7 +295,7 @@ def _eigendecomposition(matrix, tolerance):
     return tf.where(good, tf.maximum(d, 0), float("nan")), Q
 
 
-_EIGENDECOMPOSITION = _of_any_side(_eigendecomposition)
+_EIGENDECOMPOSITION = traced_by_type(_eigendecomposition, [3, 1])
 
 
 def pack_symmetric(matrix: tf.Tensor) -> tf.Tensor:

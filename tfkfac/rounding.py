@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfkfac.tracing import traced_once
+from tfkfac.tracing import traced_by_type
 
 RESOLUTION = 2  # Machine epsilons of the largest eigenvalue.
 
@@ -62,8 +62,4 @@ def _condition(matrix, inverse):
     return a * b
 
 
-# Of any side, such that there is one trace.
-_TRACED = {
-    dtype: traced_once(_condition, 2 * [tf.TensorSpec([None] * 3, dtype)])
-    for dtype in (tf.float32, tf.float64)
-}
+_TRACED = traced_by_type(_condition, [3, 3])

@@ -34,6 +34,23 @@ def traced_once(
     return call
 
 
+def traced_by_type(
+    function: Callable, ranks: Sequence[int]
+) -> dict[tf.DType, Callable]:
+    """Returns `traced_once` for float32 and float64, each for all shapes.
+
+    Args:
+        function: Of tensors of one type.
+        ranks: The numbers of their axes.
+    """
+    return {
+        dtype: traced_once(
+            function, [tf.TensorSpec([None] * rank, dtype) for rank in ranks]
+        )
+        for dtype in (tf.float32, tf.float64)
+    }
+
+
 def apart(branch: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
     """Makes a branch that is seldom taken be optimized when it first is."""
     in_graph = tf.function(

@@ -34,7 +34,7 @@ for _name, _values in {
     "seed": (0, 1),
     "learning_rate": (0.1, 0.2),
     "augment": (0, 1),
-    "data_dir": ("/tmp/a", "/tmp/b"),
+    "data_dir": ("data/first", "data/second"),
     "steps": (3, 6),
     "model": ("small_cnn", "small_cnn_bn"),
 }.items():
