@@ -550,7 +550,6 @@ def without(key):
                 {"records": [{"step": "1"}]},
                 {"step": "15"},
                 {"step": -5},
-                {"step": 99},  # Of a file with another number.
                 {"step": 1.5},
                 {"begun": 0},
                 {"seconds": -1},
@@ -567,6 +566,17 @@ def test_checkpoint_of_another_form_is_named(state, tmp_path):
         file.writestr("of_ranks.npz", arrays.getvalue())
     with pytest.raises(SystemExit, match="00000001.keras is corrupt"):
         checkpoints.read(path)
+
+
+def test_a_checkpoint_of_another_step_is_refused(run_dir):
+    path, before = run_dir
+    last = checkpoints.latest(path)
+    other = last.with_name("00000099.keras")
+    shutil.copy(last, other)
+    with pytest.raises(SystemExit, match=f"{other} is corrupt .*step=23.*rem"):
+        resume(path)
+    after = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert after == {**before, other: before[last]}
 
 
 @pytest.mark.parametrize("spoil", ["cut", "flip"])
