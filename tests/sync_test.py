@@ -211,6 +211,14 @@ def test_sums_of_another_state_do_not_count(other):
     assert joined(first, stale) == [[1.0, 8.0]] * 2
 
 
+def test_ranks_that_round_in_other_ways_count():
+    first, other = (
+        in_mid_window([1.0, 8.0]),
+        in_mid_window([3.0, 5], weight=1.00001),
+    )
+    assert joined(first, other) == [[2.0, 6.5]] * 2
+
+
 def test_a_bad_micro_step_of_one_rank_is_one_of_all():
     def optimizer(is_finite, D):
         keras.utils.clear_session(free_memory=False)
