@@ -1,6 +1,8 @@
 """What `python -m trainers.<name>` runs."""
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 from absl import app, flags
 
@@ -13,6 +15,7 @@ def main(trainer: command_line.Trainer) -> None:
     """Runs `trainer` with the flags of the command line."""
     command_line.define_flags(trainer, flags.FLAGS)
 
+    @in_a_sentence()
     def run(argv):
         command_line.refuse_words(argv[1:])
         checked = command_line.check(trainer, flags.FLAGS)
@@ -24,15 +27,27 @@ def main(trainer: command_line.Trainer) -> None:
             return
         from trainers import harness
 
-        try:
-            harness.main(checked)
-        except OSError as error:
-            # Files have sentences of their own, which name them.
-            if error.errno != errno.ENOSPC:
-                raise
-            raise SystemExit(
-                "stdout is full: what was saved is whole, and --resume goes on "
-                "from there"
-            ) from error
+        harness.main(checked)
 
     app.run(run)
+
+
+@contextlib.contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """Exits with the sentence of an error that is no fault of the program."""
+    try:
+        yield
+    except OSError as error:
+        # Files have sentences of their own, which name them.
+        if error.errno != errno.ENOSPC:
+            raise
+        raise SystemExit(
+            "stdout is full: what was saved is whole, and --resume goes on "
+            "from there"
+        ) from error
+    except RuntimeError as error:
+        from tfkfac.distributed.roll_call import RanksError
+
+        if not isinstance(error, RanksError):
+            raise
+        raise SystemExit(str(error)) from error
