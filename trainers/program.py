@@ -27,24 +27,25 @@ def main(trainer: command_line.Trainer) -> None:
             return
         from trainers import harness
 
-        harness.main(checked)
+        try:
+            harness.main(checked)
+        except OSError as error:
+            # Files have sentences of their own, which name them.
+            if error.errno != errno.ENOSPC:
+                raise
+            raise SystemExit(
+                "stdout is full: what was saved is whole, and --resume goes on "
+                "from there"
+            ) from error
 
     app.run(run)
 
 
 @contextlib.contextmanager
 def in_a_sentence() -> Iterator[None]:
-    """Exits with the sentence of an error that is no fault of the program."""
+    """Exits with what the ranks of a run say of each other."""
     try:
         yield
-    except OSError as error:
-        # Files have sentences of their own, which name them.
-        if error.errno != errno.ENOSPC:
-            raise
-        raise SystemExit(
-            "stdout is full: what was saved is whole, and --resume goes on "
-            "from there"
-        ) from error
     except RuntimeError as error:
         from tfkfac.distributed.roll_call import RanksError
 
