@@ -7,9 +7,9 @@ from trainers import program
 
 
 def test_ranks_end_with_a_sentence_in_place_of_a_traceback():
-    with pytest.raises(SystemExit, match="Rank 1 does not answer"):
-        with program.in_a_sentence():
-            raise RanksError("Rank 1 does not answer")
+    said = "Rank 1 does not answer"
+    with pytest.raises(SystemExit, match=said), program.in_a_sentence():
+        raise RanksError(said)
 
 
 def test_other_errors_keep_their_traceback():
