@@ -6,7 +6,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import pytest
+from tensorflow.python import pywrap_tfe
 from tensorflow.python.framework import config
+
+# Keras' sessions and seeds would clear the kernels of all eager operations,
+# and to make them anew takes half the time of a small test.
+pywrap_tfe.TFE_ContextClearCaches = lambda context: None
 
 
 @pytest.fixture(autouse=True)

@@ -69,14 +69,12 @@ def image_model():
     )
 
 
-def ghost_model(virtual_batch_size):
+def ghost_model():
     return keras.Sequential(
         [
             keras.Input((5, 5, 2)),
             keras.layers.Conv2D(3, 3, use_bias=False, name="conv"),
-            GhostBatchNormalization(
-                virtual_batch_size=virtual_batch_size, name="ghost"
-            ),
+            GhostBatchNormalization(virtual_batch_size=2, name="ghost"),
             keras.layers.ReLU(),
             keras.layers.Flatten(),
             keras.layers.Dense(3, name="logits"),
@@ -122,8 +120,7 @@ def every_kind_model(lora=True):
 MODELS = {
     "every kind": (every_kind_model, TOKENS, CLASSES),
     "images": (image_model, IMAGES, CLASSES),
-    "ghosts of 2": (lambda: ghost_model(2), IMAGES, CLASSES),
-    "ghosts of 3": (lambda: ghost_model(3), IMAGES, CLASSES),
+    "ghosts": (ghost_model, IMAGES, CLASSES),
     "tokens": (token_model, TOKENS, TOKENS),
 }
 # name: (model, options of KFAC, options of compile, micro-steps)
@@ -146,34 +143,39 @@ CASES = {
         1,
     ),
     "tokens in micro-steps": ("tokens", {"tied": "balanced"}, {}, 3),
+    "staggered": ("images", {"refresh": "staggered"}, {}, 1),
+    "drift": ("images", {"refresh": "drift"}, {}, 1),
+    "every kind": ("every kind", {}, {}, 1),
+    "ghosts": ("ghosts", {"norm_curvature": "full"}, {}, 1),
+    "half": ("tokens", {"communication_dtype": "float16"}, {}, 1),
 }
-for _name in ("images", "tokens", "micro-steps", "eager", "several a call"):
-    _model, _options, _compile, _micro = CASES[_name]
-    for _strategy in ("replicated", 2):
-        CASES[f"{_name}, strategy {_strategy}"] = (
-            _model,
-            _options | {"strategy": _strategy},
-            _compile,
-            _micro,
-        )
-CASES["staggered"] = ("images", {"refresh": "staggered"}, {}, 1)
-CASES["staggered, strategy replicated"] = (
-    "images",
-    {"refresh": "staggered", "strategy": "replicated"},
-    {},
-    1,
-)
-CASES["every kind"] = ("every kind", {}, {}, 1)
-CASES["drift"] = ("images", {"refresh": "drift"}, {}, 1)
-for _name in ("ghosts of 2", "ghosts of 3"):
-    CASES[_name] = (_name, {"norm_curvature": "full"}, {}, 1)
-for _strategy in ("owner", "replicated", 2):
-    CASES[f"half, strategy {_strategy}"] = (
-        "tokens",
-        {"communication_dtype": "float16", "strategy": _strategy},
-        {},
-        1,
-    )
+# By number of ranks, what is trained on so many, with which strategy. Each case
+# is traced by each of them, which takes its seconds.
+OF_RANKS = {
+    1: [(case, "owner") for case in CASES if case != "half"],
+    2: [
+        ("eager", "owner"),
+        ("several a call", "owner"),
+        ("micro-steps", "owner"),
+        ("eigen", "owner"),
+        ("tokens balanced", "owner"),
+        ("tokens in micro-steps", "owner"),
+        ("staggered", "owner"),
+        ("staggered", "replicated"),
+    ],
+    3: [
+        ("images", "owner"),
+        ("tokens", "owner"),
+        ("tokens", "replicated"),
+        ("micro-steps", "replicated"),
+        ("every kind", "owner"),
+        ("drift", "owner"),
+        ("ghosts", "owner"),
+        ("half", "owner"),
+        ("half", "replicated"),
+    ],
+    4: [("images", 2), ("micro-steps", 2), ("half", 2)],
+}
 
 
 def compiled(build, options, compile_options, micro_steps):
@@ -212,8 +214,9 @@ def local_batches(x, y, micro_steps, rank, size):
             yield a[own], b[own]
 
 
-def train(case, rank, size):
+def train(case, strategy, rank, size):
     name, options, compile_options, micro_steps = CASES[case]
+    options = options | {"strategy": strategy}
     build, x, y = MODELS[name]
     model = compiled(build, options, compile_options, micro_steps)
     batches = list(local_batches(x, y, micro_steps, rank, size))
@@ -226,52 +229,17 @@ def train(case, rank, size):
     return model
 
 
-# What does not depend on the number of ranks is for two or three of them.
-OF_TWO = ("eager", "several a call", "eigen", "tokens balanced", "staggered")
-OF_THREE = (
-    "tokens",
-    "drift",
-    "ghosts of 2",
-    "images, strategy replicated",
-    "tokens, strategy replicated",
-    "micro-steps, strategy replicated",
-    "half, strategy owner",
-    "half, strategy replicated",
-)
-
-
-def fits(case, size):
-    """Whether groups of ranks, and ghost batches, divide what they are of."""
-    strategy = CASES[case][1].get("strategy")
-    if size == 1 and strategy is not None:
-        return False  # No matter on one process.
-    if isinstance(strategy, int) and (size % strategy or size == strategy):
-        return False  # All ranks in one group is "replicated".
-    if size == 2 and case in OF_THREE:
-        return False
-    if size == 3 and case.split(",")[0] in OF_TWO:
-        return False
-    if size == 4 and not isinstance(strategy, int):
-        return False
-    name = CASES[case][0]
-    if name == "every kind" and size not in (1, 3):
-        return False  # It takes half a minute of each rank.
-    return not name.startswith("ghosts") or BATCH // size % int(name[-1]) == 0
-
-
-def main(folder, *cases):
+def main(folder):
     communicator = tfkfac.init()
     rank, size = communicator.rank, communicator.size
     results = {}
-    for case in cases or CASES:
-        if not fits(case, size):
-            continue
-        model = train(case, rank, size)
+    for case, strategy in OF_RANKS[size]:
+        model = train(case, strategy, rank, size)
         weights = [w.numpy().ravel() for w in model.trainable_weights]
-        results[case] = np.concatenate(weights)
+        results[f"{case}, {strategy}"] = np.concatenate(weights)
     pathlib.Path(folder).mkdir(exist_ok=True)
     np.savez(f"{folder}/{rank}.npz", **results)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])
