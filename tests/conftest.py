@@ -14,6 +14,19 @@ from tensorflow.python.framework import config
 pywrap_tfe.TFE_ContextClearCaches = lambda context: None
 
 
+# Their tests take minutes, most of them several processes.
+_LONG = ("distributed_test", "trainers_test", "fault_campaign_test")
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with what is long, so that no worker is left alone with it.
+
+    One worker gets all of it, as pytest-xdist deals out the first tests in
+    order.
+    """
+    items.sort(key=lambda item: item.module.__name__ not in _LONG)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_names():
     """Layers are named anew in each test, as some tests name them."""
