@@ -1,6 +1,9 @@
-"""State saved and restored on two ranks.
+"""State saved and restored on two ranks, by eager steps.
 
 horovodrun -np 2 python tests/distributed_restores.py folder
+
+Graphs of so many models would take minutes; `distributed_training` and
+`trainers_program` restore where steps are graphs.
 """
 
 import contextlib
@@ -10,6 +13,7 @@ import sys
 import distributed_program as program
 import keras
 import numpy as np
+import tensorflow as tf
 from distributed_ranks import (
     LOSS,
     RANK,
@@ -309,4 +313,5 @@ def check_restored_under_other_names(folder):
 
 
 if __name__ == "__main__":
+    tf.config.run_functions_eagerly(True)
     main(globals(), *sys.argv[1:])

@@ -79,24 +79,23 @@ def trained(model, optimizer, loss_of, data, eager, times=4):
 
 
 def check_two_calls_of_the_model(folder):
-    """In the step of one update; for both Fishers, in a graph and eagerly."""
+    """In the step of one update; of both Fishers, in a graph and eagerly."""
     sampled = {"fisher": "sampled", "likelihood": tfkfac.Gaussian()}
-    for eager in (False, True):
-        for options in ({}, sampled):
+    for eager, options in ((False, {}), (True, sampled)):
 
-            def train(data, eager=eager, options=options):
-                model = network(6, 5, 3)
+        def train(data, eager=eager, options=options):
+            model = network(6, 5, 3)
 
-                def loss_of(data):
-                    p = model(data["x"], training=True)
-                    loss = tf.reduce_mean((p - data["y"]) ** 2)
-                    p = model(-2 * data["x"], training=True)
-                    return loss + tf.reduce_mean((p + data["y"]) ** 2)
+            def loss_of(data):
+                p = model(data["x"], training=True)
+                loss = tf.reduce_mean((p - data["y"]) ** 2)
+                p = model(-2 * data["x"], training=True)
+                return loss + tf.reduce_mean((p + data["y"]) ** 2)
 
-                optimizer = kfac(model, **options)
-                return trained(model, optimizer, loss_of, data, eager)
+            optimizer = kfac(model, **options)
+            return trained(model, optimizer, loss_of, data, eager)
 
-            compare(train)
+        compare(train)
 
 
 class Parts(keras.Model):
@@ -174,7 +173,7 @@ def check_losses_that_return_one_number(folder):
             def train(data, fisher=fisher, loss=loss):
                 model = network(6, 5, 3)
                 optimizer = kfac(model, fisher=fisher, likelihood=likelihood)
-                model.compile(optimizer, loss)
+                model.compile(optimizer, loss, run_eagerly=True)
                 for _ in range(4):
                     model.train_on_batch(data["x"], data["y"])
                 return [model]
