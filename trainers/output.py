@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import itertools
 import json
 import math
@@ -133,6 +134,8 @@ def _refusal(path: pathlib.Path):
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise  # Of which the directory is no cause.
         raise SystemExit(
             f"--model_dir={path}: cannot write there ({error.strerror}); "
             "give a directory that can be written to"

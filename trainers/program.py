@@ -43,9 +43,16 @@ def main(trainer: command_line.Trainer) -> None:
 
 @contextlib.contextmanager
 def in_a_sentence() -> Iterator[None]:
-    """Exits with what the ranks of a run say of each other."""
+    """Exits with a sentence where an error is of no line of the program."""
     try:
         yield
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise SystemExit(
+            f"{error.filename or 'a file'} cannot be opened, as too many are "
+            "open; allow more, as by ulimit -n 1024"
+        ) from error
     except RuntimeError as error:
         from tfkfac.distributed.roll_call import RanksError
 

@@ -92,7 +92,7 @@ def bring_about(
         "expected": fault.expected,
         "outcome": faults.outcome(fault, ending),
         "ending": ending.kind,
-        "said": ending.said,
+        "said": ending.said.replace(f"{folder}/", ""),
         "seconds": round(time.monotonic() - start, 2),
     }
 

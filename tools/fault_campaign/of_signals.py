@@ -218,9 +218,9 @@ faults.add(
 )
 faults.add(
     "system",
-    "5 file descriptors",
-    functools.partial(_descriptors, number=5),
-    refused="Too many open files|file descriptors",
+    "12 file descriptors",
+    functools.partial(_descriptors, number=12),
+    refused="too many are open; allow more|file descriptors",
     either=True,
     long=True,
 )

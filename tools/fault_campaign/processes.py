@@ -24,6 +24,7 @@ from tools.fault_campaign.faults import (
 )
 
 _GRACE = 15.0  # Seconds that ranks have to end after the first that failed.
+_TRACEBACK = "a traceback: "  # How an ending by one begins.
 
 
 class Process:
@@ -138,7 +139,7 @@ def _ending_of(function, output) -> Ending:
     except HungError as error:
         return Ending("hung", str(error))
     except TracebackError as error:
-        return Ending("died", f"a traceback: {error}"[:4000])
+        return Ending("died", f"{_TRACEBACK}{error}"[:4000])
     except KeyboardInterrupt:
         return Ending("died", "KeyboardInterrupt")
     except BaseException as error:
@@ -187,6 +188,8 @@ def demand(ending: Ending) -> None:
     if ending.kind == "hung":
         raise HungError(ending.said)
     assert ending.kind != "asserted", ending.said
+    if ending.said.startswith(_TRACEBACK):
+        raise TracebackError(ending.said.removeprefix(_TRACEBACK))
     raise RuntimeError(ending.said)
 
 
