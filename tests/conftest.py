@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -50,3 +51,22 @@ def _process_settings():
 def float64():
     """Runs a test with `floatx="float64"`."""
     keras.config.set_floatx("float64")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A run of `trainers.mnist` of two epochs, with a checkpoint of each."""
+    import mnist_runs
+
+    path = tmp_path_factory.mktemp("finished") / "run"
+    mnist_runs.train(
+        "--optimizer=momentum", "--epochs=2", f"--model_dir={path}"
+    )
+    return path
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path):
+    """A copy of it, and what is in it."""
+    path = shutil.copytree(finished, tmp_path / "run")
+    return path, {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}

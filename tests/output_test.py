@@ -1,0 +1,150 @@
+"""A run's directory: whose it is, and files that are whole."""
+
+import contextlib
+import fcntl
+import json
+
+import pytest
+import two_ranks
+from mnist_runs import check, train
+
+from trainers import (
+    harness,
+    output,
+)
+
+
+@contextlib.contextmanager
+def another_job(path):
+    """Has a directory in the way of a job of another process."""
+    with (path / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"], ["--overwrite"]])
+def test_a_second_job_in_a_directory_is_refused(more, run_dir):
+    path, before = run_dir
+    if not more:
+        path = path.parent / "new"
+        path.mkdir()
+    argv = ["--optimizer=momentum", "--epochs=2", f"--model_dir={path}", *more]
+    message = f"--model_dir={path}: another job runs in it; wait"
+    with another_job(path), pytest.raises(SystemExit, match=message):
+        train(*argv)
+    found = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert found == (before if more else {path / ".lock": b""})
+
+
+def test_all_ranks_refuse_a_directory_that_is_taken(tmp_path):
+    run = check(f"--model_dir={tmp_path}")
+
+    def of_rank(ranks):
+        try:
+            with harness.claimed(run, ranks):
+                return "claimed"
+        except SystemExit as end:
+            return end.code
+
+    with another_job(tmp_path):
+        first, second = two_ranks.run(2, of_rank)
+    assert first == second and "another job runs in it" in first
+    assert two_ranks.run(2, of_rank) == ["claimed"] * 2
+
+
+def test_what_came_into_a_directory_after_the_flags_were_checked(tmp_path):
+    """A job that was started a second earlier, and has ended."""
+    new, resumed = check(f"--model_dir={tmp_path}"), tmp_path / "resumed"
+    (tmp_path / "configuration.json").write_text("{}")
+    with pytest.raises(SystemExit, match="configuration.json of another run"):
+        harness.main(new)
+    assert (tmp_path / "configuration.json").read_text() == "{}"
+    resumed.mkdir()
+    configuration = output.plain(new.configuration())
+    output.write_json(resumed / "configuration.json", configuration)
+    again = check("--resume", f"--model_dir={resumed}")
+    output.write_json(
+        resumed / "configuration.json", {**configuration, "seed": 9}
+    )
+    with pytest.raises(SystemExit, match="seed is 0 now and was 9"):
+        harness.main(again)
+
+
+def test_another_run_is_kept(tmp_path):
+    model_dir = f"--model_dir={tmp_path}"
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(SystemExit, match="summary.json is there, and no conf"):
+        check(model_dir, "--overwrite")
+    output.clear(tmp_path)
+    assert (tmp_path / "summary.json").exists()
+    (tmp_path / "configuration.json").write_text("{}")
+    for name in ("checkpoints/00000001.keras", "compare_adam/log.jsonl",
+                 "tensorboard/kfac/events.out.tfevents.1"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("of the run")
+    mine = {"notes.txt", "compare_notes.txt", "tensorboard/mine",
+            "spectra/mine/a.txt", "compare_adam/notes"}  # fmt: skip
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("kept")
+    with pytest.raises(SystemExit, match="configuration.json of another run"):
+        check(model_dir)
+    assert (tmp_path / "summary.json").read_text() == "{}"
+    # Until it is known that the new run can be.
+    bad = ["--damping=1", "--damping_target=0.001", "--damping_warmup=3"]
+    with pytest.raises(SystemExit, match="--optimizer=kfac: WarmupDamping"):
+        harness.main(check(model_dir, "--overwrite", *bad))
+    assert (tmp_path / "summary.json").read_text() == "{}"
+    run = check(model_dir, "--overwrite")
+    output.clear(run.model_dir)
+    left = {p for p in tmp_path.rglob("*") if not p.is_dir()}
+    assert {str(p.relative_to(tmp_path)) for p in left} == mine
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_checkpoints_may_lie_elsewhere(tmp_path):
+    there, run = tmp_path / "there", tmp_path / "run"
+    there.mkdir()
+    run.mkdir()
+    (run / "checkpoints").symlink_to(there)
+    for path in (there / "00000002.keras", there / "mine", run / "log.csv",
+                 run / "configuration.json"):  # fmt: skip
+        path.write_text("")
+    output.clear(run)
+    assert [path.name for path in there.iterdir()] == ["mine"]
+    assert not list(run.glob("*.csv"))
+    output.write_json(run / "a.json", {})
+    (run / "partial_a.json").mkdir()
+    with pytest.raises(SystemExit, match="partial_a.json is a folder"):
+        output.write_json(run / "a.json", {"b": 1})
+    assert json.loads((run / "a.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("text", ["3", "null", "[]", '{"settings": 3}', "{"])
+def test_a_configuration_of_another_form_is_named(text, tmp_path):
+    (tmp_path / "configuration.json").write_text(text)
+    with pytest.raises(SystemExit, match="configuration.json is corrupt"):
+        output.resumed(str(tmp_path), {"settings": {}})
+
+
+def test_whole_keeps_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "summary.json"
+    output.write_json(path, {"loss": float("nan")})
+    with pytest.raises(TypeError, match="JSON"):
+        output.write_json(path, {"loss": object()})
+    assert json.loads(path.read_text()) == {"loss": "nan"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    output.write_json(path, {"loss": 1.0})
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output.pathlib.Path, "write_text", full)
+    with pytest.raises(SystemExit, match="summary.json cannot .*No space left"):
+        output.write_json(path, {"loss": 2.0})
+    assert json.loads(path.read_text()) == {"loss": 1.0}
+    assert list(tmp_path.iterdir()) == [path]
