@@ -2,11 +2,7 @@
 
 import keras
 
-from trainers import (
-    command_line,
-    harness,
-    mnist,
-)
+from trainers import command_line, harness, mnist
 
 
 def check(*argv, trainer=mnist.TRAINER):

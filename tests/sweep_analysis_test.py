@@ -1,0 +1,175 @@
+"""What trials come to: results, scaling, pictures, the prediction."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from sweeps import DIGITS, record, spaces, study
+
+from tools.quadratic import model as quadratic
+from tools.quadratic import study as quadratic_study
+from tools.sweep import analysis, prediction, report, trials
+from tools.sweep.store import Store
+from tools.sweep.trials import DIVERGED, MISSED, REACHED, TUNING_SEED
+
+
+def test_scaling_is_recovered():
+    sizes = [16, 32, 64, 128, 256, 1024]
+    fit = analysis.scaling(sizes, [30 * (1 + 200 / b) for b in sizes])
+    assert fit.least_steps == pytest.approx(30, rel=1e-3)
+    assert fit.critical == pytest.approx(200, rel=1e-3)
+    assert fit.error < 1e-4
+    perfect = analysis.scaling(sizes, [4096 / b for b in sizes])
+    assert perfect.critical > 1e6
+    assert analysis.scaling(sizes, [7.0] * 6).critical < 1e-3
+
+
+def test_perfect_up_to():
+    assert analysis.perfect_up_to([16, 32, 64], [100, 50, 45]) == 32
+    assert analysis.perfect_up_to([16, 64, 128], [100, 25, 13]) == 128
+
+
+def test_stage_targets_by_hand():
+    curve = {"step": [0, 40, 80, 100], "loss": [2.0, 1.0, 0.5, 0.4]}
+    found = analysis.stage_targets(curve, "loss", [40, 80])
+    assert found == pytest.approx([1.2, 0.6, 0.42])
+    assert analysis.steps_to(curve, "loss", 0.6) == 80
+    assert analysis.steps_to(curve, "loss", 0.3) is None
+
+
+def test_results():
+    done = [record(0, steps=12), record(1, DIVERGED), record(2, steps=9)]
+    done += [record(2, seed=seed, steps=s) for seed, s in [(0, 8), (1, 11)]]
+    (found,) = analysis.results(study(), done, train_size=640)
+    assert found.steps == 9.5
+    assert found.epochs == pytest.approx(0.95)
+    assert found.failed(DIVERGED) == 1
+    assert found.learning_rate == record(2)["settings"]["learning_rate"]
+    assert analysis.speedup([found]) == {64: 1.0}
+
+
+def synthetic(asked, label, batch_size, index, rate):
+    """A trial whose loss falls as exp(-rate step) from 2."""
+    steps = np.arange(1, 601)
+    values = 2 * np.exp(-rate * steps)
+    reached = int(np.argmax(values <= asked.target)) + 1
+    return {
+        "arm": label,
+        "batch_size": batch_size,
+        "index": index,
+        "settings": asked.settings(label)[index],
+        "seed": TUNING_SEED,
+        "status": REACHED,
+        "steps": reached,
+        "curve": {
+            "step": steps.tolist(),
+            "loss": values.tolist(),
+            "accuracy": (1 - values / 2).tolist(),
+            "val_loss": values.tolist(),
+            "val_accuracy": (1 - values / 2).tolist(),
+        },
+        "seconds": 1.0,
+    }
+
+
+def test_all_pictures_and_the_prediction(tmp_path, capsys):
+    """The protocol of Ma: a grid, no stop, a rate that falls twice."""
+    flags = (*DIGITS, "--schedule=steps")
+    asked = study(
+        ("momentum", "kfac"), flags=flags, search="grid", trials=2,
+        spaces=spaces("grid"), stop=False,
+    )  # fmt: skip
+    store = Store(tmp_path, asked)
+    for label, size in asked.cells():
+        for index in range(4):
+            rate = 0.01 * (1 + index) / (1 + 64 / size)
+            found = synthetic(asked, label, size, index, rate)
+            store.add(found)
+        for seed in asked.seeds:
+            store.add({**found, "seed": seed})
+    direction = {"layer": "a", "curvature": 1.0, "variance": 0.5}
+    directions = [
+        {**direction, "rank": 1},
+        {**direction, "rank": 100, "curvature": 0.01, "variance": 0.01},
+    ]
+    spectra = {"layers": [{"layer": "a", "positive": 100}]}
+    file = tmp_path / "spectra.json"
+    file.write_text(json.dumps({**spectra, "directions": directions}))
+    report.write(tmp_path, file)
+    text = (tmp_path / "report.md").read_text()
+    names = (*report.figures.FIGURES, "prediction")
+    assert all((tmp_path / f"{n}.png").stat().st_size > 5000 for n in names)
+    fitted = re.search(r"\| momentum \| ([\d.]+) \| ([\d.]+) \|", text)
+    assert float(fitted[2]) == pytest.approx(64, rel=0.3)
+    assert "kfac, batch size 64: best at the border" in text
+    assert (
+        len(re.findall(r"^\| kfac \| \d+ \| \d+[.\d]* \| \d+ \|$", text, re.M))
+        == 3
+    )
+    file.write_text("{}")
+    with pytest.raises(SystemExit, match="is no spectra.json of tools.spectra"):
+        report.write(tmp_path, file)
+
+
+def test_prediction_of_a_known_spectrum():
+    """With the spectrum 1/i whole, it is that of tools.noisy_quadratic."""
+    ranks = np.unique(np.geomspace(1, 1000, 30).round())
+    directions = [
+        {"layer": "a", "rank": r, "curvature": 1 / r, "variance": 1 / r}
+        for r in ranks
+    ]
+    spectra = {"directions": directions}
+    spectra["layers"] = [{"layer": "a", "positive": 1000}]
+    exact = quadratic.power_law(1000)
+    loss = exact.initial_risk
+    found = prediction.measured(spectra, loss)
+    assert found.dimension == 1000
+    assert found.initial_risk == pytest.approx(loss)
+    for size in (4, 4096):
+        ours, theirs = (
+            quadratic_study.answer(
+                quadratic_study.Question(model, "sgd", 0.0, size, 0.05)
+            )["steps"]
+            for model in (found, exact)
+        )
+        assert ours == pytest.approx(theirs, rel=0.05)
+    # With little damping it is the power 1 of Zhang, but for the scale.
+    near = prediction.preconditioned(exact, 1e-9)
+    assert near.curvature == pytest.approx(exact.preconditioned(1.0).curvature)
+    assert near.initial_risk == pytest.approx(loss)
+
+
+def test_report_of_nothing(tmp_path):
+    with pytest.raises(SystemExit, match="holds no study"):
+        report.write(tmp_path)
+    Store(tmp_path, study())
+    with pytest.raises(SystemExit, match="holds no trial yet"):
+        report.write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        [record(0, MISSED)],
+        [record(0, MISSED), record(1, DIVERGED)],
+        [trials.Task(0, {"learning_rate": 1.0}, TUNING_SEED).crashed("of it")],
+    ],
+)
+def test_report_of_what_there_is(done, tmp_path, capsys):
+    store = Store(tmp_path, study())
+    for found in done:
+        store.add({"arm": "sgd", "batch_size": 64, **found})
+    report.write(tmp_path)
+    assert "sgd, batch size 64: " in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "steps.png").exists()
+
+
+def test_trials_that_failed_count_as_nothing_learned():
+    done = [record(0, last=0.4), record(1, DIVERGED, last=0.1)]
+    (found,) = analysis.results(study(), done, 640)
+    assert analysis.accuracies_at(found, 100) == [0.0, 0.9]
+    assert analysis.worst([found], "val_loss")["index"] == 0
+    assert analysis.best_value(found, "val_loss") == 0.4
+    assert math.isinf(trials.rank(study(), done[1])[0])
