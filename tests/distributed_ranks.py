@@ -1,13 +1,19 @@
-"""What programs of checks on several ranks have in common.
+"""Checks on several ranks: a program, and what they have in common.
 
-Each check is a function `check_...(folder)`, and ends with an error.
+    horovodrun -np 2 python tests/distributed_ranks.py folder module ...
+
+Each check is a function `check_...(folder)` of a module; it raises an error, or
+has passed.
 """
 
 import contextlib
+import importlib
+import sys
 
 import distributed_program as program
 import keras
 import numpy as np
+import tensorflow as tf
 
 import tfkfac
 
@@ -70,9 +76,16 @@ def alone():
         communicator.current = current
 
 
-def main(checks, folder, only=""):
-    """Runs the checks of a program, or those whose name has `only` in it."""
-    for name, check in list(checks.items()):
-        if name.startswith("check_") and only in name:
-            check(folder)
-            print(f"{name} passed", flush=True)
+def main(folder, *names):
+    """Runs the checks of modules, those with `EAGER = True` by eager steps."""
+    for name in names:
+        module = importlib.import_module(name)
+        tf.config.run_functions_eagerly(getattr(module, "EAGER", False))
+        for key, check in list(vars(module).items()):
+            if key.startswith("check_"):
+                check(folder)
+                print(f"{key} passed", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,6 +1,6 @@
 """State saved and restored on two ranks, by eager steps.
 
-horovodrun -np 2 python tests/distributed_restores.py folder
+horovodrun -np 2 python tests/distributed_ranks.py folder distributed_restores
 
 Graphs of so many models would take minutes; `distributed_training` and
 `trainers_program` restore where steps are graphs.
@@ -8,12 +8,10 @@ Graphs of so many models would take minutes; `distributed_training` and
 
 import contextlib
 import pathlib
-import sys
 
 import distributed_program as program
 import keras
 import numpy as np
-import tensorflow as tf
 from distributed_ranks import (
     LOSS,
     RANK,
@@ -24,13 +22,14 @@ from distributed_ranks import (
     dense,
     equal_on_all_ranks,
     kfac,
-    main,
     raises,
     weights,
 )
 
 import tfkfac
 from tfkfac import callbacks
+
+EAGER = True
 
 
 def check_memory_after_a_restore(folder):
@@ -310,8 +309,3 @@ def check_restored_under_other_names(folder):
             model.train_on_batch(X, Y)
     assert not b.optimizer.curvature.waiting()
     np.testing.assert_array_equal(weights(a), weights(b))
-
-
-if __name__ == "__main__":
-    tf.config.run_functions_eagerly(True)
-    main(globals(), *sys.argv[1:])

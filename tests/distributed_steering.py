@@ -1,10 +1,9 @@
 """Checks on two ranks of what one of them decides alone.
 
-horovodrun -np 2 python tests/distributed_steering.py folder
+horovodrun -np 2 python tests/distributed_ranks.py folder distributed_steering
 """
 
 import contextlib
-import sys
 
 import keras
 import numpy as np
@@ -17,7 +16,6 @@ from distributed_ranks import (
     dense,
     equal_on_all_ranks,
     kfac,
-    main,
     raises,
     weights,
 )
@@ -251,7 +249,3 @@ def check_weights_of_one_rank_are_seen(folder):
     model.compile(keras.optimizers.Adam(), LOSS)
     with raises(ValueError, "Adam averages no gradients", "distribute"):
         fit(model)
-
-
-if __name__ == "__main__":
-    main(globals(), *sys.argv[1:])

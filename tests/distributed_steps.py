@@ -1,18 +1,17 @@
 """Training steps of one's own on two ranks, and on one on the joint batch.
 
-    horovodrun -np 2 python tests/distributed_steps.py folder
+    horovodrun -np 2 python tests/distributed_ranks.py folder distributed_steps
 
 Each check trains a model twice: on this rank's examples, and alone on those of
 all ranks. The weights come to the same.
 """
 
 import logging
-import sys
 
 import keras
 import numpy as np
 import tensorflow as tf
-from distributed_ranks import RANK, RANKS, alone, equal_on_all_ranks, main
+from distributed_ranks import RANK, RANKS, alone, equal_on_all_ranks
 from keras import layers
 
 import tfkfac
@@ -49,7 +48,10 @@ def kfac(model, **options):
 
 
 def compare(train, rtol=1e-4):
-    """`train(data)` returns models; those of both runs have equal weights."""
+    """`train(data)` returns models; those of both runs have equal weights.
+
+    Of one process steps are eager, as its graphs would take longer.
+    """
     found = []
     for data in (OWN, JOINT):
         keras.utils.clear_session(free_memory=False)
@@ -72,7 +74,7 @@ def trained(model, optimizer, loss_of, data, eager, times=4):
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(loss, variables), variables)
 
-    step = step if eager else tf.function(step)
+    step = step if eager or data is JOINT else tf.function(step)
     for _ in range(times):
         step()
     return [model]
@@ -123,6 +125,7 @@ def check_parts_of_a_model_that_is_not_called(folder):
 
         def train(data, eager=eager):
             model = Parts()
+            eager = eager or data is JOINT
             model.compile(kfac(model, fisher="auto"), run_eagerly=eager)
             for _ in range(4):
                 model.train_on_batch(data["x"])
@@ -154,7 +157,7 @@ def check_two_optimizers_of_a_gan(folder):
                 variables = G.trainable_variables
                 g_optimizer.apply(tape.gradient(loss, variables), variables)
 
-            step = step if eager else tf.function(step)
+            step = step if eager or data is JOINT else tf.function(step)
             for _ in range(4):
                 step()
             return [D, G]
@@ -218,7 +221,3 @@ def check_unequal_shares_of_masked_outputs_are_said(folder):
         weights = np.concatenate([v.numpy().ravel() for v in model.weights])
         assert equal_on_all_ranks(weights)
     assert said == [False, True, True]
-
-
-if __name__ == "__main__":
-    main(globals(), *sys.argv[1:])
