@@ -12,6 +12,7 @@ from tensorflow.python.framework import config
 
 # Keras' sessions and seeds would clear the kernels of all eager operations,
 # and to make them anew takes half the time of a small test.
+_CLEAR = pywrap_tfe.TFE_ContextClearCaches
 pywrap_tfe.TFE_ContextClearCaches = lambda context: None
 
 
@@ -45,6 +46,12 @@ def _process_settings():
     config.disable_op_determinism()
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def seeded_kernels(monkeypatch):
+    """A seed reaches the operations of `tf.random`, whose kernels have it."""
+    monkeypatch.setattr(pywrap_tfe, "TFE_ContextClearCaches", _CLEAR)
 
 
 @pytest.fixture

@@ -2,9 +2,12 @@
 
 import classifier
 import keras
+import pytest
 import tensorflow as tf
 
 import tfkfac
+
+pytestmark = pytest.mark.usefixtures("seeded_kernels")
 
 
 class Doubling(keras.layers.Layer):

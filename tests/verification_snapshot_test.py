@@ -13,6 +13,8 @@ from keras import layers
 import tfkfac
 from tfkfac.verification import snapshot
 
+pytestmark = pytest.mark.usefixtures("seeded_kernels")
+
 X, Y = classifier.X, classifier.Y
 
 
