@@ -10,6 +10,7 @@ import tfkfac
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 6, 6, 2)).astype("float32")
 Y = RNG.integers(0, 3, 16)
+EAGER = {"run_eagerly": True}  # For a step or two, without a trace.
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -75,7 +76,7 @@ def test_factors_do_not_depend_on_the_loss_scale(policy, name, fisher):
     policy(name)
     states = []
     for scale in (1.0, 2.0 ** (80 if name == "float32" else 15)):
-        model, kfac = make(scale, fisher=fisher)
+        model, kfac = make(scale, EAGER, fisher=fisher)
         for _ in range(2):
             model.train_on_batch(X, Y)
         assert int(kfac.iterations) == 2
@@ -131,7 +132,9 @@ def test_half_precision_products_are_averaged_in_float32(dtype):
     """They differ from float32 products by rounding alone."""
     states = []
     for factor_dtype in ("float32", dtype):
-        model, kfac = make(factor_dtype=factor_dtype, fisher="empirical")
+        model, kfac = make(
+            None, EAGER, factor_dtype=factor_dtype, fisher="empirical"
+        )
         model.train_on_batch(X, Y)
         states.append(kfac.curvature.state())
     epsilon = {"float16": 2**-10, "bfloat16": 2**-7}[dtype]
@@ -148,7 +151,7 @@ def test_half_precision_products_do_not_overflow_or_vanish(size):
     """Of values whose squares float16 cannot hold."""
     states = []
     for factor_dtype in ("float32", "float16"):
-        model, kfac = make(factor_dtype=factor_dtype)
+        model, kfac = make(None, EAGER, factor_dtype=factor_dtype)
         model.train_on_batch(X * size, Y)
         states.append(kfac.curvature.state())
     kernel = states[0]["conv/input_factor/moment"][0, :-1, :-1]

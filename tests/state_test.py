@@ -14,7 +14,7 @@ Y = RNG.integers(0, 3, STEPS * BATCH)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def make(attached=True, **settings):
+def make(attached=True, eager=False, **settings):
     model = keras.Sequential(
         [
             keras.Input((6,)),
@@ -37,7 +37,7 @@ def make(attached=True, **settings):
         model=model if attached else None,
         **settings,
     )
-    model.compile(optimizer, LOSS)
+    model.compile(optimizer, LOSS, run_eagerly=eager)
     return model
 
 
@@ -61,14 +61,20 @@ def same(a, b):
 @pytest.fixture(scope="module")
 def uninterrupted(request):
     keras.utils.clear_session(free_memory=False)
-    model = make(inverter=request.param)
+    inverter, eager = request.param
+    settings = {"inverter": inverter, "eager": eager}
+    model = make(**settings)
     train(model, range(STEPS))
-    return request.param, everything(model)
+    return settings, everything(model)
 
 
 @pytest.mark.parametrize(
     "uninterrupted, stop",
-    [*(("cholesky", stop) for stop in (1, 3, 4, 7)), ("eigen", 4)],
+    [
+        (("cholesky", False), 4),
+        (("eigen", False), 4),
+        *((("cholesky", True), stop) for stop in (1, 3, 7)),
+    ],
     indirect=["uninterrupted"],
 )
 @pytest.mark.parametrize(
@@ -76,8 +82,8 @@ def uninterrupted(request):
 )
 def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, way, stop):
     """At any point of a period, bit for bit."""
-    inverter, expected = uninterrupted
-    model = make(inverter=inverter)
+    settings, expected = uninterrupted
+    model = make(**settings)
     train(model, range(stop))
     path = str(tmp_path / "state")
     if way == "keras":
@@ -87,14 +93,14 @@ def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, way, stop):
     elif way == "weights":
         model.save_weights(path + ".weights.h5")
         keras.utils.clear_session(free_memory=False)
-        restored = make(inverter=inverter)
+        restored = make(**settings)
         restored.optimizer.build(restored.trainable_variables)
         restored.load_weights(path + ".weights.h5")
     else:
         saved = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
         path = saved.write(path)
         keras.utils.clear_session(free_memory=False)
-        restored = make(inverter=inverter, attached=way != "unattached")
+        restored = make(**settings, attached=way != "unattached")
         if way == "checkpoint":
             restored.optimizer.build(restored.trainable_variables)
         status = tf.train.Checkpoint(
@@ -122,10 +128,10 @@ def test_curvature_is_a_trackable_of_its_own(tmp_path):
         np.testing.assert_array_equal(found[name], value)
 
 
-@pytest.mark.parametrize("uninterrupted", ["cholesky"], indirect=True)
+@pytest.mark.parametrize("uninterrupted", [("cholesky", False)], indirect=True)
 def test_backup_and_restore(uninterrupted, tmp_path):
     """A run that dies after an epoch goes on from its backup."""
-    inverter, _ = uninterrupted
+    settings, _ = uninterrupted
 
     class Die(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -144,12 +150,12 @@ def test_backup_and_restore(uninterrupted, tmp_path):
             callbacks=[*more, backup],
         )
 
-    whole = make(inverter=inverter)
+    whole = make(**settings)
     whole.fit(X, Y, batch_size=BATCH, shuffle=False, epochs=3, verbose=0)
     with pytest.raises(KeyboardInterrupt):
-        fit(make(inverter=inverter), Die())
+        fit(make(**settings), Die())
     keras.utils.clear_session(free_memory=False)
-    resumed = make(inverter=inverter)
+    resumed = make(**settings)
     fit(resumed)
     same(everything(resumed), everything(whole))
 
