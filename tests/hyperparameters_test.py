@@ -168,6 +168,13 @@ def test_what_a_file_can_hold():
         ("clipnorm", 0.0),
         ("global_clipnorm", 0.0),
         ("clipvalue", -1.0),
+        # As float32 rounds them.
+        ("learning_rate", 1e39),
+        ("damping", 1e-50),
+        ("momentum", 1 - 1e-12),
+        ("kl_clip", 1e-50),
+        ("clipnorm", 1e-50),
+        ("weight_decay", 1e39),
     ],
 )
 def test_numbers_are_refused_where_they_enter(name, value):

@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 from recovery import LOSS, RNG, X, Y, all_finite, make
 
+import tfkfac
+
 
 def language_model():
     inputs = keras.Input((5,), dtype="int32")
@@ -34,6 +36,23 @@ def test_degenerate_batches(data, inverter, curvature):
         model.train_on_batch(*data)
     assert all_finite(model, optimizer)
     assert int(optimizer.skipped_steps) == 0
+
+
+@pytest.mark.parametrize("target", [1e19, 1e20, 1e25, 3e38])
+@pytest.mark.parametrize("kl_clip", ["auto", 1e-3])
+def test_a_target_that_the_squares_of_a_step_cannot_hold(target, kl_clip):
+    """The step is skipped, or as short as the clip makes it."""
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    optimizer = tfkfac.KFAC(kl_clip=kl_clip, model=net)
+    net.compile(optimizer, "mse", run_eagerly=True)
+    x, y = RNG.normal(size=(8, 4)), RNG.normal(size=(8, 3))
+    bad = y.copy()
+    bad[0, 0] = target
+    for targets in (y, bad, y, y):
+        net.train_on_batch(x, targets)
+    values = [*net.get_weights(), *(v.numpy() for v in optimizer.variables)]
+    assert all(np.isfinite(value).all() for value in values)
+    assert int(optimizer.skipped_steps) == (target > 1e22)
 
 
 def test_dead_units():

@@ -58,11 +58,15 @@ HOW = [{"run_eagerly": True}, {}, {"steps_per_execution": 2}]
 
 @pytest.mark.parametrize("how", HOW, ids=["eager", "graph", "several"])
 def test_too_many_skipped_steps_in_a_row_end_the_run(how):
-    """By a sentence, without a trace of the graph."""
-    model, _ = compiled(max_skipped_steps=2, compile_settings=how)
+    """By a sentence, without a trace of the graph; and it can go on."""
+    model, optimizer = compiled(max_skipped_steps=2, compile_settings=how)
     bad = np.full_like(X, np.nan)
     for batch in (bad, bad, X, bad, bad):
         model.train_on_batch(batch, Y)
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         model.fit(bad, Y, batch_size=len(Y), verbose=0)
     assert str(caught.value) == step.too_many_skipped(2)
+    t = int(optimizer.updates)
+    assert t == 1 == int(optimizer.curvature.updates.value)
+    model.fit(X, Y, batch_size=len(Y), verbose=0)
+    assert int(optimizer.updates) == 2

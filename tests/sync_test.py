@@ -169,6 +169,58 @@ def test_settings_that_differ_are_named(values):
         broadcast(*holding(*values))
 
 
+def dense(**options):
+    keras.utils.clear_session(free_memory=False)
+    m = keras.Sequential([keras.Input((4,)), layers.Dense(2, **options)])
+    m.compile("sgd", "mse")
+    return m
+
+
+def other_loss(loss):
+    m = dense()
+    m.compile("sgd", loss)
+    return m
+
+
+@pytest.mark.parametrize(
+    "make, values, what",
+    [
+        (
+            lambda x: dense(kernel_regularizer=keras.regularizers.L2(x)),
+            (1e-4, 10.0),
+            "kernel_regularizer",
+        ),
+        (lambda x: dense(dtype=x), ("float32", "mixed_bfloat16"), "dtype"),
+        (other_loss, ("mse", "mae"), "loss"),
+        (other_loss, (["mse"], ["mae"]), "loss"),
+    ],
+)
+def test_objects_within_settings_are_compared(make, values, what):
+    with pytest.raises(RuntimeError, match=f"differs from rank 0 in .*{what}"):
+        broadcast(*(make(value) for value in values))
+
+
+def test_names_and_seeds_within_settings_are_each_its_own():
+    broadcast(
+        *(
+            dense(
+                kernel_initializer=keras.initializers.GlorotUniform(seed=rank),
+                kernel_regularizer=keras.regularizers.L2(1e-4),
+            )
+            for rank in range(2)
+        )
+    )
+
+
+def test_frozen_weights_are_alike_and_moving_statistics_are_not():
+    m = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(2), layers.BatchNormalization()]
+    )
+    m.layers[0].trainable = False
+    names = [v.path.split("/")[-1] for v in sync.alike(m)]
+    assert names == ["kernel", "bias", "gamma", "beta"]
+
+
 # Sums over micro-steps.
 
 

@@ -108,6 +108,15 @@ def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     return functools.reduce(tf.logical_and, finite or [tf.constant(True)])
 
 
+def squares_are_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns whether the type of each tensor holds the sum of its squares.
+
+    Then its elements are finite, and so are the inner products of a step.
+    """
+    sums = [tf.cast(tf.reduce_sum(t * t), tf.float64) for t in tensors]
+    return tf.reduce_all(tf.math.is_finite(tf.stack(sums)))
+
+
 def scaled_sums(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """Returns a scalar of each that is finite if and only if its elements are.
 

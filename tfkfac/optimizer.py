@@ -14,7 +14,7 @@ from tfkfac.estimator import state_dtype
 from tfkfac.optimizer_state import OptimizerState
 from tfkfac.schedules import positive_integer
 from tfkfac.state import Curvature
-from tfkfac.step import Step
+from tfkfac.step import Step, require_few_skips
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
@@ -291,8 +291,7 @@ class KFAC(OptimizerState, Assignable):
 
     @tf.autograph.experimental.do_not_convert
     def apply(self, grads, trainable_variables=None):
-        """As Keras' `apply`; constraints belong to the update here, so that a
-        skipped step applies none."""
+        """As Keras' `apply`; a skipped step applies no constraints either."""
         grads = list(grads)
         if not grads:
             return
@@ -329,6 +328,7 @@ class KFAC(OptimizerState, Assignable):
         with tf.control_dependencies([made]):  # What fails does not count.
             self._iterations.assign_add(1)
             self.curvature.advance(before, self.updates)
+            require_few_skips(self)
 
     def _forget_unused_build(self):
         """Undoes a build for other variables, before the first update.

@@ -14,6 +14,7 @@ from tfkfac.schedules import (
     Period,
     is_number,
     positive_integer,
+    stored,
 )
 from tfkfac.trust_region import TrustRegion
 
@@ -197,7 +198,7 @@ def check_learning_rate(value: Any) -> None:
     """Raises ValueError for what no step could be made with."""
     sound = callable(value) or hasattr(value, "dtype")  # A schedule, a tensor.
     if is_number(value):
-        sound = 0 <= value < math.inf
+        sound = value >= 0 and stored(value) < math.inf
     if not sound:
         raise ValueError(
             f"KFAC(learning_rate={value!r}): must be a number, at least 0 and "
@@ -238,8 +239,8 @@ def check_keras_numbers(optimizer: keras.optimizers.Optimizer) -> None:
         least = "at least 0" if name == "weight_decay" else "greater than 0"
         if value is None or value is False:
             continue
-        sound = is_number(value) and 0 <= value < math.inf
-        if not sound or (not value and "clip" in name):
+        sound = is_number(value) and value >= 0 and stored(value) < math.inf
+        if not sound or (not stored(value) and "clip" in name):
             raise ValueError(
                 f"KFAC({name}={value!r}): must be {least} and finite."
             )

@@ -121,14 +121,16 @@ class Step:
         sound = self.numbers_are_sound()
         if self.distributor.size == 1:
             V = {id(v): g for v, g in zip(self.variables, self.grads)}
-            finite = tf.logical_and(linalg.all_finite(self.grads), sound)
+            finite = tf.logical_and(
+                linalg.squares_are_finite(self.grads), sound
+            )
             return V, finite, (0, self.recorded.examples())
         D = self.divisor()
         self.scale_sums()
         sums = [g * tf.cast(D, g.dtype) for g in self.grads]
         # All ranks skip what their sum could not hold.
         ranks = self.distributor.size
-        fits = linalg.all_finite([ranks * s for s in sums])
+        fits = linalg.squares_are_finite([ranks * s for s in sums])
         return self.reduce(sums, D, tf.logical_and(sound, fits))
 
     def divisor(self) -> tf.Tensor:
@@ -231,10 +233,19 @@ class Step:
             self.estimator.readings.count("skipped")
         optimizer.skip_counter.assign_add(1)
         optimizer.skips_in_a_row.assign_add(1)
-        limit = optimizer.max_skipped_steps
-        few = optimizer.skips_in_a_row.value <= limit
-        assertions.require(few, too_many_skipped(limit))
         return tf.constant(False)
+
+
+def require_few_skips(optimizer) -> None:
+    """Raises InvalidArgumentError after more than `max_skipped_steps`.
+
+    The call has been counted by then, so that training can go on.
+    """
+    limit = optimizer.max_skipped_steps
+    few = optimizer.skips_in_a_row.value <= limit
+    counted = [optimizer.updates, optimizer.curvature.updates.value]
+    with tf.control_dependencies([tf.identity(x) for x in counted]):
+        assertions.require(few, too_many_skipped(limit))
 
 
 def too_many_skipped(limit: int) -> str:

@@ -81,7 +81,8 @@ class TrustRegion(Hyperparameter):
         r = tf.math.divide_no_nan(slope, tf.abs(before))
         change = RATE * (TARGET - tf.clip_by_value(r, -1.0, 1.0))
         counts = tf.logical_or(self._clipped.value, change < 0)
-        counts = tf.logical_and(counts, tf.not_equal(before, 0))
+        known = tf.logical_and(tf.not_equal(before, 0), tf.math.is_finite(r))
+        counts = tf.logical_and(counts, known)
         counts = tf.logical_and(counts, self._adapts.value)
         bound = _number(self._variable)
         new = tf.clip_by_value(bound * tf.exp(change), LEAST, MOST)
@@ -89,8 +90,13 @@ class TrustRegion(Hyperparameter):
         self._variable.assign(tf.cast(bound, self._variable.dtype))
 
     def note(self, slope: tf.Tensor, clipped: tf.Tensor) -> None:
-        """Notes <V_t, m_t> of the update, and whether nu was less than 1."""
-        self._slope.assign(tf.cast(slope, self._slope.dtype))
+        """Notes <V_t, m_t> of the update, and whether nu was less than 1.
+
+        What the type cannot hold tells nothing.
+        """
+        slope = tf.cast(slope, self._slope.dtype)
+        known = tf.math.is_finite(slope)
+        self._slope.assign(tf.where(known, slope, tf.zeros_like(slope)))
         self._clipped.assign(clipped)
 
 

@@ -245,7 +245,7 @@ def require_same_weights(model: keras.Model, place: str) -> None:
     Where they are apart by rounding alone, they become those of rank 0.
     """
     ranks = communicator.current()
-    variables = model.trainable_variables
+    variables = sync.alike(model)
     differ = sync.differing(gather(model, sync.digests(variables), place))
     if not differ:
         return

@@ -105,16 +105,27 @@ def first_collective(optimizer) -> str:
 def statistics(model: keras.Model) -> list[keras.Variable]:
     """Returns the floating-point variables that layers update by themselves:
     those that were made not to be trained, not those that are frozen."""
-    trained = {
-        id(v)
-        for layer in keras_compat.layers_of(model)
-        for v in keras_compat.own_trainable_variables(layer)
-    }
+    trained = _made_to_be_trained(model)
     return [
         v
         for v in model.non_trainable_variables
         if id(v) not in trained and keras.backend.is_float_dtype(v.dtype)
     ]
+
+
+def alike(model: keras.Model) -> list[keras.Variable]:
+    """Returns the weights that all ranks have alike: those that layers have
+    made to be trained, frozen ones too."""
+    trained = _made_to_be_trained(model)
+    return [v for v in model.weights if id(v) in trained]
+
+
+def _made_to_be_trained(model):
+    return {
+        id(v)
+        for layer in keras_compat.layers_of(model)
+        for v in keras_compat.own_trainable_variables(layer)
+    }
 
 
 def seeds(model: keras.Model) -> list[keras.Variable]:
@@ -197,8 +208,7 @@ def _require_same(model, optimizer, communicator):
     for i, layer in enumerate(keras_compat.layers_of(model)):
         if not isinstance(layer, keras.Model):  # Its layers come too.
             own |= _settings(f"{i}. layer", layer)
-    if isinstance(getattr(model, "loss", None), keras.losses.Loss):
-        own |= _settings("loss", model.loss)
+    own |= _loss_settings(model)
     digest = hashlib.sha256(repr(sorted(own.items())).encode()).hexdigest()
     if len(set(communicator.gather_objects(digest, "comparing models"))) == 1:
         return
@@ -208,9 +218,21 @@ def _require_same(model, optimizer, communicator):
             if other.get(key) != found[0].get(key):
                 raise RuntimeError(
                     f"Rank {rank} differs from rank 0 in its {key}: "
-                    f"{other.get(key)} against {found[0].get(key)}. All ranks "
-                    "must build the same model and optimizer."
+                    f"{str(other.get(key))[:_SHOWN]} against "
+                    f"{str(found[0].get(key))[:_SHOWN]}. All ranks must build "
+                    "the same model and optimizer."
                 )
+
+
+def _loss_settings(model) -> dict[str, str]:
+    """Returns what `compile` was given of the loss, as text."""
+    loss = getattr(model, "loss", None)
+    if isinstance(loss, keras.losses.Loss):
+        return _settings("loss", loss)
+    try:
+        return {"loss": _text(keras.saving.serialize_keras_object(loss))}
+    except (NotImplementedError, TypeError, ValueError):
+        return {}  # It cannot be saved either.
 
 
 def _settings(of: str, thing) -> dict[str, str]:
@@ -229,23 +251,32 @@ def _settings(of: str, thing) -> dict[str, str]:
     for key, value in config.items():
         if key in ("name", "model") or key == "seed" and not is_optimizer:
             continue
-        if isinstance(value, (dict, list)) and not is_optimizer:
-            continue  # Objects, with names and seeds of their own.
         if is_optimizer and key in shared and is_number(value):
             value = "a number"
         kind[f"{of}'s {key}"] = _text(value)
     return kind
 
 
+_SHOWN = 200  # Characters of a setting in a message.
+_OWN = ("name", "seed", "shared_object_id")  # Of objects within others.
+
+
 def _text(value) -> str:
     """Returns a text that is the same in each process for equal values.
 
-    Sets have no order there, and objects have other addresses.
+    Sets have no order there, objects have other addresses, and those within
+    have names and seeds of their own. The code of a lambda is not compared.
     """
     if isinstance(value, (str, bytes)):
         return str(value)
     if isinstance(value, Mapping):
-        items = [f"{_text(k)}: {_text(v)}" for k, v in value.items()]
+        if value.get("class_name") == "__lambda__":
+            return "a lambda"
+        if value.get("class_name") == "DTypePolicy":
+            return str(value)
+        items = [
+            f"{_text(k)}: {_text(v)}" for k, v in value.items() if k not in _OWN
+        ]
         return "{" + ", ".join(items) + "}"
     if isinstance(value, (set, frozenset)):
         return "{" + ", ".join(sorted(map(_text, value))) + "}"

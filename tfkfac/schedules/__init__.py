@@ -6,6 +6,7 @@ from tfkfac.schedules.hyperparameters import (
     is_number,
     positive_integer,
     serialize,
+    stored,
 )
 from tfkfac.schedules.rules import (
     CoupledMomentum,
@@ -26,4 +27,5 @@ __all__ = [
     "is_number",
     "positive_integer",
     "serialize",
+    "stored",
 ]

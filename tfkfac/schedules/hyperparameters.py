@@ -6,11 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
 def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def stored(value: float) -> float:
+    """Returns a number as the type of Keras' variables rounds it."""
+    with np.errstate(over="ignore"):
+        return float(np.dtype(keras.config.floatx()).type(value))
 
 
 def serialize(name: str, value: Any) -> Any:
@@ -108,8 +115,10 @@ class Hyperparameter:
             )
 
     def _check(self, value: float, given: Any = None) -> None:
-        """Raises ValueError, which shows what was given, out of the range."""
-        if not self._is_allowed(value):
+        """Raises ValueError, which shows what was given, out of the range; such
+        as where its variable would round it to the bound."""
+        value_fits = self._is_allowed(value)
+        if not value_fits or not self._is_allowed(stored(value)):
             shown = value if given is None else given
             bound = "greater than" if self._exclusive else "at least"
             above = "and finite" if self._below == math.inf else (
@@ -117,7 +126,8 @@ class Hyperparameter:
             )  # fmt: skip
             raise ValueError(
                 f"KFAC({self.name}={shown!r}): must be {bound} {self._minimum}"
-                + (f" {above}." if self._below is not None else ".")
+                + (f" {above}" if self._below is not None else "")
+                + (f", in {keras.config.floatx()}." if value_fits else ".")
             )
 
     def _is_allowed(self, value):

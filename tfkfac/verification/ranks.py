@@ -9,6 +9,7 @@ import numpy as np
 
 from tfkfac import keras_compat
 from tfkfac.attached_model import AttachedModel
+from tfkfac.distributed import sync
 from tfkfac.distributed.communicator import Communicator
 from tfkfac.verification.findings import FAILED, OK, Finding, failed, note
 
@@ -89,7 +90,7 @@ def _odd_ones(of_ranks: Sequence) -> list[int]:
 def _digests(attached: AttachedModel) -> dict[str, str]:
     """Returns a digest of what is to be the same on all ranks, by name."""
     optimizer = attached.optimizer
-    variables = {v.path: v for v in attached.model.trainable_variables}
+    variables = {v.path: v for v in sync.alike(attached.model)}
     own = [*getattr(optimizer, "momenta", ()), optimizer.iterations]
     variables |= {f"optimizer's {v.path}": v for v in own}
     return {
