@@ -81,13 +81,12 @@ def test_too_many_skipped_steps_end_a_run_under_xla():
         )
 
 
-def test_skipped_steps_are_those_of_kfac():
+@pytest.mark.parametrize(
+    "callback",
+    [tfkfac.callbacks.StopOnSkippedSteps, tfkfac.callbacks.FactorMovement],
+)
+def test_callbacks_of_kfac_refuse_another_optimizer(callback):
     model = make()
     model.compile(keras.optimizers.SGD(), "mse")
     with pytest.raises(TypeError, match="compiled with SGD: leave"):
-        model.fit(
-            X,
-            np.zeros(len(X)),
-            verbose=0,
-            callbacks=[tfkfac.callbacks.StopOnSkippedSteps()],
-        )
+        model.fit(X, np.zeros(len(X)), verbose=0, callbacks=[callback()])

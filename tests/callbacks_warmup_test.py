@@ -106,3 +106,17 @@ def test_warmup_needs_the_number_of_batches():
     warmup.set_model(compiled())
     with pytest.raises(ValueError, match="give steps_per_epoch"):
         warmup.on_train_begin()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"epochs": 0},
+        {"epochs": float("nan")},
+        {"learning_rate": float("nan")},
+        {"learning_rate": -1.0},
+    ],
+)
+def test_numbers_of_a_warmup_are_refused(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        callbacks.LearningRateWarmup(**given)

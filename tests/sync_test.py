@@ -212,6 +212,23 @@ def test_names_and_seeds_within_settings_are_each_its_own():
     )
 
 
+def test_normalization_is_that_of_rank_0():
+    """Where each rank has adapted to its share of the data."""
+
+    def adapted(scale):
+        keras.utils.clear_session(free_memory=False)
+        norm = layers.Normalization()
+        norm.adapt(scale * np.arange(12.0).reshape(3, 4))
+        return keras.Sequential([keras.Input((4,)), norm, layers.Dense(2)])
+
+    models = [adapted(1.0), adapted(5.0)]
+    for m in models:
+        m.compile("sgd", "mse")
+    broadcast(*models)
+    x = np.ones((2, 4))
+    np.testing.assert_array_equal(*(m.layers[0](x) for m in models))
+
+
 def test_frozen_weights_are_alike_and_moving_statistics_are_not():
     m = keras.Sequential(
         [keras.Input((4,)), layers.Dense(2), layers.BatchNormalization()]

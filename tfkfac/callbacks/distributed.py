@@ -46,7 +46,7 @@ class Distributed(keras.callbacks.Callback):
         self._ranks = communicator.current()
         self._has_shared = self._trains = self._evaluates = False
         self._is_in_epoch = False
-        self._step = None
+        self._step = self._outer = None
         self._epoch: int | None = None
         self._batches = 0
 
@@ -90,13 +90,22 @@ class Distributed(keras.callbacks.Callback):
     def on_test_begin(self, logs=None):
         self._evaluates, self._is_in_epoch = True, False
         if self._ranks.size > 1:
+            if not self._trains:  # That of `fit`, whose callback evaluates.
+                self._outer = keras_compat.own_attribute(
+                    self.model, keras_compat.RESULTS
+                )
             self._watch()
         average_statistics(self.model, f"at the beginning of {self._test()}")
 
     def on_test_end(self, logs=None):
         self._evaluates = False
-        if not self._trains:
-            self._unwatch()
+        if self._trains:
+            return
+        self._unwatch()
+        if self._outer is not None:
+            keras_compat.set_untracked(
+                self.model, **{keras_compat.RESULTS: self._outer}
+            )
 
     def on_train_end(self, logs=None):
         if self._ranks.size == 1:

@@ -15,8 +15,8 @@ from tfkfac.analysis.findings import findings
 from tfkfac.analysis.page import thinned
 from tfkfac.attached_model import attached_to
 from tfkfac.callbacks.health_log import HealthLog
+from tfkfac.callbacks.monitoring import kfac_of
 from tfkfac.distributed.loss_scale import unwrapped
-from tfkfac.optimizer import KFAC
 from tfkfac.readings import COUNTS
 from tfkfac.trust_region import TrustRegion
 
@@ -98,13 +98,7 @@ class Health(keras.callbacks.Callback):
         self._is_first = model.train_function is None
 
     def on_train_begin(self, logs=None):
-        optimizer = unwrapped(self.model.optimizer)
-        if not isinstance(optimizer, KFAC):
-            raise TypeError(
-                "Health tells how tfkfac.KFAC is; the model is compiled with "
-                f"{type(optimizer).__name__}: leave the callback out."
-            )
-        self._optimizer = optimizer
+        self._optimizer = optimizer = kfac_of(self.model, "Health")
         self._attached = attached = optimizer.require_attached()
         self._ranks = attached.communicator
         if self._directory is not None and self._ranks.rank == 0:

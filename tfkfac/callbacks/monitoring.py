@@ -12,6 +12,17 @@ from tfkfac.optimizer import KFAC
 from tfkfac.step import too_many_skipped
 
 
+def kfac_of(model: keras.Model, callback: str) -> KFAC:
+    """Returns the `KFAC` of a model; raises TypeError for another optimizer."""
+    optimizer = unwrapped(model.optimizer)
+    if not isinstance(optimizer, KFAC):
+        raise TypeError(
+            f"{callback} watches tfkfac.KFAC; the model is compiled with "
+            f"{type(optimizer).__name__}: leave the callback out."
+        )
+    return optimizer
+
+
 class StopOnSkippedSteps(keras.callbacks.Callback):
     """Ends training after too many skipped updates in a row, under XLA too.
 
@@ -26,13 +37,7 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
     """
 
     def on_train_begin(self, logs=None):
-        optimizer = unwrapped(self.model.optimizer)
-        if not isinstance(optimizer, KFAC):
-            raise TypeError(
-                "StopOnSkippedSteps counts the updates that tfkfac.KFAC skips; "
-                f"the model is compiled with {type(optimizer).__name__}: leave "
-                "the callback out."
-            )
+        kfac_of(self.model, "StopOnSkippedSteps")
 
     def on_train_batch_end(self, batch, logs=None):
         optimizer = unwrapped(self.model.optimizer)
@@ -59,6 +64,7 @@ class FactorMovement(keras.callbacks.Callback):
             name of the factor, such as "hidden/input_factor".
 
     Raises:
+        TypeError: The model is compiled with another optimizer.
         ValueError: `fit` takes several steps at once.
     """
 
@@ -70,6 +76,7 @@ class FactorMovement(keras.callbacks.Callback):
         self._factors: dict[str, np.ndarray] = {}
 
     def on_train_begin(self, logs=None):
+        kfac_of(self.model, "FactorMovement")
         if self.model.steps_per_execution > 1:
             raise ValueError(
                 "FactorMovement needs steps_per_execution=1: it sees the "

@@ -1,5 +1,7 @@
 """A learning rate that warms up with the number of ranks."""
 
+import math
+
 import keras
 import numpy as np
 
@@ -24,8 +26,8 @@ class LearningRateWarmup(keras.callbacks.Callback):
             this callback first sees the model.
 
     Raises:
-        ValueError: The optimizer's learning rate is a schedule, or the number
-            of batches is not known.
+        ValueError: An argument is out of its range, the optimizer's learning
+            rate is a schedule, or the number of batches is not known.
     """
 
     def __init__(
@@ -35,6 +37,16 @@ class LearningRateWarmup(keras.callbacks.Callback):
         learning_rate: float | None = None,
     ):
         super().__init__()
+        if not 0 < epochs < math.inf:
+            raise ValueError(
+                f"LearningRateWarmup(epochs={epochs!r}): must be greater than "
+                "0 and finite; leave the callback out for none."
+            )
+        if learning_rate is not None and not 0 <= learning_rate < math.inf:
+            raise ValueError(
+                f"LearningRateWarmup(learning_rate={learning_rate!r}): must be "
+                "at least 0 and finite."
+            )
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         self._target = learning_rate
         self._ranks = communicator.current().size

@@ -52,6 +52,7 @@ def broadcast(
         ranks = differing([of_rank for of_rank, _ in found])
         if ranks:
             communicator.broadcast_variables([shared[i].value for i in ranks])
+            _finish_statistics_of_data(model)
         trained = {id(v) for v in model.trainable_variables}
         changed = [i for i in ranks if id(shared[i]) in trained]
         if changed and min(steps for _, steps in found) > 0:
@@ -111,6 +112,13 @@ def statistics(model: keras.Model) -> list[keras.Variable]:
         for v in model.non_trainable_variables
         if id(v) not in trained and keras.backend.is_float_dtype(v.dtype)
     ]
+
+
+def _finish_statistics_of_data(model):
+    """Has `Normalization` take what it adapted to from its variables."""
+    for layer in keras_compat.layers_of(model):
+        if isinstance(layer, keras.layers.Normalization) and layer.built:
+            layer.finalize_state()
 
 
 def alike(model: keras.Model) -> list[keras.Variable]:

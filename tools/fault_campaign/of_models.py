@@ -262,7 +262,7 @@ def attached_with_another_optimizer(folder):
     tfkfac.attach(small.compiled(optimizer="adam"))
 
 
-@faults.fault("models", refused="StopOnSkippedSteps counts.*leave the callback")
+@faults.fault("models", refused="StopOnSkippedSteps watches.*leave the call")
 def skips_of_another_optimizer_are_watched(folder):
     model = small.compiled(optimizer="adam")
     small.fit(model, callbacks=[tfkfac.callbacks.StopOnSkippedSteps()])
