@@ -229,13 +229,17 @@ def check_each_fit_starts_from_rank_0(folder):
 
 def check_weights_of_one_rank_are_seen(folder):
     """Where a callback assigns them, or nothing averages the gradients."""
-    model = compiled()
-    hook = Lambda(on_train_batch_end=lambda batch, logs: (
-        RANK and model.layers[0].kernel.assign_add([[0.1] * 5] * 6)
-    ))  # fmt: skip
-    with told("Rank 1 has other weights than rank 0 at the end of epoch 1",
-              "hidden/kernel"):  # fmt: skip
-        fit(model, hook)
+    for trainable in (True, False):
+        model = dense()
+        model.layers[0].trainable = trainable
+        model.compile(tfkfac.distribute(keras.optimizers.SGD(0.1)), LOSS)
+        kernel = model.layers[0].kernel
+        hook = Lambda(on_train_batch_end=lambda batch, logs, kernel=kernel: (
+            RANK and kernel.assign_add([[0.1] * 5] * 6)
+        ))  # fmt: skip
+        with told("Rank 1 has other weights than rank 0 at the end of epoch 1",
+                  "hidden/kernel"):  # fmt: skip
+            fit(model, hook)
 
     class Alone(keras.Sequential):
         def train_step(self, data):
@@ -249,3 +253,14 @@ def check_weights_of_one_rank_are_seen(folder):
     model.compile(keras.optimizers.Adam(), LOSS)
     with raises(ValueError, "Adam averages no gradients", "distribute"):
         fit(model)
+
+
+def check_an_evaluation_within_fit_leaves_its_logs_joint(folder):
+    """By a callback that gives `evaluate` a `Distributed` of its own."""
+    model = compiled()
+    hook = Lambda(
+        on_epoch_end=lambda epoch, logs: model.evaluate(
+            X, Y, verbose=0, callbacks=[callbacks.Distributed()]
+        )
+    )
+    assert equal_on_all_ranks(fit(model, hook, epochs=3).history["loss"])
