@@ -30,6 +30,7 @@ def test_steps_and_ends_of_epochs():
     assert steps.ends(10, None) == [10, 20, 30, 34]
     assert steps.ends(10, 30) == [10, 20, 30]
     assert Steps(1000, 100, 2).ends(None, None) == [10, 20]
+    assert Steps(1437, 128, 10_000_000).ends(None, 17) == [12, 17]
 
 
 @pytest.mark.parametrize(

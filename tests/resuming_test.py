@@ -13,7 +13,7 @@ import pytest
 from mnist_runs import resume, train
 
 import tfkfac
-from trainers import callbacks, checkpoints, data
+from trainers import callbacks, checkpoints, data, output
 
 
 def interrupt(monkeypatch, step):
@@ -201,11 +201,18 @@ def test_corrupt_checkpoint_is_named(spoil, run_dir):
 
 
 def test_finished_run_is_resumed_as_it_is(run_dir):
+    """Also beside a copy that a user has made of one of its checkpoints."""
     path, _ = run_dir
+    last = checkpoints.latest(path)
+    mine = shutil.copy(last, last.with_name("00000023-mine.keras"))
+    assert checkpoints.latest(path) == last
     expected = json.loads((path / "summary.json").read_text())
     found = resume(path)
     for key in ("train_loss", "test_loss", "steps", "seconds"):
         assert found[key] == expected[key]
+    output.clear(path)
+    left = {p for p in path.rglob("*") if p.is_file()}
+    assert left - {path / ".lock"} == {mine}
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def latest(model_dir: pathlib.Path) -> pathlib.Path | None:
 
 def numbered(model_dir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints of a run, the last one last."""
-    return sorted((model_dir / output.CHECKPOINTS).glob("[0-9]*.keras"))
+    return sorted(model_dir.glob(output.CHECKPOINT))
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], list[list[np.ndarray]]]:

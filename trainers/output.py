@@ -17,6 +17,7 @@ from trainers import locks
 CONFIGURATION, SUMMARY = "configuration.json", "summary.json"
 RECORDS, LOG, CURVES = "log.jsonl", "log.csv", "curves.png"
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
+CHECKPOINT = f"{CHECKPOINTS}/{'[0-9]' * 8}.keras"
 _OF_AN_OPTIMIZER = (
     RECORDS,
     LOG,
@@ -24,7 +25,7 @@ _OF_AN_OPTIMIZER = (
     "health.html",
     "health.jsonl",
     "model.keras",
-    f"{CHECKPOINTS}/[0-9]*.keras",
+    CHECKPOINT,
     f"{CHECKPOINTS}/partial_*.keras",
 )
 _OF_A_RUN = (

@@ -1,6 +1,7 @@
 """How many updates a run makes, and where its epochs end."""
 
 import dataclasses
+import itertools
 import math
 from fractions import Fraction
 
@@ -64,13 +65,12 @@ class Steps:
             period: From one to the next; None: epoch by epoch.
             limit: Where the run ends before its epochs do; None: nowhere.
         """
-        if period is None:
-            count = math.ceil(self.epochs)
-            found = [self.at_epoch(e) for e in range(1, count + 1)]
-        else:
-            found = list(range(period, self.total + period, period))
         last = min(self.total, limit or self.total)
-        return sorted({min(end, last) for end in found})
+        if period is None:
+            every = map(self.at_epoch, itertools.count(1))
+        else:
+            every = itertools.count(period, period)
+        return [*itertools.takewhile(lambda end: end < last, every), last]
 
 
 def adjusted(epochs: int, batch_size: int) -> float:
