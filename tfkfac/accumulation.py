@@ -40,7 +40,9 @@ class MicroStep(Step):
         """Returns whether all gradients of the window so far were finite."""
         known = self.optimizer.window_is_finite
         sound = tf.logical_or(first, known.value)
-        sound = tf.logical_and(sound, linalg.squares_are_finite(self.grads))
+        sound = tf.logical_and(
+            sound, linalg.all_finite(self.grads, squares=True)
+        )
         known.assign(sound)
         return sound
 
@@ -90,7 +92,7 @@ class MicroStep(Step):
         D = self.optimizer.window_divisor.value
         n = self.optimizer.gradient_accumulation_steps
         ranks = self.distributor.size
-        fits = linalg.squares_are_finite([ranks * s for s in sums])
+        fits = linalg.all_finite([ranks * s for s in sums], squares=True)
         sound = tf.logical_and(sound, fits)
         sound = tf.logical_and(sound, self.numbers_are_sound())
         V, sound, (_, examples) = self.reduce(sums, D, sound)

@@ -95,11 +95,13 @@ def append_sums(S: tf.Tensor, sums: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     )
 
 
-def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns whether all elements of all tensors are finite, a scalar."""
+def all_finite(tensors: Sequence[tf.Tensor], squares=False) -> tf.Tensor:
+    """Returns whether all elements of all tensors are finite, a scalar; with
+    `squares`, and the sum of the squares of each, as its type holds it."""
+    sums = _squares if squares else scaled_sums
     finite = []
     for dtype in {t.dtype: None for t in tensors if t.dtype.is_floating}:
-        found = scaled_sums([t for t in tensors if t.dtype == dtype])
+        found = sums([t for t in tensors if t.dtype == dtype])
         finite.append(
             tf.reduce_all(tf.math.is_finite(tf.stack(found)))
             if len(found) > 1
@@ -108,13 +110,8 @@ def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     return functools.reduce(tf.logical_and, finite or [tf.constant(True)])
 
 
-def squares_are_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns whether the type of each tensor holds the sum of its squares.
-
-    Then its elements are finite, and so are the inner products of a step.
-    """
-    sums = [tf.cast(tf.reduce_sum(t * t), tf.float64) for t in tensors]
-    return tf.reduce_all(tf.math.is_finite(tf.stack(sums)))
+def _squares(tensors):
+    return _sums([t * t for t in tensors])
 
 
 def scaled_sums(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -124,9 +121,13 @@ def scaled_sums(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     sums of finite numbers are finite. The tensors are of one floating type.
     """
     scale = tf.constant(2.0**-64, tensors[0].dtype)
+    return _sums([t * scale for t in tensors])
+
+
+def _sums(tensors):
     ranks = dict.fromkeys(t.shape.rank for t in tensors)
     axes = {rank: tf.constant([*range(rank)], tf.int32) for rank in ranks}
-    return [tf.reduce_sum(t * scale, axes[t.shape.rank]) for t in tensors]
+    return [tf.reduce_sum(t, axes[t.shape.rank]) for t in tensors]
 
 
 def mean_diagonal(matrix: tf.Tensor) -> tf.Tensor:

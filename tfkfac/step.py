@@ -122,7 +122,7 @@ class Step:
         if self.distributor.size == 1:
             V = {id(v): g for v, g in zip(self.variables, self.grads)}
             finite = tf.logical_and(
-                linalg.squares_are_finite(self.grads), sound
+                linalg.all_finite(self.grads, squares=True), sound
             )
             return V, finite, (0, self.recorded.examples())
         D = self.divisor()
@@ -130,7 +130,7 @@ class Step:
         sums = [g * tf.cast(D, g.dtype) for g in self.grads]
         # All ranks skip what their sum could not hold.
         ranks = self.distributor.size
-        fits = linalg.squares_are_finite([ranks * s for s in sums])
+        fits = linalg.all_finite([ranks * s for s in sums], squares=True)
         return self.reduce(sums, D, tf.logical_and(sound, fits))
 
     def divisor(self) -> tf.Tensor:
