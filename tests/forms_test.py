@@ -23,6 +23,26 @@ def test_what_is_of_the_form(change):
 
 
 @pytest.mark.parametrize(
+    "value, form, message",
+    [
+        (-1, forms.COUNT, "it is -1, not a whole number from 0 on"),
+        (0, forms.POSITIVE, "it is 0, not a whole number from 1 on"),
+        (True, forms.COUNT, "it is True, not a whole number from 0 on"),
+        (10**400, forms.NUMBER, f"it is {'1' + '0' * 36}..., not a finite"),
+        (float("inf"), forms.AMOUNT, "it is inf, not a finite number from 0"),
+        ("c", {"b", "a"}, "it is 'c', not one of a, b"),
+        ([], {"a"}, "it is [], not one of a"),
+        ([], [str, ...], "it is empty"),
+        ([3], [str, ...], "[0] is 3, not a string"),
+    ],
+)
+def test_bounds_and_choices(value, form, message):
+    with pytest.raises(ValueError) as error:
+        forms.check(value, form)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
     "value, message",
     [
         ([], "it is [], not a dictionary"),
@@ -34,7 +54,7 @@ def test_what_is_of_the_form(change):
         ),
         (
             {**SOUND, "points": [[1, 2], [1, "2"]]},
-            "['points'][1][1] is '2', not a whole number or a number",
+            "['points'][1][1] is '2', not a finite number",
         ),
         (
             {**SOUND, "points": [[1, 2, 3]]},
@@ -42,7 +62,11 @@ def test_what_is_of_the_form(change):
         ),
         (
             {**SOUND, "rate": "x" * 99},
-            f"['rate'] is '{'x' * 36}..., not a whole number or a number",
+            f"['rate'] is '{'x' * 36}..., not a finite number",
+        ),
+        (
+            {**SOUND, "rate": float("nan")},
+            "['rate'] is nan, not a finite number",
         ),
     ],
 )

@@ -111,6 +111,10 @@ def test_all_pictures_and_the_prediction(tmp_path, capsys):
     file.write_text("{}")
     with pytest.raises(SystemExit, match="is no spectra.json of tools.spectra"):
         report.write(tmp_path, file)
+    (tmp_path / "partial_report.md").mkdir()  # The old one stays whole.
+    with pytest.raises(SystemExit, match="partial_report.md is a folder"):
+        report.write(tmp_path)
+    assert (tmp_path / "report.md").read_text() == text
 
 
 def test_prediction_of_a_known_spectrum():

@@ -4,10 +4,11 @@ import json
 import pathlib
 import statistics
 
-from tools import forms, json_lines
+from tools import forms
 from tools.sweep import analysis, figures, prediction, store, trials
 from tools.sweep.analysis import Result
 from tools.sweep.trials import Study
+from trainers import output
 
 
 def write(directory: pathlib.Path, spectra: pathlib.Path | None = None) -> None:
@@ -25,7 +26,7 @@ def write(directory: pathlib.Path, spectra: pathlib.Path | None = None) -> None:
         raise SystemExit(f"--study_dir={directory}: holds no study")
     try:
         study = Study.from_config(store.config(directory / "study.json"))
-        records = json_lines.read(directory / "trials.jsonl", store.check)
+        records = store.read(directory / "trials.jsonl", study)
     except ValueError as error:
         raise SystemExit(f"--study_dir: {error}") from error
     if not records:
@@ -34,18 +35,21 @@ def write(directory: pathlib.Path, spectra: pathlib.Path | None = None) -> None:
     train_size = study.run(label, batch_size).steps.train_size
     found = analysis.results(study, records, train_size)
     parts = [table(found), fits(study, found), *warnings(study, found)]
+    drawn = {}
     if spectra is not None:
         predicted = predict(study, found, spectra)
         parts.append(comparison(found, predicted))
-        figure = figures.prediction(study, found, predicted)
-        figure.savefig(directory / "prediction.png", dpi=110)
+        drawn = {"prediction": figures.prediction(study, found, predicted)}
     text = "\n\n".join(parts)
-    (directory / "report.md").write_text(text + "\n")
+    with output.whole(directory / "report.md") as partial:
+        partial.write_text(text + "\n")
     print(text)
     for name, draw in figures.FIGURES.items():
-        figure = draw(study, found, train_size)
+        drawn[name] = draw(study, found, train_size)
+    for name, figure in drawn.items():
         if figure is not None:
-            figure.savefig(directory / f"{name}.png", dpi=110)
+            with output.whole(directory / f"{name}.png") as partial:
+                figure.savefig(partial, dpi=110)
     print(f"Written to {directory}/")
 
 
@@ -130,11 +134,11 @@ def read_spectra(path: pathlib.Path, metric: str) -> dict:
 
 
 _SPECTRA = {
-    "layers": [{"layer": str, "positive": int}],
+    "layers": [{"layer": str, "positive": forms.COUNT}],
     "directions": [
         {
             "layer": str,
-            "rank": forms.NUMBER,
+            "rank": forms.Number(1),
             "curvature": forms.NUMBER,
             "variance": forms.NUMBER,
         }

@@ -5,32 +5,100 @@ import pathlib
 from typing import Any
 
 from tools import forms, json_lines
-from tools.sweep.trials import FAILED, METRICS, MISSED, REACHED, Study
+from tools.sweep import space
+from tools.sweep.trials import (
+    FAILED,
+    METRICS,
+    MISSED,
+    REACHED,
+    TUNING_SEED,
+    Study,
+)
 from trainers import output
 
+_ROUNDING = 1e-5  # Of settings, which have six digits.
 _FORM = {
     "arm": str,
-    "batch_size": int,
-    "index": int,
-    "settings": {"learning_rate": forms.NUMBER, str: forms.NUMBER},
-    "seed": int,
-    "status": str,
-    "steps": (int, type(None)),
+    "batch_size": forms.POSITIVE,
+    "index": forms.COUNT,
+    "settings": {str: forms.NUMBER},
+    "seed": forms.COUNT,
+    "status": {REACHED, MISSED, *FAILED},
+    "steps": (forms.POSITIVE, type(None)),
     "curve": {str: [forms.NUMBER]},
+}
+_CURVE = {
+    "step": [forms.POSITIVE, ...],
+    **{name: [forms.NUMBER, ...] for name in METRICS},
 }
 
 
-def check(record: Any) -> None:
-    """Raises ValueError where a value is no record of a trial."""
-    forms.check(record, _FORM)
-    forms.check(record.get("seconds", 0), forms.NUMBER, "'seconds'")
-    if record["status"] not in (REACHED, MISSED, *FAILED):
-        raise ValueError(f"status {record['status']!r} is none of a trial's")
-    if record["status"] not in FAILED:
-        curve = record["curve"]
-        lengths = {len(curve.get(name, ())) for name in ("step", *METRICS)}
-        if len(lengths) > 1 or 0 in lengths:
-            raise ValueError("its curve is not whole")
+def read(path: pathlib.Path, study: Study) -> list[dict]:
+    """Returns the trials of a study.
+
+    Raises:
+        ValueError: A line is no trial of it, or the file cannot be read.
+    """
+    return json_lines.read(path, Check(study))
+
+
+class Check:
+    """Raises ValueError where a value is no record of a trial of a study.
+
+    Args:
+        study: The study; it is called with one line after the other.
+    """
+
+    def __init__(self, study: Study):
+        self._study = study
+        self._known: set[tuple] = set()
+
+    def __call__(self, record: Any) -> None:
+        forms.check(record, _FORM)
+        forms.check(record.get("seconds", 0), forms.AMOUNT, "'seconds'")
+        if record["status"] not in FAILED:
+            _check_curve(record["curve"])
+        if (record["status"] == REACHED) != (record["steps"] is not None):
+            raise ValueError(
+                f"its status is {record['status']!r}, and its steps are "
+                f"{record['steps']}"
+            )
+        self._check_of_study(record)
+        key = [record[k] for k in ("arm", "batch_size", "index", "seed")]
+        if tuple(key) in self._known:
+            raise ValueError("it is there twice")
+        self._known.add(tuple(key))
+
+    def _check_of_study(self, record):
+        """Raises ValueError where the study has no such trial."""
+        study = self._study
+        known = {
+            "arm": study.arms,
+            "batch_size": study.batch_sizes,
+            "seed": (TUNING_SEED, *study.seeds),
+        }
+        for name, values in known.items():
+            if record[name] not in values:
+                raise ValueError(
+                    f"{name} {record[name]!r} is none of study.json"
+                )
+        ranges, settings = study.space(record["arm"]), record["settings"]
+        if settings.keys() != ranges.keys():
+            raise ValueError(f"its settings are not {', '.join(ranges)}")
+        for name, value in settings.items():
+            low, high = ranges[name].low, ranges[name].high
+            if not low * (1 - _ROUNDING) <= value <= high * (1 + _ROUNDING):
+                raise ValueError(f"its {name} is not from {low:g} to {high:g}")
+
+
+def _check_curve(curve):
+    """Raises ValueError where a curve does not lead from step to step."""
+    forms.check(curve, _CURVE, "'curve'")
+    steps = curve["step"]
+    if any(len(curve[name]) != len(steps) for name in METRICS):
+        raise ValueError("its curve is not whole")
+    if steps != sorted(set(steps)):
+        raise ValueError("the steps of its curve are not in order")
 
 
 class Store:
@@ -41,18 +109,25 @@ class Store:
         study: The study.
 
     Raises:
-        ValueError: The directory holds another study, another command runs
-            it, or a line is damaged.
+        ValueError: The directory holds another study, or trials of one that
+            is not known; another command runs it; or a line is damaged.
 
     Attributes:
         records: All trials so far.
     """
 
     def __init__(self, directory: pathlib.Path, study: Study):
-        self._lines = json_lines.Lines(directory / "trials.jsonl", check)
-        settings = directory / "study.json"
-        if settings.exists():
+        settings, path = directory / "study.json", directory / "trials.jsonl"
+        is_known = settings.exists()
+        if is_known:
             differing(settings, study)
+        elif path.exists() and path.stat().st_size:
+            raise ValueError(
+                f"{directory} holds {path.name} and no {settings.name}, which "
+                "says of what study they are: put that back, or give another "
+                "directory"
+            )
+        self._lines = json_lines.Lines(path, Check(study))
         output.write_json(settings, study.config())
         self.records = self._lines.records
 
@@ -89,13 +164,16 @@ def config(path: pathlib.Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
         forms.check(found, _STUDY)
+        space.read(found["spaces"], space.SEARCHES[found["search"]])
         made = Study.from_config(found)
         for label in made.arms:
             made.space(label)
+        if not made.arms:
+            raise ValueError("it has no arm")
     except OSError as error:
         reason = str(error.strerror)
     except KeyError as error:
-        reason = f"there is no arm {error}"
+        reason = f"there is no space of {error}"
     except (ValueError, TypeError, RecursionError) as error:
         reason = str(error)
     else:
@@ -107,17 +185,17 @@ def config(path: pathlib.Path) -> dict[str, Any]:
 
 
 _STUDY = {
-    "trainer": str,
+    "trainer": {"cifar", "imagenet", "lm1b", "mnist"},
     "flags": [str],
-    "arms": {str: [str, [str]]},
-    "batch_sizes": [int],
+    "arms": {str: [set(space.ARMS), [str]]},
+    "batch_sizes": [forms.POSITIVE, ...],
     "spaces": {str: {str: [forms.NUMBER, forms.NUMBER, str]}},
-    "search": str,
-    "trials": int,
-    "seeds": [int],
-    "metric": str,
+    "search": set(space.SEARCHES),
+    "trials": forms.POSITIVE,
+    "seeds": [forms.COUNT, ...],
+    "metric": set(METRICS),
     "target": forms.NUMBER,
-    "least_steps": int,
+    "least_steps": forms.POSITIVE,
     "stop": bool,
-    "evaluation_examples": int,
+    "evaluation_examples": forms.POSITIVE,
 }

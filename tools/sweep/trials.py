@@ -193,6 +193,27 @@ def best(study: Study, records: list[dict]) -> dict | None:
     return min(tried, key=lambda r: rank(study, r), default=None)
 
 
+def untried(study: Study, label: str, records: list[dict]) -> list[int]:
+    """Returns which settings the search of a cell lacks, if no more fail.
+
+    First those whose trials have been taken out of the file.
+
+    Args:
+        study: The study.
+        label: The arm.
+        records: The cell's trials.
+    """
+    tried = tuning(records)
+    known = {r["index"] for r in tried}
+    first_new = max(known, default=-1) + 1
+    gaps = [i for i in range(first_new) if i not in known]
+    new = range(first_new, len(study.settings(label)))
+    if study.search == "quasi":
+        lacking = study.trials - len(sound(tried)) - len(gaps)
+        new = new[: max(0, lacking)]
+    return [*gaps, *new]
+
+
 def following(study: Study, label: str, records: list[dict]) -> Task | None:
     """Returns what a cell needs next, None where it is complete.
 
@@ -201,12 +222,8 @@ def following(study: Study, label: str, records: list[dict]) -> Task | None:
         label: The arm.
         records: The cell's trials.
     """
-    tried = tuning(records)
-    settings = study.settings(label)
-    enough = study.search == "quasi" and len(sound(tried)) >= study.trials
-    if len(tried) < len(settings) and not enough:
-        index = len(tried)
-        return Task(index, settings[index], TUNING_SEED)
+    for index in untried(study, label, records):
+        return Task(index, study.settings(label)[index], TUNING_SEED)
     found = best(study, records)
     if found is None or study.stop and found["status"] != REACHED:
         return None
@@ -219,10 +236,7 @@ def following(study: Study, label: str, records: list[dict]) -> Task | None:
 
 def left(study: Study, label: str, records: list[dict]) -> int:
     """Returns how many trials a cell needs still, if no more fail."""
-    tried = tuning(records)
-    search = len(study.settings(label)) - len(tried)
-    if study.search == "quasi":
-        search = min(search, max(0, study.trials - len(sound(tried))))
+    search = len(untried(study, label, records))
     if not search and following(study, label, records) is None:
         return 0
     found = best(study, records)
