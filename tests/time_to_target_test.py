@@ -286,14 +286,32 @@ def test_runs_go_on_from_the_file(tmp_path, monkeypatch):
     [
         ({"curve": [[5, 0.5]]}, "of another length"),
         ({"stay": None}, "'stay'] is None, not true or false"),
-        ({"steps": "x"}, "'steps'] is 'x', not a whole number or null"),
+        ({"steps": "x"}, "'steps'] is 'x', not a whole number from 1 on or nu"),
+        ({"steps": 9}, "its steps are 9, and its seconds are None"),
+        ({"seconds": 9.0}, "its steps are None, and its seconds are 9"),
+        ({"task": "gone"}, "'task'] is 'gone', not one of "),
+        ({"optimizer": "newton"}, "'newton', not one of adam, adamw, kfac,"),
+        ({"seed": -1}, "'seed'] is -1, not a whole number from 0 on"),
+        ({"first_step_seconds": None}, "and no seconds of the first step"),
+        ({"first_step_seconds": math.nan}, "is nan, not a finite number"),
+        ({"curve": []}, "its curve is empty, and it has no failure"),
+        ({"curve": [[0, 0.5, 1.0]]}, "0, not a whole number from 1 on"),
+        ({"curve": [[5, 0.5, 1.0]] * 2}, "of its curve are not in order"),
+        ({"failure": 3}, "'failure' is 3, not a string"),
     ],
 )
 def test_a_line_that_is_no_run_is_named(change, reason, tmp_path):
     file = tmp_path / "runs.jsonl"
-    file.write_text(json.dumps(record("adam", 0, **change)) + "\n")
+    file.write_text(json.dumps({**record("adam", 0), **change}) + "\n")
     with pytest.raises(ValueError, match=f"{file}: line 1 .*{reason}"):
         quiet(tmp_path)
+
+
+def test_a_run_that_diverged_is_sound():
+    """Its losses may be NaN and infinite, and its curve empty."""
+    runs.check(record("adam", 0, curve=[], failure="diverged"))
+    curve = [[5, math.inf, 1.0], [10, math.nan, 2.0]]
+    runs.check(record("adam", 0, curve=curve, worst_after=math.inf))
 
 
 def test_runs_beside_an_arm_have_twice_its_steps(tmp_path, monkeypatch):
@@ -547,3 +565,11 @@ def test_a_study_leaves_a_table_and_pictures(tmp_path, monkeypatch):
     other = studies.STUDIES["tied"]
     assert report.write("tied", other, records, tmp_path) == ""
     assert not (tmp_path / "tied.md").exists()
+
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(SystemExit, match="peers.md cannot be written"):
+        report.write("peers", PEERS, records[:1], tmp_path)
+    assert "| kfac | 20 |" in (tmp_path / "peers.md").read_text()

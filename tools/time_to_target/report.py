@@ -4,6 +4,7 @@ import pathlib
 
 from tools.time_to_target import pictures, runs, summaries, tables
 from tools.time_to_target.studies import Study
+from trainers import output
 
 
 def write(
@@ -24,10 +25,12 @@ def write(
     text = "\n\n".join(parts)
     if not text:
         return ""
-    (directory / f"{name}.md").write_text(text + "\n")
+    with output.whole(directory / f"{name}.md") as path:
+        path.write_text(text + "\n")
     if table:
-        path = directory / f"{name}_curves.png"
-        pictures.draw_curves(study, table, records, path)
+        with output.whole(directory / f"{name}_curves.png") as path:
+            pictures.draw_curves(study, table, records, path)
     if table and study.steps is None:
-        pictures.draw_profile(study, table, directory / f"{name}_profile.png")
+        with output.whole(directory / f"{name}_profile.png") as path:
+            pictures.draw_profile(study, table, path)
     return text

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tools import forms, json_lines
+from tools.time_to_target import optimizers
 from tools.time_to_target.studies import TUNING_SEED, Study
+from tools.time_to_target.tasks import TASKS
 
 
 class Runs:
@@ -101,30 +103,44 @@ def _run(study: Study, task: str, label: str, arguments, seed: int) -> dict:
     }
 
 
-_COUNT = int, type(None)
-_TIME = *forms.NUMBER, type(None)
+_NULL = type(None)
+_ANY = int, float  # A loss that diverged is NaN or infinite.
 _FORM = {
-    "task": str,
-    "optimizer": str,
+    "task": set(TASKS),
+    "optimizer": {"kfac", *optimizers.PEERS},
     "arguments": dict,
-    "seed": int,
-    "after": _COUNT,
-    "limit": _COUNT,
+    "seed": forms.COUNT,
+    "after": (forms.POSITIVE, _NULL),
+    "limit": (forms.POSITIVE, _NULL),
     "stay": bool,
-    "steps": _COUNT,
-    "seconds": _TIME,
-    "first_step_seconds": _TIME,
-    "processor_seconds": _TIME,
-    "worst_after": _TIME,
+    "steps": (forms.POSITIVE, _NULL),
+    "seconds": (forms.AMOUNT, _NULL),
+    "first_step_seconds": (forms.AMOUNT, _NULL),
+    "processor_seconds": (forms.AMOUNT, _NULL),
+    "worst_after": (*_ANY, _NULL),
     "peak_mib": forms.NUMBER,
-    "state_mib": forms.NUMBER,
-    "curve": [[forms.NUMBER] * 3],
+    "state_mib": forms.AMOUNT,
+    "curve": [[forms.POSITIVE, _ANY, forms.AMOUNT]],
 }
 
 
 def check(record: Any) -> None:
     """Raises ValueError where a value is no record of a run."""
     forms.check(record, _FORM)
+    forms.check(record.get("failure", ""), str, "'failure'")
+    if not record["curve"] and "failure" not in record:
+        raise ValueError("its curve is empty, and it has no failure")
+    if record["curve"] and record["first_step_seconds"] is None:
+        raise ValueError("it has a curve and no seconds of the first step")
+    steps = [step for step, _, _ in record["curve"]]
+    if steps != sorted(set(steps)):
+        raise ValueError("the steps of its curve are not in order")
+    for name in ("seconds", "processor_seconds"):
+        if (record["steps"] is None) != (record[name] is None):
+            raise ValueError(
+                f"its steps are {record['steps']}, and its {name} are "
+                f"{record[name]}"
+            )
 
 
 def latest(records: Iterable[dict]) -> dict[str, dict]:
