@@ -1,5 +1,7 @@
 """Files of JSON lines: what a kill or a hand leaves in them."""
 
+import errno
+
 import pytest
 
 from tools import forms, json_lines
@@ -33,3 +35,36 @@ def test_what_cannot_be_read_is_named(tmp_path):
     )
     with pytest.raises(ValueError, match=f"{path}: {message}"):
         json_lines.Lines(path, check)
+
+
+def test_a_full_disk_is_named_and_costs_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "lines.jsonl"
+    lines = json_lines.Lines(path, check)
+    lines.add({"n": 1})
+    write = json_lines.os.write
+
+    def full(file, content):
+        """The disk has room for three bytes more."""
+        if len(content) < len('{"n": 2}\n'):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, content[:3])
+
+    with monkeypatch.context() as context:
+        context.setattr(json_lines.os, "write", full)
+        message = f"{path} cannot be written .No space left on device.: make"
+        with pytest.raises(SystemExit, match=message):
+            lines.add({"n": 2})
+    assert path.read_bytes() == b'{"n": 1}\n{"n'
+    del lines
+    again = json_lines.Lines(path, check)
+    assert again.records == [{"n": 1}]
+    again.add({"n": 3})
+    assert path.read_bytes() == b'{"n": 1}\n{"n": 3}\n'
+
+
+def test_what_is_nested_too_deep_is_named(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    for depth in (900, 5000, 100_000):
+        path.write_text(f'{{"n": {"[" * depth}{"]" * depth}}}\n')
+        with pytest.raises(ValueError, match=f"{path}: line 1 is damaged"):
+            json_lines.Lines(path, check)

@@ -37,10 +37,22 @@ class Lines:
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
     def add(self, record: dict) -> None:
-        """Writes a record."""
+        """Writes a record.
+
+        Raises:
+            SystemExit: It cannot be written. What is left of it in the file is
+                a line that is cut short, which the next command drops.
+        """
+        left = (json.dumps(record) + "\n").encode()
+        try:
+            while left:
+                left = left[os.write(self._file.fileno(), left) :]
+        except OSError as error:
+            raise SystemExit(
+                f"{self._file.name} cannot be written ({error.strerror}): make "
+                "room; the same command goes on from the lines that it holds"
+            ) from error
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
 
 
 def read(path: pathlib.Path, check: Callable[[Any], None]) -> list[dict]:
