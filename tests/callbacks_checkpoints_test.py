@@ -38,6 +38,13 @@ def compiled(units=3, *more):
     return model
 
 
+def half_frozen():
+    model = compiled()
+    model.get_layer("hidden").trainable = False
+    model.compile(tfkfac.KFAC(0.05, damping=0.1, model=model), LOSS)
+    return model
+
+
 def fit(model, *given, epochs=3):
     model.fit(
         X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0,
@@ -198,8 +205,20 @@ def test_a_backup_that_is_not_whole_is_named_and_left(
             ),
             "gradient_accumulation_steps = None.* = 2",
         ),
+        (
+            lambda model: tfkfac.KFAC(kl_clip=0.1, model=model),
+            "kl_clip = auto.* = a number",
+        ),
+        (
+            lambda model: tfkfac.KFAC(inverse_update_period=5, model=model),
+            "inverse_update_period = auto.* = a number",
+        ),
+        (
+            lambda model: tfkfac.KFAC(skip=["hidden"], model=model),
+            r"skip = \[\].* = \['hidden'\]",
+        ),
     ],
-    ids=["adam", "eigen", "window"],
+    ids=["adam", "eigen", "window", "bound", "period", "skip"],
 )
 def test_a_backup_of_another_optimizer_is_refused(
     make, said, backed_up, tmp_path
@@ -219,22 +238,31 @@ def test_a_backup_of_another_optimizer_is_refused(
 @pytest.mark.parametrize(
     "made, said",
     [
-        (lambda: compiled(4), r"weight 2 is \[5, 3\], and \[5, 4\] in"),
+        (lambda: compiled(4), r"weight 2 is \[5, 3\], trained.* is \[5, 4\]"),
         (
             lambda: compiled(3, keras.layers.Dense(2)),
-            r"weight 4 is None, and \[3, 2\] in",
+            r"weight 4 is None, .* is \[3, 2\]",
         ),
+        (half_frozen, r"weight 0 is \[4, 5\], trained.* is .*, frozen"),
     ],
-    ids=["wider", "deeper"],
+    ids=["wider", "deeper", "frozen"],
 )
 def test_a_backup_of_another_model_is_refused(made, said, backed_up):
     """Before any weight is loaded."""
     model = made()
     before = model.get_weights()
-    with pytest.raises(ValueError, match=f"{said}.*Build the model as it was"):
+    with pytest.raises(ValueError, match=f"{said}.*Build and freeze"):
         fit(model, callbacks.BackupAndRestore(backed_up))
     for a, b in zip(model.get_weights(), before):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_folder_for_backups_that_is_a_file_is_refused(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("text")
+    with pytest.raises(ValueError, match=f"{path} is a file: give a folder"):
+        fit(compiled(), callbacks.BackupAndRestore(path))
+    assert path.read_text() == "text"
 
 
 def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path):

@@ -8,6 +8,8 @@ from keras import layers, ops
 from programs import ByHand
 from steps import X, Y, factors, kfac, modes, net
 
+import tfkfac
+
 
 @modes
 def test_a_loss_without_a_likelihood(eager):
@@ -19,6 +21,21 @@ def test_a_loss_without_a_likelihood(eager):
     with hand.tape:
         loss = tf.reduce_mean(tf.abs(hand.chain(model, X) - Y))
     steps.assert_equal(factors(optimizer), hand.close(loss, 32).factors())
+
+
+@pytest.mark.parametrize(
+    "likelihood, said",
+    [
+        ([tfkfac.Gaussian()] * 2, "a list of 2, and the loss is of 1 outputs"),
+        ({"other": tfkfac.Gaussian()}, r"names \['other'\], and the loss"),
+    ],
+)
+def test_likelihoods_of_other_outputs_are_refused(likelihood, said):
+    model = net()
+    optimizer = kfac(model, likelihood=likelihood)
+    model.compile(optimizer, "mse", run_eagerly=True)
+    with pytest.raises(ValueError, match=said):
+        model.train_on_batch(X, Y)
 
 
 class End(layers.Layer):

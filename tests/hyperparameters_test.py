@@ -1,5 +1,7 @@
 """Numbers and schedules as arguments: bounds, when work is due, files."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import tensorflow as tf
 from classifier import X, Y, compiled
 
 import tfkfac
-from tfkfac import schedules
+from tfkfac import assignable, schedules
 from tfkfac.schedules import Hyperparameter, Period, serialize
 
 
@@ -74,6 +76,20 @@ def test_periods_between_integers_are_rounded_up():
     assert done == [0, 3, 6] and period.number is None
 
 
+@pytest.mark.parametrize(
+    "gap, due",
+    [(float("inf"), [0]), (2.0**63, [0]), (float("nan"), [0, 1, 2, 3])],
+)
+def test_a_period_without_end_is_due_once_and_one_of_nan_always(gap, due):
+    period = Period("p", lambda t: gap, add_variable=variable)
+    done = []
+    for t in range(4):
+        if period.due(tf.constant(t, tf.int64)):
+            period.done(t)
+            done.append(t)
+    assert done == due
+
+
 def test_periods_of_a_number_are_its_multiples():
     period = Period("p", 3, add_variable=variable)
     due = [t for t in range(8) if period.due(tf.constant(t, tf.int64))]
@@ -82,7 +98,9 @@ def test_periods_of_a_number_are_its_multiples():
     assert not period.due(tf.constant(4, tf.int64))
 
 
-@pytest.mark.parametrize("value", [0, -2, 1.5, True, "ten", float("inf")])
+@pytest.mark.parametrize(
+    "value", [0, -2, 1.5, True, "ten", float("inf"), 2**70, lambda: 5]
+)
 def test_what_is_no_period(value):
     with pytest.raises(ValueError, match="KFAC.p=.*positive integer"):
         Period("p", value, add_variable=variable)
@@ -113,7 +131,7 @@ def test_bounds_of_numbers():
     assert at_least.config() == 0.0 and greater.config() == 1.0
     greater.assign(0.5)
     assert greater.config() == 0.5
-    for value in (True, "big", None):
+    for value in (True, "big", None, lambda: 0.1):
         with pytest.raises(ValueError, match="a number or a schedule"):
             number(value)
 
@@ -194,16 +212,53 @@ def test_numbers_are_refused_where_they_enter(name, value):
         ("learning_rate", "no"),
         ("damping", "no"),
         ("momentum", None),
+        ("factor_decay", 1.0),
+        ("norm_damping", 0.0),
     ],
 )
 def test_numbers_are_refused_where_they_are_assigned(name, value):
-    optimizer = tfkfac.KFAC(kl_clip=0.1, damping=0.1)
+    optimizer = tfkfac.KFAC(kl_clip=0.1, damping=0.1, norm_damping=0.1)
     before = float(getattr(optimizer, name))
     with pytest.raises(ValueError, match=f"{name}="):
         setattr(optimizer, name, value)
     assert float(getattr(optimizer, name)) == before
     setattr(optimizer, name, 0.25)
     assert float(getattr(optimizer, name)) == 0.25
+
+
+@pytest.mark.parametrize(
+    "name", ["norm_damping", "kl_clip", "fallback_learning_rate"]
+)
+def test_what_was_none_is_not_assigned(name):
+    optimizer = tfkfac.KFAC(**{name: None})
+    assert getattr(optimizer, name) is None
+    with pytest.raises(TypeError, match=f"{name}=None.*give a number"):
+        setattr(optimizer, name, 0.1)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("inverse_update_period", 5),
+        ("refresh", "drift"),
+        ("fisher", "empirical"),
+        ("skip", ["hidden"]),
+        ("max_skipped_steps", 3),
+        ("norm_curvature", "full"),
+    ],
+)
+def test_what_is_fixed_is_not_assigned(name, value):
+    optimizer = tfkfac.KFAC()
+    with pytest.raises(AttributeError, match=f"{name}.*make one with {name}="):
+        setattr(optimizer, name, value)
+
+
+def test_every_argument_is_assigned_or_fixed():
+    """Or it is one of Keras' own, which says what it does."""
+    known = {*assignable.FIXED, "learning_rate", "name", "kwargs", "self"}
+    arguments = set(inspect.signature(tfkfac.KFAC.__init__).parameters)
+    for name in arguments - known:
+        assert isinstance(getattr(tfkfac.KFAC, name), property), name
 
 
 def test_no_clip_is_infinity():
@@ -255,16 +310,21 @@ def test_a_schedule_out_of_its_range_costs_its_update_and_is_named(
     assert int(optimizer.skipped_steps) == 2
 
 
-def test_a_rate_that_is_not_finite_on_a_variable_of_keras_is_found(capfd):
+@pytest.mark.parametrize(
+    "name, bad",
+    [("learning_rate", np.nan), ("damping", -1.0), ("momentum", np.inf)],
+)
+def test_a_number_out_of_range_in_its_variable_is_found(name, bad, capfd):
     model, optimizer = compiled(compile_settings={"run_eagerly": True})
     model.train_on_batch(X, Y)
     weights = model.get_weights()
-    optimizer._learning_rate.assign(float("nan"))
+    (variable,) = [v for v in optimizer.variables if v.name == name]
+    variable.assign(bad)
     model.train_on_batch(X, Y)
-    assert "range: learning_rate" in capfd.readouterr().err
+    assert f"range: {name}" in capfd.readouterr().err
     for a, b in zip(weights, model.get_weights()):
         np.testing.assert_array_equal(a, b)
-    optimizer.learning_rate = 0.1
+    setattr(optimizer, name, 0.1)
     model.train_on_batch(X, Y)
     assert any((a != b).any() for a, b in zip(weights, model.get_weights()))
 

@@ -121,6 +121,16 @@ def test_a_damaged_weight_of_an_average_recovers(key):
     assert weight.numpy() > 0 and all_finite(model, optimizer)
 
 
+@pytest.mark.parametrize("kl_clip", ["auto", None])
+def test_a_damaged_momentum_begins_anew_and_is_told(kl_clip, capfd):
+    model, optimizer = make(kl_clip=kl_clip)
+    model.train_on_batch(X, Y)
+    optimizer.momenta[0].assign(np.nan * optimizer.momenta[0])
+    model.train_on_batch(X, Y)
+    assert "a momentum was not finite at update 1" in capfd.readouterr().err
+    assert all_finite(model, optimizer) and int(optimizer.skipped_steps) == 0
+
+
 def test_negative_tokens_count_from_the_end():
     """As Keras looks them up."""
     states = []

@@ -43,6 +43,9 @@ from tfkfac import settings
         ({"use_ema": True, "ema_momentum": "no"}, "ema_momentum='no'"),
         ({"gradient_accumulation_steps": "no"}, "accumulation_steps='no'"),
         ({"gradient_accumulation_steps": float("inf")}, "steps=inf"),
+        ({"loss_scale_factor": 0}, "loss_scale_factor=0.*greater than 0"),
+        ({"loss_scale_factor": float("nan")}, "loss_scale_factor=nan"),
+        ({"seed": 2**70}, "seed=.*below 2..63"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

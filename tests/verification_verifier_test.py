@@ -69,6 +69,24 @@ def test_what_cannot_be_verified():
     unbuilt.compile(optimizer, classifier.LOSS)
     with pytest.raises(ValueError, match="is not built"):
         tfkfac.verify(unbuilt, X, Y)
+    with pytest.raises(ValueError, match="verify.seed=-1.*0 or more"):
+        tfkfac.verify(classifier.compiled()[0], X, Y, seed=-1)
+
+
+@pytest.mark.parametrize(
+    "batch, said",
+    [
+        ((X[:0], Y[:0]), r"examples each, and one or more; they have \[0\]"),
+        ((X, Y[:3]), "as many examples each"),
+        ((tf.data.Dataset.from_tensors((X, Y)),), "give one batch of it"),
+        ((iter([X]),), "give one batch of it"),
+    ],
+    ids=["empty", "uneven", "data set", "iterator"],
+)
+def test_what_is_no_batch(batch, said):
+    model, _ = classifier.compiled()
+    with pytest.raises((TypeError, ValueError), match=said):
+        tfkfac.verify(model, *batch)
 
 
 def test_training_step_that_is_a_function():

@@ -4,10 +4,55 @@ import inspect
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfkfac import settings
 from tfkfac.schedules import Hyperparameter, is_number
+
+# Arguments of `KFAC` that are no numbers, or not in variables.
+FIXED = (
+    "factor_update_period",
+    "inverse_update_period",
+    "refresh",
+    "drift_tolerance",
+    "fisher",
+    "inverter",
+    "norm_curvature",
+    "tied",
+    "factor_dtype",
+    "communication_dtype",
+    "strategy",
+    "likelihood",
+    "skip",
+    "max_factor_size",
+    "max_skipped_steps",
+    "seed",
+    "model",
+    "loss_terms",
+    "fallback",
+    "overhead",
+    "gradient_accumulation_steps",
+)
+
+
+def _assignable(name: str, text: str) -> property:
+    """Returns the property that is a number, or None if there is none."""
+
+    def get(self):
+        known = name in self.hyperparameters
+        return self.at_update(name) if known else None
+
+    def set_(self, value):
+        if name not in self.hyperparameters:
+            like = ", float('inf') for no clip" if name == "kl_clip" else ""
+            raise TypeError(
+                f"KFAC was made with {name}=None, so that {name} cannot be "
+                f"assigned: give a number{like} at first."
+            )
+        self.hyperparameters[name].assign(value)
+
+    return property(get, set_, doc=text)
 
 
 class Assignable(keras.optimizers.Optimizer):
@@ -32,41 +77,29 @@ class Assignable(keras.optimizers.Optimizer):
         settings.check_learning_rate(value)
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
-    @property
-    def damping(self):
-        """lambda at the next update."""
-        return self.at_update("damping")
+    damping = _assignable("damping", "lambda at the next update.")
+    momentum = _assignable("momentum", "mu at the next update.")
+    factor_decay = _assignable("factor_decay", "rho at the next update.")
+    kl_clip = _assignable(
+        "kl_clip", "The KL clip at the next update; None if there is none."
+    )
+    norm_damping = _assignable(
+        "norm_damping",
+        "The damping of normalization layers at the next update; None if it is "
+        "`damping`.",
+    )
+    fallback_learning_rate = _assignable(
+        "fallback_learning_rate",
+        "Adam's rate at the next update; None if it follows eta.",
+    )
 
-    @damping.setter
-    def damping(self, value):
-        self.hyperparameters["damping"].assign(value)
-
-    @property
-    def momentum(self):
-        """mu at the next update."""
-        return self.at_update("momentum")
-
-    @momentum.setter
-    def momentum(self, value):
-        self.hyperparameters["momentum"].assign(value)
-
-    @property
-    def kl_clip(self):
-        """The KL clip at the next update; None if there is none."""
-        return (
-            self.at_update("kl_clip")
-            if "kl_clip" in self.hyperparameters
-            else None
-        )
-
-    @kl_clip.setter
-    def kl_clip(self, value):
-        if "kl_clip" not in self.hyperparameters:
-            raise TypeError(
-                "KFAC was made with kl_clip=None, so that kl_clip cannot be "
-                "assigned: give a number, float('inf') for no clip at first."
+    def __setattr__(self, name, value):
+        if name in FIXED and getattr(self, "curvature", None) is not None:
+            raise AttributeError(
+                f"KFAC({name}=...) is fixed when the optimizer is made: make "
+                f"one with {name}={value!r}."
             )
-        self.hyperparameters["kl_clip"].assign(value)
+        super().__setattr__(name, value)
 
     @property
     def failed_inversions(self) -> dict[str, int]:
@@ -79,22 +112,6 @@ class Assignable(keras.optimizers.Optimizer):
     def skipped_steps(self) -> tf.Tensor:
         """The number of updates skipped for gradients that were not finite."""
         return self.skip_counter.value
-
-    @property
-    def fallback_learning_rate(self):
-        """Adam's rate at the next update; None if it follows eta."""
-        if "fallback_learning_rate" not in self.hyperparameters:
-            return None
-        return self.at_update("fallback_learning_rate")
-
-    @fallback_learning_rate.setter
-    def fallback_learning_rate(self, value):
-        if "fallback_learning_rate" not in self.hyperparameters:
-            raise TypeError(
-                "KFAC was made with fallback_learning_rate=None, so that it "
-                "cannot be assigned: give a number at first."
-            )
-        self.hyperparameters["fallback_learning_rate"].assign(value)
 
     def at_update(self, name: str, dtype: tf.DType | None = None):
         """Returns the value of a hyperparameter at the next update."""
@@ -112,17 +129,18 @@ class Assignable(keras.optimizers.Optimizer):
     def unsound_numbers(self) -> tuple[list[str], tf.Tensor]:
         """Returns names, and which no step can be made with, [names].
 
-        Schedules, and the learning rate, whose variable may be assigned; other
-        numbers are checked where they enter.
+        Numbers are checked where they enter; but there are schedules, and the
+        variables can be assigned to.
         """
-        rate = tf.cast(tf.convert_to_tensor(self.learning_rate), tf.float64)
-        sound = {
-            "learning_rate": tf.logical_and(tf.math.is_finite(rate), rate >= 0)
-        }
+        values = {"learning_rate": self.learning_rate}
+        bounds = [(0.0, float(np.finfo(np.float64).max))]
         for name, number in self.hyperparameters.items():
-            if number.is_scheduled:
-                sound[name] = number.is_sound(self.updates)
-        return list(sound), tf.logical_not(tf.stack(list(sound.values())))
+            values[name] = self.at_update(name, tf.float64)
+            bounds.append(number.bounds)
+        stacked = tf.stack([tf.cast(v, tf.float64) for v in values.values()])
+        least, most = np.transpose(bounds)
+        sound = tf.logical_and(stacked >= least, stacked <= most)
+        return list(values), tf.logical_not(sound)
 
     @property
     def updates(self) -> tf.Tensor:

@@ -52,6 +52,8 @@ class AutoPeriod(Period):
             name=f"times_{name}",
         )
 
+    kind = "auto"
+
     def due(self, update, cost=lambda: 0.0):
         times = tf.cast(self._times.value, tf.float64)
         allowed = self._share * (tf.cast(update, tf.float64) + HEAD_START)

@@ -168,8 +168,8 @@ class CholeskyInverter(Inverter):
     """
 
     def __init__(self, pi: float | None = None):
-        if pi is not None and not pi > 0:
-            raise ValueError(f"CholeskyInverter(pi={pi}): must be positive.")
+        if pi is not None and not 0 < pi < float("inf"):
+            raise ValueError(f"CholeskyInverter(pi={pi}): must be finite, > 0.")
         self.pi = pi
 
     def get_config(self) -> dict:

@@ -101,6 +101,21 @@ class OptimizerState(keras.optimizers.Optimizer):
             )
         self.curvature.load(curvature)
 
+    def kind_of_state(self) -> dict:
+        """Returns the settings that say what the state is, as JSON holds them;
+        numbers that are in it are not among them."""
+        kinds = {**self.hyperparameters, **self.periods}
+        return {
+            "inverter": type(self.inverter).__name__,
+            "norm_curvature": self._choices["norm_curvature"],
+            "tied": self._choices["tied"],
+            "fallback": self._choices["fallback"],
+            "refresh": self._choices["refresh"],
+            "skip": list(self.skip),
+            "max_factor_size": self.max_factor_size,
+            **{name: kinds[name].kind for name in kinds},
+        }
+
     def get_config(self) -> dict:
         if not isinstance(self._learning_rate, keras.Variable):
             serialize("learning_rate", self._learning_rate)

@@ -244,3 +244,11 @@ def check_keras_numbers(optimizer: keras.optimizers.Optimizer) -> None:
             raise ValueError(
                 f"KFAC({name}={value!r}): must be {least} and finite."
             )
+    scale = optimizer.loss_scale_factor
+    if scale is not None and not (
+        is_number(scale) and 0 < stored(scale) < math.inf
+    ):
+        raise ValueError(
+            f"KFAC(loss_scale_factor={scale!r}): must be greater than 0 and "
+            "finite, or None."
+        )

@@ -84,6 +84,7 @@ class Step:
         products = None if readings is None else readings.products(U, V)
         shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
         U, sums = self.distributor.gather_updates(U, weights.sums(U, V), shapes)
+        tf.cond(tf.math.is_finite(sums[2]), false, lambda: self._mend(weights))
         nu = weights.run(U, sums)
         if readings is not None:
             readings.note_update(products, sums[0], nu)
@@ -99,21 +100,33 @@ class Step:
         """
         names, unsound = self.optimizer.unsound_numbers()
         found = tf.reduce_any(unsound)
-        if self.estimator.may_print:
-            tf.cond(found, lambda: self._name(names, unsound), false)
+
+        def skipped(t, unsound):
+            named = ", ".join(n for n, bad in zip(names, unsound) if bad)
+            return (
+                f"update {t} is skipped, for a number that is out of its range:"
+                f" {named}"
+            )
+
+        tf.cond(found, lambda: self._say(skipped, unsound), false)
         return tf.logical_not(found)
 
-    def _name(self, names, unsound):
-        def name(t, unsound):
-            named = ", ".join(n for n, bad in zip(names, unsound) if bad)
-            print(
-                f"tfkfac: update {int(t)} is skipped, for a number that is out "
-                f"of its range: {named}",
-                file=sys.stderr,
-            )
+    def _mend(self, weights):
+        weights.mend_momenta()
+        return self._say(
+            lambda t: f"a momentum was not finite at update {t}; it begins anew"
+        )
+
+    def _say(self, text, *values):
+        """Prints `text(t, *values)` on stderr; False."""
+
+        def say(t, *values):
+            print("tfkfac:", text(int(t), *values), file=sys.stderr)
             return []
 
-        return on_host(name, [self.t, unsound])
+        if self.estimator.may_print:
+            on_host(say, [self.t, *values])
+        return tf.constant(False)
 
     def _joint_gradients(self):
         """Returns (V of the joint batch, whether it is finite and an update can

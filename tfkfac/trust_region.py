@@ -55,6 +55,8 @@ class TrustRegion(Hyperparameter):
             shape=(), initializer="zeros", dtype="bool", name="last_was_clipped"
         )
 
+    kind = "auto"
+
     def assign(self, value: float) -> None:
         """Sets the bound, which stays from there on."""
         super().assign(value)

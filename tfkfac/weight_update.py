@@ -54,12 +54,13 @@ class WeightUpdate:
         """Returns sum <U, V>, |V|^2 and sum <V, m> over variables, [3].
 
         The first and the last are without what the fallback claims; the last
-        is of the momentum before the update. They are for `run`.
+        is of the momentum before the update, and is not finite where that is
+        not. They are for `run`.
         """
         # |V|^2 is for the clip alone.
         clipped = {} if self._optimizer.global_clipnorm is None else V
         preconditioned = {k: u for k, u in U.items() if k not in self._claimed}
-        last = {} if self._region is None else self._last_movement(V)
+        last = self._last_movement(V)
         return tf.stack(
             [_dot(preconditioned, V), _dot(clipped, clipped), _dot(last, V)]
         )
@@ -110,6 +111,12 @@ class WeightUpdate:
         if optimizer.use_ema:
             self._average_weights()
         return nu
+
+    def mend_momenta(self) -> None:
+        """Has momenta begin anew at 0 where they are not finite."""
+        for v in self._variables:
+            m = self._momentum_of(v)
+            m.assign(tf.where(tf.math.is_finite(m.value), m.value, 0.0))
 
     def _global_clip(self, square):
         """Returns what `global_clipnorm` multiplies V, and so U, by."""

@@ -62,7 +62,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 f"BackupAndRestore: build {self.model.name!r}, or call it on "
                 "a batch, before fit: there is a backup to go on from."
             )
-        self._require_same_shapes()
+        self._require_same_weights()
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
         seeds = sync.seeds(self.model)
@@ -87,16 +87,17 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                     "Compile it as it was, or give another folder."
                 )
 
-    def _require_same_shapes(self):
-        own = _shapes(self.model)
-        both = itertools.zip_longest(self._last.get("shapes", own), own)
-        for i, (saved, shape) in enumerate(both):
-            if saved != shape:
+    def _require_same_weights(self):
+        own = _weights(self.model)
+        both = itertools.zip_longest(self._last.get("model", own), own)
+        for i, (saved, weight) in enumerate(both):
+            if saved != weight:
                 raise ValueError(
                     f"BackupAndRestore: the backup in {self.backup_dir} is of "
-                    f"another model: the shape of its weight {i} is {saved}, "
-                    f"and {shape} in {self.model.name!r} (None: there is "
-                    "none). Build the model as it was, or give another folder."
+                    f"another model: its weight {i} is {saved}, and that of "
+                    f"{self.model.name!r} is {weight} (None: there is none). "
+                    "Build and freeze the model as it was, or give another "
+                    "folder."
                 )
 
     def _path(self, name: str) -> str:
@@ -139,6 +140,12 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def _read_last(self) -> dict | None:
         """Returns the metadata of the last backup that is whole; None where
         there is none; ValueError where none is whole."""
+        folder = self.backup_dir
+        if gfile.exists(folder) and not gfile.isdir(folder):
+            raise ValueError(
+                f"BackupAndRestore: backup_dir={folder} is a file: give a "
+                "folder."
+            )
         paths = self._training_metadata_path, self._prev_training_metadata_path
         first = None
         for path in filter(gfile.exists, paths):
@@ -178,7 +185,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             "seeds": seeds,
             "weights": name + _SUFFIX,
             "optimizer": _kind(self.model.optimizer),
-            "shapes": _shapes(self.model),
+            "model": _weights(self.model),
         }
         weights = self._path(metadata["weights"])
         with _whole_files(self.model):
@@ -208,17 +215,17 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 def _kind(optimizer: keras.optimizers.Optimizer) -> dict:
     """Returns what an optimizer's state is of, as JSON holds it."""
     inner = unwrapped(optimizer)
-    inverter = getattr(inner, "inverter", None)
-    return {
+    kind = {
         "class": type(inner).__name__,
         "gradient_accumulation_steps": inner.gradient_accumulation_steps,
-        "inverter": inverter and type(inverter).__name__,
     }
+    return kind | inner.kind_of_state() if isinstance(inner, KFAC) else kind
 
 
-def _shapes(model: keras.Model) -> list[list[int]]:
-    """Returns the shapes of the weights, in their order."""
-    return [list(v.shape) for v in model.weights]
+def _weights(model: keras.Model) -> list[str]:
+    """Returns the shapes of the weights, in their order, and what is frozen."""
+    kinds = "frozen", "trained"
+    return [f"{list(v.shape)}, {kinds[v.trainable]}" for v in model.weights]
 
 
 def _write(path: str, metadata: dict) -> None:

@@ -60,7 +60,9 @@ def choose(
     model = recorder.model
     calls = [c for c in outers if c.layer is model]
     if groups:
-        terms = [_compiled_terms(g.calls, likelihood, unit) for g in groups]
+        terms = [
+            _compiled_terms(model, g.calls, likelihood, unit) for g in groups
+        ]
         reason = _reason_against(terms)
         if reason is None and fisher == "auto":
             reason = _mixture(groups, calls)
@@ -74,18 +76,21 @@ def choose(
     return Fisher(terms, sampled, False)
 
 
-def _compiled_terms(group, likelihood, unit):
+def _compiled_terms(model, group, likelihood, unit):
+    names = [call.name for call in group]
+    if len(names) == 1:  # That is the loss's name.
+        names = getattr(model, "output_names", None) or names
+    given = _of_outputs(likelihood, names)
     return [
         OutputTerms(
             output=call.y_pred,
-            likelihood=_given(likelihood, i, call.name)
-            or likelihoods.from_loss(call.loss),
+            likelihood=own or likelihoods.from_loss(call.loss),
             call=call,
             reduction=call.loss.reduction,
             examples=_first_axis(call.y_pred),
             unit=unit,
         )
-        for i, call in enumerate(group)
+        for call, own in zip(group, given)
     ]
 
 
@@ -102,18 +107,18 @@ def _own_terms(model, call, likelihood, unit, fisher):
     if known is not None and one and unit == "auto":
         unit = "positions"
     names = [*(getattr(model, "output_names", None) or [])]
-    names += [None] * len(call.outputs)
+    names += [None] * (len(call.outputs) - len(names))
+    given = _of_outputs(likelihood, names)
     terms = [
         OutputTerms(
             output=output,
-            likelihood=_given(likelihood, i, name)
-            or (known if one and fisher == "sampled" else None),
+            likelihood=own or (known if one and fisher == "sampled" else None),
             call=None,
             reduction="mean" if loss is None else loss.reduction,
             examples=examples,
             unit=unit,
         )
-        for i, (output, name) in enumerate(zip(call.outputs, names))
+        for output, own in zip(call.outputs, given)
     ]
     if unit != "positions" and any(t.likelihood is None for t in terms):
         return [_unknown_terms(examples, unit)]
@@ -143,13 +148,28 @@ def _most_examples(outers: Sequence[OuterCall]) -> tf.Tensor:
     return tf.reduce_max([tf.add_n(counts) for counts in of_part.values()])
 
 
-def _given(likelihood, index: int, name: str | None):
-    """Returns what `KFAC(likelihood=)` says of an output."""
+def _of_outputs(likelihood, names: Sequence[str | None]) -> list:
+    """Returns what `KFAC(likelihood=)` says of each output; None for nothing.
+
+    Raises:
+        ValueError: It is of other outputs.
+    """
+    outputs = f"the loss is of {len(names)} outputs, by name {[*names]}"
     if isinstance(likelihood, dict):
-        return likelihood.get(name)
+        if unknown := sorted(likelihood.keys() - set(names)):
+            raise ValueError(
+                f"KFAC(likelihood=...) names {unknown}, and {outputs}: give "
+                "each likelihood under the name of its output."
+            )
+        return [likelihood.get(name) for name in names]
     if isinstance(likelihood, (list, tuple)):
-        return likelihood[index] if index < len(likelihood) else None
-    return likelihood
+        if len(likelihood) != len(names):
+            raise ValueError(
+                f"KFAC(likelihood=...) is a list of {len(likelihood)}, and "
+                f"{outputs}: give one for each, None for that of the loss."
+            )
+        return list(likelihood)
+    return [likelihood] * len(names)
 
 
 def _compiled_loss(model: keras.Model) -> keras.losses.Loss | None:

@@ -1,9 +1,10 @@
 """Numbers and schedules as arguments of `KFAC`."""
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import keras
 import numpy as np
@@ -18,6 +19,19 @@ def stored(value: float) -> float:
     """Returns a number as the type of Keras' variables rounds it."""
     with np.errstate(over="ignore"):
         return float(np.dtype(keras.config.floatx()).type(value))
+
+
+def is_schedule(value: Any) -> TypeGuard[Callable]:
+    """Returns whether a value is a function that can be given the update."""
+    if not callable(value):
+        return False
+    try:
+        inspect.signature(value).bind(0)
+    except TypeError:
+        return False
+    except ValueError:  # It is none of Python.
+        pass
+    return True
 
 
 def serialize(name: str, value: Any) -> Any:
@@ -55,13 +69,25 @@ def _is_function(value: Any) -> bool:
     return callable(value) and hasattr(value, "__qualname__")
 
 
-def positive_integer(name: str, value: Any, more: str = "", least: int = 1):
-    """Returns `value` as an int; raises ValueError that names it."""
+def positive_integer(
+    name: str, value: Any, more: str = "", least: int = 1, of: str = "KFAC"
+) -> int:
+    """Returns `value` as an int; raises ValueError that names it.
+
+    Args:
+        name: The argument.
+        value: What it is.
+        more: What else it may be.
+        least: 1 or 0.
+        of: Whose argument it is.
+    """
     whole = is_number(value) and math.isfinite(value) and value == int(value)
-    if not whole or value < least:
+    if not whole or not least <= value < 2**63:
         kind = "a positive integer" if least == 1 else "an integer, 0 or more"
+        if whole and value > 0:
+            kind += ", below 2**63"
         raise ValueError(
-            f"KFAC({name}={value!r}): must be {kind}{more and ' ' + more}."
+            f"{of}({name}={value!r}): must be {kind}{more and ' ' + more}."
         )
     return int(value)
 
@@ -106,7 +132,7 @@ class Hyperparameter:
                 initializer=lambda shape, dtype: tf.constant(value, dtype),
                 name=name,
             )
-        elif callable(value):
+        elif is_schedule(value):
             self._schedule = value
         else:
             raise ValueError(
@@ -130,21 +156,26 @@ class Hyperparameter:
                 + (f", in {keras.config.floatx()}." if value_fits else ".")
             )
 
-    def _is_allowed(self, value):
-        """Returns whether a number or tensor is in the range; NaN is not."""
-        above = value > self._minimum if self._exclusive else (
-            value >= self._minimum
-        )  # fmt: skip
-        return above if self._below is None else above & (value < self._below)
+    def _is_allowed(self, value: float) -> bool:
+        least, most = self.bounds
+        return least <= value <= most  # NaN is not.
+
+    @property
+    def kind(self) -> str:
+        return "a schedule" if self.is_scheduled else "a number"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest number that are allowed."""
+        tiny = float(np.finfo(np.float64).tiny)
+        least = self._minimum + (tiny if self._exclusive else 0)
+        if self._below is None:
+            return least, math.inf
+        return least, float(np.nextafter(self._below, 0))
 
     @property
     def is_scheduled(self) -> bool:
         return self._schedule is not None
-
-    def is_sound(self, update: tf.Tensor) -> tf.Tensor:
-        """Returns whether a schedule's value at `update` is an allowed one;
-        a number is checked where it enters."""
-        return self._is_allowed(self.at(update, tf.float64))
 
     def at(self, update: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
         """Returns the value at `update`, which may be None for a number."""
@@ -194,7 +225,7 @@ class Period:
         self._schedule: Callable | None = None
         self._number = 1
         self._last: Any = None
-        if callable(value):
+        if is_schedule(value):
             self._schedule = value
             self._last = add_variable(
                 shape=(),
@@ -204,6 +235,10 @@ class Period:
             )
         else:
             self._number = positive_integer(name, value, "or a schedule")
+
+    @property
+    def kind(self) -> str:
+        return "a number" if self._schedule is None else "a schedule"
 
     @property
     def number(self) -> int | None:
@@ -228,10 +263,10 @@ class Period:
         del cost
         if self._schedule is None:
             return tf.equal(update % self._number, 0)
-        last = self._last.value
-        period = tf.cast(self._schedule(update), tf.float64)
-        period = tf.cast(tf.math.ceil(period), tf.int64)
-        return tf.logical_or(last < 0, update >= last + tf.maximum(period, 1))
+        last = tf.cast(self._last.value, tf.float64)
+        period = tf.math.ceil(tf.cast(self._schedule(update), tf.float64))
+        waits = tf.cast(update, tf.float64) < last + tf.maximum(period, 1)
+        return tf.logical_or(last < 0, tf.logical_not(waits))  # Not for NaN.
 
     def done(self, update: tf.Tensor) -> None:
         """Notes that the work was done at `update`."""

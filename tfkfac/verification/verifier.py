@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfkfac import keras_compat
 from tfkfac.attached_model import AttachedModel, attached_to
+from tfkfac.schedules import positive_integer
 from tfkfac.verification import (
     compiled,
     exact,
@@ -60,15 +61,15 @@ def verify(
         it should be.
 
     Raises:
-        TypeError: `model` is no Keras model.
-        ValueError: It has no `KFAC`, is not built or has no training step.
+        TypeError: `model` is no Keras model, or `x` no batch.
+        ValueError: The model has no `KFAC`, is not built or has no training
+            step; or the batch has no examples, or unequal numbers of them.
     """
     start = time.monotonic()
     attached = _attached(model, step)
     run = step or model.train_step
-    data = keras.utils.pack_x_y_sample_weight(
-        *map(_tensors, (x, y, sample_weight))
-    )
+    positive_integer("seed", seed, least=0, of="verify")
+    data = _batch(x, y, sample_weight, is_even=step is None)
     if graph is None:
         graph = not getattr(model, "run_eagerly", False)
     check = Verification(model, attached, run, seed)
@@ -77,6 +78,30 @@ def verify(
     finally:
         check.snapshot.restore()
     return Report(model.name, findings, time.monotonic() - start)
+
+
+def _batch(*given: Any, is_even: bool) -> Any:
+    """Returns (x, y, sample_weight) as Keras packs them for a step.
+
+    Args:
+        given: Each, or None.
+        is_even: Whether all have as many examples.
+    """
+    kinds = tf.data.Dataset, keras.utils.PyDataset, Iterator
+    if isinstance(given[0], kinds):
+        raise TypeError(
+            f"verify: x is a {type(given[0]).__name__}: give one batch of it, "
+            "such as x, y = next(iter(dataset))."
+        )
+    data = [_tensors(value) for value in given]
+    arrays = [v for v in tf.nest.flatten(data) if v is not None]
+    counts = {v.shape[0] for v in arrays if v.shape.rank}
+    if 0 in counts or (is_even and len(counts) > 1):
+        raise ValueError(
+            "verify: x, y and sample_weight must have as many examples each, "
+            f"and one or more; they have {sorted(counts)}."
+        )
+    return keras.utils.pack_x_y_sample_weight(*data)
 
 
 def _tensors(value: Any) -> Any:
