@@ -314,6 +314,20 @@ def test_a_run_that_diverged_is_sound():
     runs.check(record("adam", 0, curve=curve, worst_after=math.inf))
 
 
+def test_settings_are_given_up_at_twice_the_best_of_the_peers_before(
+    tmp_path, monkeypatch
+):
+    """K-FAC's steps are no measure of peers."""
+    of_arms = {"kfac": 10, "adam": 30, "muon": 80}
+    asked = answers(monkeypatch, lambda run: of_arms[run["optimizer"]])
+    two = {"learning_rate": 1.0}, {"learning_rate": 2.0}
+    arms = {name: Arm(name, two) for name in of_arms}
+    study = Study(("digits_cnn",), arms, seeds=())
+    quiet(tmp_path).measure(study)
+    limits = [r["limit"] for r in asked]
+    assert limits == [None, 10, None, 30, 60, 60]
+
+
 def test_runs_beside_an_arm_have_twice_its_steps(tmp_path, monkeypatch):
     asked = answers(monkeypatch, lambda run: 30 if not run["arguments"] else 61)
     setting = {"damping": 0.1}

@@ -1,8 +1,9 @@
 """Which runs there are, and which are still to be made.
 
 First each arm's settings are tried from one seed; where steps to a target
-count, a setting is given up when it has taken more than the best one before it.
-Then the best setting of each is run from other seeds, the arms in turn.
+count, a setting is given up when it has taken more than the best one of the arm
+before it, or more than twice the best one of the peers before it. Then the best
+setting of each is run from other seeds, the arms in turn.
 
 The cells of `tools.sweep` run many trials by one trace and count steps alone;
 here seconds count, and memory, so that each run is a process of its own.
@@ -48,7 +49,11 @@ class Runs:
     def measure(self, study: Study) -> None:
         """Makes all runs of a study."""
         for task in study.tasks:
-            best = {arm: self._best(study, task, arm) for arm in study.arms}
+            best, least = {}, None
+            for arm in study.arms:
+                best[arm], steps = self._best(study, task, arm, least)
+                if study.arms[arm].optimizer != "kfac":
+                    least = fewest(least, steps)
             for seed in study.seeds:
                 for label, arguments in best.items():
                     self._made(
@@ -57,19 +62,24 @@ class Runs:
                         study.stay,
                     )
 
-    def _best(self, study, task, label) -> dict:
-        """Returns the setting of an arm with the fewest steps to the target;
-        where none reaches it, or the loss counts, that of the least loss."""
+    def _best(self, study, task, label, least) -> tuple[dict, int | None]:
+        """Returns the setting of an arm with the fewest steps to the target,
+        and those steps; where none reaches it, or the loss counts, that of the
+        least loss, and None.
+
+        Args:
+            least: The fewest steps of the peers before it; None for none.
+        """
         settings = study.arms[label].settings
         if len(settings) == 1:
-            return settings[0]
-        limit, found = None, []
+            return settings[0], None
+        limit, found = least and 2 * least, []
         for arguments in settings:
             run = _run(study, task, label, arguments, TUNING_SEED)
             found.append(self._made(run, limit))
-            if steps := found[-1]["steps"]:
-                limit = min(limit or steps, steps)
-        return best(found)["arguments"]
+            limit = fewest(limit, found[-1]["steps"])
+        chosen = best(found)
+        return chosen["arguments"], chosen["steps"]
 
     def _limit(self, study, task, label, seed) -> int | None:
         """Returns twice the steps of the arm that an arm is beside."""
@@ -181,6 +191,11 @@ def tried(
     """Returns the runs of an arm's search on a task."""
     found = of(study, task, label, records)
     return [r for r in found if r["seed"] == TUNING_SEED]
+
+
+def fewest(*steps: int | None) -> int | None:
+    """Returns the least; None where all are."""
+    return min((x for x in steps if x is not None), default=None)
 
 
 def best(records: list[dict]) -> dict:

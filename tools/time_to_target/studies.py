@@ -83,11 +83,6 @@ def _grid(**values) -> tuple[dict, ...]:
 
 _SCHEDULES = ["constant", "cosine"]
 _PEERS = {
-    "momentum": _grid(
-        learning_rate=[0.01, 0.03, 0.1, 0.3],
-        momentum=[0.9, 0.97],
-        schedule=_SCHEDULES,
-    ),
     "adam": _grid(
         learning_rate=[3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2],
         schedule=_SCHEDULES,
@@ -99,6 +94,11 @@ _PEERS = {
     ),
     "muon": _grid(
         learning_rate=[1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2],
+        schedule=_SCHEDULES,
+    ),
+    "momentum": _grid(
+        learning_rate=[0.01, 0.03, 0.1, 0.3],
+        momentum=[0.9, 0.97],
         schedule=_SCHEDULES,
     ),
 }
