@@ -112,8 +112,5 @@ def _named(kind) -> str:
 
 
 def _short(value):
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"a deep {type(value).__name__}"
+    text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
