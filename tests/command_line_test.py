@@ -81,6 +81,7 @@ def test_bad_value(flag, message):
         (["--model_dir=file/run"], "--model_dir=file/run: cannot write"),
         (["--model_dir=file"], "--model_dir=file: cannot write"),
         (["--resume", "--model_dir=none"], "no configuration.json"),
+        (["--model_dir="], "--model_dir: is empty; give a directory, or"),
         (["--model_dir=gs://a/b"], "--model_dir=gs://a/b: is no local dir"),
     ],
 )

@@ -102,6 +102,72 @@ def test_another_run_is_kept(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_only_what_a_run_wrote_is_removed(tmp_path):
+    """Of the optimizers that its configuration names."""
+    output.write_configuration(tmp_path, {"optimizer": "kfac"}, ["adam"])
+    of_run = {"loss.csv", "compare_adam/log.csv", "log.csv",
+              "checkpoints/partial_00000012.keras",
+              "tensorboard/adam/events.out.tfevents.1",
+              "tensorboard/kfac/events.out.tfevents.1"}  # fmt: skip
+    mine = {"compare_mine/log.csv", "compare_sgd/log.csv",
+            "checkpoints/partial_mine.keras",
+            "tensorboard/mine/events.out.tfevents.1",
+            "tensorboard/sgd/events.out.tfevents.1"}  # fmt: skip
+    for name in of_run | mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    output.clear(tmp_path)
+    left = {p for p in tmp_path.rglob("*") if not p.is_dir()}
+    assert {str(p.relative_to(tmp_path)) for p in left} == mine
+    # A run without a comparison has no file of one.
+    (tmp_path / "loss.csv").touch()
+    output.write_configuration(tmp_path, {"optimizer": "sgd"}, [])
+    output.clear(tmp_path)
+    assert (tmp_path / "loss.csv").exists()
+    assert (tmp_path / "compare_sgd/log.csv").exists()
+    assert not (tmp_path / "tensorboard/sgd").exists()
+
+
+def test_the_configuration_is_read_without_what_is_compared(tmp_path):
+    """So that such a run can be resumed."""
+    configuration = {"seed": 3, "settings": {"learning_rate": 0.5}}
+    output.write_configuration(tmp_path, configuration, ["adam"])
+    assert output.read_configuration(tmp_path) == configuration
+    assert output.resumed(tmp_path, configuration) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("checkpoints", []),
+        ("compare_adam", ["--compare=adam"]),
+        ("tensorboard", []),
+        ("tensorboard/kfac", []),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_named(name, more, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    message = f"--model_dir={tmp_path}: {name} is a file where the run needs a"
+    with pytest.raises(SystemExit, match=message):
+        check(f"--model_dir={tmp_path}", *more)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(SystemExit, match="checkpoints: cannot write there"):
+        output.make_folder(tmp_path / "checkpoints")
+
+
+def test_a_configuration_of_any_depth_is_compared(tmp_path):
+    for depth in (900, 960, 990):
+        deep = "[" * depth + "]" * depth
+        file = tmp_path / "configuration.json"
+        file.write_text(f'{{"seed": {deep}}}')
+        with pytest.raises(SystemExit, match="corrupt|seed is 3 now and was"):
+            output.resumed(tmp_path, {"seed": 3})
+
+
 def test_checkpoints_may_lie_elsewhere(tmp_path):
     there, run = tmp_path / "there", tmp_path / "run"
     there.mkdir()

@@ -131,6 +131,11 @@ def test_a_checkpoint_of_another_run_is_refused(argv, message, run_dir):
 STATE = {"configuration": {}, "step": 1, "begun": False, "seconds": 0.5,
          "records": [], "variables": 0, "ranks": 1}  # fmt: skip
 
+RECORD = dict.fromkeys(
+    ("step", "epoch", "loss", "accuracy", "val_loss", "val_accuracy",
+     "learning_rate", "seconds"), 1,
+)  # fmt: skip
+
 
 def without(key):
     return json.dumps({k: v for k, v in STATE.items() if k != key})
@@ -150,6 +155,9 @@ def without(key):
                 {"records": 3},
                 {"records": [3]},
                 {"records": [{"step": "1"}]},
+                {"records": [{"step": 1}]},
+                {"records": [RECORD | {"loss": "low"}]},
+                {"records": [RECORD | {"loss": [[]]}]},
                 {"step": "15"},
                 {"step": -5},
                 {"step": 1.5},

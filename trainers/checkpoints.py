@@ -17,9 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from trainers import output
+from trainers import output, run_files
 
 _STATE, _OF_RANKS = "run.json", "of_ranks.npz"
+_OF_A_RECORD = {  # What is read of it when a run goes on.
+    *("step", "epoch", "learning_rate", "seconds"),
+    *("loss", "accuracy", "val_loss", "val_accuracy"),
+}
 
 
 def latest(model_dir: pathlib.Path) -> pathlib.Path | None:
@@ -30,7 +34,7 @@ def latest(model_dir: pathlib.Path) -> pathlib.Path | None:
 
 def numbered(model_dir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints of a run, the last one last."""
-    return sorted(model_dir.glob(output.CHECKPOINT))
+    return sorted(model_dir.glob(run_files.CHECKPOINT))
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
@@ -71,7 +75,12 @@ def _check(state: Any) -> None:
         return whole and value >= least
 
     def is_record(value):
-        return isinstance(value, dict) and is_count(value.get("step"))
+        return (
+            isinstance(value, dict)
+            and is_count(value.get("step"))
+            and all(isinstance(v, (int, float)) for v in value.values())
+            and value.keys() >= _OF_A_RECORD
+        )
 
     if not isinstance(state, dict):
         raise ValueError(f"{_STATE} is no dictionary")
@@ -113,10 +122,10 @@ def save(
     own = [variable.numpy() for variable in _own_variables(model)]
     of_ranks = ranks.gather_objects(own)
     gather(model)
-    path = model_dir / output.CHECKPOINTS / f"{state['step']:08d}.keras"
+    path = model_dir / run_files.CHECKPOINTS / f"{state['step']:08d}.keras"
     if ranks.rank > 0:
         return path
-    path.parent.mkdir(exist_ok=True)
+    output.make_folder(path.parent)
     state = {**state, "ranks": len(of_ranks), "variables": len(own)}
     arrays = io.BytesIO()
     named = {

@@ -19,6 +19,7 @@ from trainers import (
     output,
     presets,
     refusals,
+    run_files,
 )
 from trainers import steps as steps_of_run
 from trainers.data import catalog
@@ -272,9 +273,12 @@ def _model_dir(run):
     """Returns where to write; on rank 0, which writes, it is made."""
     args = run.args
     if args.resume:
-        return output.resumed(args.model_dir, run.configuration())
-    if launcher.rank() > 0:
+        found = output.resumed(args.model_dir, run.configuration())
+    elif launcher.rank() > 0:
         return pathlib.Path(os.devnull)
-    return output.make_model_dir(
-        args.model_dir, f"{args.dataset}_{args.optimizer}", args.overwrite
-    )
+    else:
+        found = output.make_model_dir(
+            args.model_dir, f"{args.dataset}_{args.optimizer}", args.overwrite
+        )
+    run_files.refuse_files(found, args.optimizer, args.compare)
+    return found

@@ -13,7 +13,7 @@ import tfkfac
 from tfkfac.distributed import communicator, sync
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.distributed.roll_call import RanksError
-from trainers import agreement, constraints, optimizers, output
+from trainers import agreement, constraints, optimizers, output, run_files
 from trainers.command_line import Run
 from trainers.data import catalog
 from trainers.models import LANGUAGE_MODELS, MODELS
@@ -69,7 +69,7 @@ def _trained(run, ranks):
     args, directory = run.args, run.model_dir
     if ranks.rank == 0 and not args.resume:
         output.clear(directory)
-        output.write_json(directory / output.CONFIGURATION, run.configuration())
+        output.write_configuration(directory, run.configuration(), args.compare)
     result, losses, log = train(run, args.optimizer, directory)
     summary = {
         "dataset": args.dataset,
@@ -82,14 +82,14 @@ def _trained(run, ranks):
         "compare": [],
     }
     if ranks.rank == 0:
-        output.write_json(directory / output.SUMMARY, summary)
+        output.write_json(directory / run_files.SUMMARY, summary)
     losses, logs = {args.optimizer: losses}, {args.optimizer: log}
     for name in args.compare:
-        folder = directory / f"compare_{name}"
+        folder = directory / run_files.folder_of(name)
         result, losses[name], logs[name] = train(run, name, folder)
         summary["compare"].append(result)
     if ranks.rank == 0:
-        output.write_json(directory / output.SUMMARY, summary)
+        output.write_json(directory / run_files.SUMMARY, summary)
         _draw(run, losses, logs)
         print(f"Written to {directory}/")
     return summary

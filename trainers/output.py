@@ -12,36 +12,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trainers import locks
-
-CONFIGURATION, SUMMARY = "configuration.json", "summary.json"
-RECORDS, LOG, CURVES = "log.jsonl", "log.csv", "curves.png"
-CHECKPOINTS, LOCK = "checkpoints", ".lock"
-CHECKPOINT = f"{CHECKPOINTS}/{'[0-9]' * 8}.keras"
-_OF_AN_OPTIMIZER = (
-    RECORDS,
-    LOG,
-    CURVES,
-    "health.html",
-    "health.jsonl",
-    "model.keras",
-    CHECKPOINT,
-    f"{CHECKPOINTS}/partial_*.keras",
-)
-_OF_A_RUN = (
+from trainers import locks, run_files
+from trainers.run_files import (
+    CHECKPOINTS,
+    COMPARE,
     CONFIGURATION,
-    SUMMARY,
-    "loss.csv",
-    "loss.png",
-    *_OF_AN_OPTIMIZER,
-    *(f"compare_*/{name}" for name in _OF_AN_OPTIMIZER),
-    *(
-        f"spectra/{name}"
-        for name in ("spectra.json", "eigenvalues.png", "movement.png",
-                     "noise.png", "measured.txt")
-    ),
-    "tensorboard/*/events.out.tfevents.*",
-)  # fmt: skip
+    LOCK,
+    LOG,
+    RECORDS,
+)
+
+TOO_MANY_FILES = errno.EMFILE, errno.ENFILE  # Of the process, of the system.
 
 
 def make_model_dir(
@@ -72,7 +53,7 @@ def refuse_another(path: pathlib.Path, overwrite: bool) -> None:
         overwrite: As for `make_model_dir`.
     """
     with _refusal(path):
-        found = _found(path)
+        found = run_files.of_run(path)
     if found and not (path / CONFIGURATION).exists():
         raise SystemExit(
             f"--model_dir={path}: {found[0].name} is there, and no "
@@ -108,8 +89,8 @@ def clear(model_dir: pathlib.Path) -> None:
     """
     if not (model_dir / CONFIGURATION).exists():
         return
-    found = _found(model_dir)
-    for file in found:
+    found = run_files.of_run(model_dir)
+    for file in reversed(found):  # Its configuration last: a kill may come.
         file.unlink()
     folders = {p for file in found for p in file.relative_to(model_dir).parents}
     for folder in sorted(folders - {pathlib.Path(".")}, reverse=True):
@@ -117,9 +98,10 @@ def clear(model_dir: pathlib.Path) -> None:
             (model_dir / folder).rmdir()
 
 
-def _found(path):
-    files = (file for p in _OF_A_RUN for file in sorted(path.glob(p)))
-    return [file for file in files if file.is_file() or file.is_symlink()]
+def make_folder(path: pathlib.Path) -> None:
+    """Makes a folder of a run, or exits where it cannot be."""
+    with _refusal(path):
+        path.mkdir(exist_ok=True)
 
 
 def _fresh(parent: pathlib.Path, name: str) -> pathlib.Path:
@@ -135,7 +117,7 @@ def _refusal(path: pathlib.Path):
     try:
         yield
     except OSError as error:
-        if error.errno == errno.EMFILE:
+        if error.errno in TOO_MANY_FILES:
             raise  # Of which the directory is no cause.
         raise SystemExit(
             f"--model_dir={path}: cannot write there ({error.strerror}); "
@@ -150,15 +132,23 @@ def read_configuration(model_dir: pathlib.Path) -> dict[str, Any]:
         OSError: There is none.
         ValueError: The file is not of the form.
     """
-    try:
-        saved = json.loads((model_dir / CONFIGURATION).read_text())
-    except RecursionError:
-        saved = None
-    if not isinstance(saved, dict) or not isinstance(
-        saved.get("settings", {}), dict
-    ):
-        raise ValueError("it is no configuration")
+    saved = run_files.configuration(model_dir)
+    saved.pop(COMPARE, None)
     return saved
+
+
+def write_configuration(
+    model_dir: pathlib.Path, configuration: dict[str, Any], compare: list[str]
+) -> None:
+    """Writes what `read_configuration` reads.
+
+    Args:
+        model_dir: The directory of the run.
+        configuration: That of the run.
+        compare: The optimizers that it compares, for `clear`.
+    """
+    found = {**configuration, COMPARE: compare}
+    write_json(model_dir / CONFIGURATION, found)
 
 
 def resumed(
@@ -177,10 +167,17 @@ def resumed(
     file = path / CONFIGURATION
     try:
         saved = read_configuration(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SystemExit(
             f"--resume: --model_dir={path} has no {file.name}: there is no run "
             "to go on with; leave --resume out"
+        ) from None
+    except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise
+        raise SystemExit(
+            f"--resume: {file} cannot be read ({error.strerror}): make it "
+            "readable, or give another directory"
         ) from None
     except ValueError:
         raise SystemExit(

@@ -2,13 +2,79 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterator, Sequence
 
 from absl import app, flags
 
-from trainers import command_line
+from trainers import command_line, output
 
 flags.disclaim_key_flags()  # As in flag_definitions.
+
+
+@contextlib.contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """Exits with a sentence where an error is of no line of the program."""
+    try:
+        yield
+        sys.stdout.flush()  # At the end of the process it would be too late.
+    except SystemExit:
+        _give_up_stdout_if_lost()
+        raise
+    except OSError as error:
+        if error.errno in output.TOO_MANY_FILES:
+            raise SystemExit(
+                f"{error.filename or 'a file'} cannot be opened, as too many "
+                "are open; allow more, as by ulimit -n 1024"
+            ) from error
+        # Files of a run have sentences of their own, which name them.
+        if error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        name = "stdout" if _give_up_stdout_if_lost("\n") else "a file"
+        raise SystemExit(
+            f"{error.filename or name} cannot be written ({error.strerror}): "
+            "what was saved is whole, and --resume goes on from there"
+        ) from error
+    except RuntimeError as error:
+        from tfkfac.distributed.roll_call import RanksError
+
+        if not isinstance(error, RanksError):
+            raise
+        raise SystemExit(str(error)) from error
+
+
+def _give_up_stdout_if_lost(text: str = "") -> bool:
+    """Returns whether stdout cannot be written.
+
+    What it holds then would raise once more when the process ends.
+
+    Args:
+        text: Written to it to find out.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return True
+    return False
+
+
+@in_a_sentence()
+def parsed(argv: Sequence[str]) -> list[str]:
+    """Returns what is no flag of a command line; exits where one is wrong."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except UnicodeDecodeError as error:
+        files = ", ".join(
+            x for x in argv if x.lstrip("-").startswith("flagfile")
+        )
+        raise SystemExit(
+            f"{files}: is no text ({error.reason}); give a file with a flag in "
+            "each line"
+        ) from error
 
 
 def main(trainer: command_line.Trainer) -> None:
@@ -27,35 +93,6 @@ def main(trainer: command_line.Trainer) -> None:
             return
         from trainers import harness
 
-        try:
-            harness.main(checked)
-        except OSError as error:
-            # Files have sentences of their own, which name them.
-            if error.errno != errno.ENOSPC:
-                raise
-            raise SystemExit(
-                "stdout is full: what was saved is whole, and --resume goes on "
-                "from there"
-            ) from error
+        harness.main(checked)
 
-    app.run(run)
-
-
-@contextlib.contextmanager
-def in_a_sentence() -> Iterator[None]:
-    """Exits with a sentence where an error is of no line of the program."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
-            raise
-        raise SystemExit(
-            f"{error.filename or 'a file'} cannot be opened, as too many are "
-            "open; allow more, as by ulimit -n 1024"
-        ) from error
-    except RuntimeError as error:
-        from tfkfac.distributed.roll_call import RanksError
-
-        if not isinstance(error, RanksError):
-            raise
-        raise SystemExit(str(error)) from error
+    app.run(run, flags_parser=parsed)

@@ -38,6 +38,10 @@ def check_combinations(args: flags.FlagValues) -> None:
             "--resume: give the run's directory as --model_dir",
         ),
         (
+            args.model_dir is not None and not args.model_dir.strip(),
+            "--model_dir: is empty; give a directory, or leave it out",
+        ),
+        (
             "://" in (args.model_dir or ""),
             f"--model_dir={args.model_dir}: is no local directory; give one",
         ),

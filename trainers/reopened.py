@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from trainers import checkpoints, command_line, output
+from trainers import checkpoints, command_line, output, run_files
 from trainers.flag_definitions import WITHOUT_MOMENTUM
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ def run(
         configuration = output.read_configuration(path)
     except (OSError, ValueError):
         raise SystemExit(
-            f"--model_dir={model_dir}: has no readable {output.CONFIGURATION}; "
-            f"give the directory of a run of trainers.{trainer.name}"
+            f"--model_dir={model_dir}: has no readable "
+            f"{run_files.CONFIGURATION}; give the directory of a run of "
+            f"trainers.{trainer.name}"
         ) from None
     if not checkpoints.numbered(path):
         raise SystemExit(

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from trainers import extras, output
+from trainers import extras, output, run_files
 from trainers.command_line import Run
 
 
@@ -61,7 +61,7 @@ def write_curves(
     from trainers import plot
 
     title = f"{run.args.model} on {run.args.dataset}, {result['optimizer']}"
-    with output.whole(directory / output.CURVES) as path:
+    with output.whole(directory / run_files.CURVES) as path:
         plot.curves(path, title, records)
 
 

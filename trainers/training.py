@@ -15,7 +15,14 @@ import tfkfac
 from tfkfac.callbacks.distributed import average_statistics
 from tfkfac.distributed import communicator
 from tfkfac.distributed.loss_scale import unwrapped
-from trainers import callbacks, checkpoints, evaluation, output, report
+from trainers import (
+    callbacks,
+    checkpoints,
+    evaluation,
+    output,
+    report,
+    run_files,
+)
 from trainers.command_line import Run
 
 INTERRUPTED = 130  # The exit status, as of a shell's Ctrl-C.
@@ -67,7 +74,7 @@ class Training:
         )
         self._writer = None
         if run.args.tensorboard and self._ranks.rank == 0:
-            folder = run.model_dir / "tensorboard" / name
+            folder = run.model_dir / run_files.EVENTS / name
             self._writer = tf.summary.create_file_writer(str(folder))
         evaluation.build_metrics(model)
 
@@ -75,7 +82,7 @@ class Training:
         """Goes on from the last checkpoint, where there is one to resume."""
         args, path = self.run.args, None
         if self._ranks.rank == 0:
-            self.directory.mkdir(exist_ok=True)
+            output.make_folder(self.directory)
         if args.resume:
             path = checkpoints.latest(self.directory)
         if path is not None:
