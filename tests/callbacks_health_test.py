@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 from classifier import LOSS, X, Y, compiled, small
 
 import tfkfac
@@ -161,6 +163,33 @@ def test_a_run_goes_on_with_its_records(tmp_path):
     fit(model, Health(tmp_path / "health"), epochs=1)
     lines = (tmp_path / "health" / "health.jsonl").read_text().splitlines()
     assert [json.loads(line)["update"] for line in lines] == [4]
+
+
+def test_training_goes_on_where_the_files_cannot_be_written(tmp_path, caplog):
+    """Or hold something else; it is said once."""
+    model, _ = compiled(compile_settings={"run_eagerly": True})
+    full, other = tmp_path / "full", tmp_path / "other"
+    for folder in (full, other):
+        folder.mkdir()
+    (full / "part.health.jsonl").symlink_to("/dev/full")
+    (other / "health.jsonl").write_text("something else\n")
+    for folder, said in (
+        (full, f"Health: {full}/health.jsonl cannot be written .*make room"),
+        (other, f"Health: line 1 of {other}/health.jsonl is no record of it"),
+    ):
+        caplog.clear()
+        health = Health(folder)
+        with (
+            pytest.MonkeyPatch.context() as context,
+            caplog.at_level("WARNING", "absl"),
+        ):
+            context.setattr(logging.get_absl_logger(), "propagate", True)
+            fit(model, health, epochs=1)
+        assert health.records[-1]["updates"] == 4
+        (found,) = [r.getMessage() for r in caplog.records]
+        assert re.match(f"{said}.*Training goes on", found)
+        assert not (folder / "health.html").exists()
+    assert (other / "health.jsonl").read_text() == "something else\n"
 
 
 def test_micro_steps_are_timed_by_the_update():

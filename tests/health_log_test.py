@@ -1,13 +1,14 @@
 """The files of health."""
 
 import json
+import pathlib
 
 import pytest
 import tensorflow as tf
 from analysis_findings_test import healthy
 
 from tfkfac.analysis.page import thinned
-from tfkfac.callbacks.health_log import HealthLog
+from tfkfac.callbacks.health_log import HealthLog, LogError
 
 
 def updates(path):
@@ -41,22 +42,72 @@ def test_a_run_that_begins_begins_the_records_anew(tmp_path):
     assert updates(tmp_path) == []
 
 
+def without(name):
+    return {k: v for k, v in healthy().items() if k != name}
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "nonsense",
-        "[1]",
-        '{"step": 3}',
-        '{"update": 3, "layers": []}',
-        '{"update": "3", "layers": {}, "so_far": {"updates": 3}}',
+        b"\xff\xfe",
+        "[" * 99999,
+        [1],
+        {"step": 3},
+        {"update": 3, "layers": []},
+        *(without(name) for name in ("metrics", "stages", "clip", "epoch")),
+        healthy(update="3"),
+        healthy(update=-3),
+        healthy(updates=True),
+        healthy(damping=float("nan")),
+        healthy(health_seconds=None),
+        healthy(stages={"first": [1]}),
+        healthy(metrics={"loss": "low"}),
+        healthy(so_far={"updates": 3}),
+        healthy(layers={"dense": {}}),
+        healthy(learning_rate=10**400),
     ],
 )
 def test_a_file_of_something_else_is_named(tmp_path, line):
     path = tmp_path / "health.jsonl"
-    path.write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"line 1 of .*health.jsonl is no"):
-        HealthLog(tmp_path, False).begin(5)
-    assert path.read_text() == line + "\n"
+    if not isinstance(line, bytes):
+        line = (line if isinstance(line, str) else json.dumps(line)).encode()
+    sound = json.dumps(healthy()).encode()
+    path.write_bytes(sound + b"\n" + line + b"\n")
+    with pytest.raises(LogError, match=r"^line 2 of .*health.jsonl is no rec"):
+        HealthLog(tmp_path, False).begin(500)
+    assert path.read_bytes() == sound + b"\n" + line + b"\n"
+
+
+def test_files_that_cannot_be_written_are_named(tmp_path, monkeypatch):
+    log = logged(tmp_path, healthy(10))
+    before = (tmp_path / "health.jsonl").read_bytes()
+    (tmp_path / "file").touch()
+    with pytest.raises(LogError, match="file/a cannot be written .Not a dir"):
+        HealthLog(tmp_path / "file" / "a", False)
+    full = tmp_path / "full"
+    full.mkdir()
+    for name in ("health.jsonl", "part.health.html"):
+        (full / name).symlink_to("/dev/full")
+    message = "cannot be written .No space left on device.: make room, or give"
+    with pytest.raises(LogError, match=f"{full}/health.jsonl {message}"):
+        logged(full, healthy())
+    with pytest.raises(LogError, match=f"{full}/health.html {message}"):
+        HealthLog(full, False).write_page([healthy()], [], True)
+    assert [path.name for path in full.iterdir()] == ["health.jsonl"]
+    # What there was stays as it was, without the part of a line.
+    write = pathlib.Path.open
+
+    def half(path, *arguments, **more):
+        with write(path, "a") as file:
+            file.write('{"update": 2')
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(pathlib.Path, "open", half)
+        with pytest.raises(LogError, match="health.jsonl cannot be written"):
+            log.add(healthy(20), {})
+    assert (tmp_path / "health.jsonl").read_bytes() == before
 
 
 def test_the_page_takes_half_a_percent_of_the_time(tmp_path):

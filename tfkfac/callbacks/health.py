@@ -1,9 +1,11 @@
 """A callback for `fit` that tells how K-FAC is while it trains."""
 
+import contextlib
 import math
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -14,7 +16,7 @@ from tfkfac.analysis import health
 from tfkfac.analysis.findings import findings
 from tfkfac.analysis.page import thinned
 from tfkfac.attached_model import attached_to
-from tfkfac.callbacks.health_log import HealthLog
+from tfkfac.callbacks.health_log import HealthLog, LogError
 from tfkfac.callbacks.monitoring import kfac_of
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.readings import COUNTS
@@ -54,10 +56,12 @@ class Health(keras.callbacks.Callback):
             the numbers alone that the page has curves of; the file has all.
             Ranks above 0 have the last record alone.
 
+    Where a file cannot be written, or that of the records holds something else,
+    a warning names it, and training goes on without the files.
+
     Raises:
         TypeError: The model is compiled with another optimizer.
-        ValueError: An argument is out of its range, or a line of the file of
-            the records is no record.
+        ValueError: An argument is out of its range.
     """
 
     def __init__(
@@ -102,7 +106,8 @@ class Health(keras.callbacks.Callback):
         self._attached = attached = optimizer.require_attached()
         self._ranks = attached.communicator
         if self._directory is not None and self._ranks.rank == 0:
-            self._log = HealthLog(self._directory, self._tensorboard)
+            with self._log_may_fail():
+                self._log = HealthLog(self._directory, self._tensorboard)
         # What was noted before, in a `fit` without the callback.
         self._readings, self._seen = attached.readings, np.zeros(len(COUNTS))
         if self._readings is not None:
@@ -112,6 +117,19 @@ class Health(keras.callbacks.Callback):
         self._has_begun = False  # Whether there was a record.
         self._seconds = 0.0  # Since the last update.
         self._begin_interval()
+
+    @contextlib.contextmanager
+    def _log_may_fail(self) -> Iterator[None]:
+        """Has training go on without a log, if its files are what fails."""
+        try:
+            yield
+        except LogError as error:
+            self._log = None
+            logging.warning(
+                "Health: %s. Training goes on, and nothing more is written "
+                "there.",
+                error,
+            )
 
     def _begin_interval(self):
         self._counts = dict.fromkeys(COUNTS, 0)
@@ -180,9 +198,11 @@ class Health(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._write_page()
-        if self._log is None:
+        if self._log is not None:
+            with self._log_may_fail():
+                self._log.close()
+        if self._directory is None or self._ranks.rank > 0:
             return
-        self._log.close()
         for finding in findings(self.records[-1]) if self.records else ():
             if finding.is_warning and finding.kind not in self._said:
                 self._said.add(finding.kind)
@@ -191,7 +211,8 @@ class Health(keras.callbacks.Callback):
     def _write_page(self, in_any_case=True):
         if self._log is not None and self.records:
             found = findings(self.records[-1])
-            self._log.write_page(self.records, found, in_any_case)
+            with self._log_may_fail():
+                self._log.write_page(self.records, found, in_any_case)
 
     # Records.
 
@@ -207,34 +228,26 @@ class Health(keras.callbacks.Callback):
             self.records.clear()
         self.records[-1:] = [*map(thinned, self.records[-1:]), record]
         if self._log is not None:
-            self._log.add(record, self._summary())
+            with self._log_may_fail():
+                self._log.add(record, self._summary())
 
     def _go_on(self):
-        """Goes on with the records up to the update that `fit` began with.
-
-        An error of reading them is for all ranks, which wait for rank 0.
-        """
+        """Goes on with the records up to the update that `fit` began with."""
         earlier = self._earlier()
-        is_error = isinstance(earlier, Exception)
-        shared = earlier if is_error else earlier[-1:]
-        shared = self._ranks.broadcast_object(shared)
-        if isinstance(shared, Exception):
-            raise shared
+        shared = self._ranks.broadcast_object(earlier[-1:])
         self.records = earlier if self._ranks.rank == 0 else shared
         self._has_begun = True
 
-    def _earlier(self) -> list[dict[str, Any]] | Exception:
-        """Returns those records, or the error."""
+    def _earlier(self) -> list[dict[str, Any]]:
+        """Returns those records."""
         start = self._start
         if start is None:  # There was no batch.
             start = int(self._optimizer.updates)
         is_known = self.records and self.records[-1]["update"] <= start
-        if self._log is None or is_known:
-            return [r for r in self.records if 0 < r["update"] <= start]
-        try:
-            return self._log.begin(start)
-        except (OSError, ValueError) as error:
-            return error
+        if self._log is not None and not is_known:
+            with self._log_may_fail():
+                return self._log.begin(start)
+        return [r for r in self.records if 0 < r["update"] <= start]
 
     def _layers(self) -> dict[str, dict[str, Any]]:
         """Returns the numbers of all layers, with sums as shares."""
