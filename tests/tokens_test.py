@@ -1,6 +1,8 @@
 """Text as sequences of tokens, and the files that rank 0 makes for all."""
 
+import errno
 import json
+import shutil
 import threading
 import time
 
@@ -23,6 +25,20 @@ def lm1b(tmp_path_factory):
     """A directory with a small lm1b, and its sentences."""
     path = tmp_path_factory.mktemp("data")
     return path, small_data.write(path, "lm1b")
+
+
+@pytest.fixture(scope="module")
+def pydocs(tmp_path_factory):
+    """A directory with the tokens of pydocs, to be read only."""
+    path = tmp_path_factory.mktemp("pydocs")
+    load("pydocs", path, **TEXT)
+    return path
+
+
+@pytest.fixture
+def own_pydocs(pydocs, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(pydocs, tmp_path / "own")
 
 
 @pytest.fixture
@@ -84,31 +100,79 @@ def test_sentencepiece_of_too_many_tokens(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_tokens_of_another_vocabulary(tmp_path):
-    found = load("pydocs", tmp_path, **TEXT)
+def test_tokens_of_another_vocabulary(own_pydocs):
+    found = load("pydocs", own_pydocs, **TEXT)
     meta = found.directory / "meta.json"
     meta.write_text(meta.read_text().replace("300", "299"))
     with pytest.raises(SystemExit, match="--vocabulary=300: .*meta.json is of"):
-        load("pydocs", tmp_path, **TEXT)
+        load("pydocs", own_pydocs, **TEXT)
     meta.write_text(meta.read_text().replace("299", "300"))
     ends = found.directory / "train.ends"
     ends.write_bytes(ends.read_bytes()[:-8])
     with pytest.raises(SystemExit, match="train.ends: has .* bytes"):
-        load("pydocs", tmp_path, **TEXT)
+        load("pydocs", own_pydocs, **TEXT)
     ends.write_bytes(ends.read_bytes() + np.int64(10**9).tobytes())
     with pytest.raises(SystemExit, match="train.ends: does not lead through"):
-        load("pydocs", tmp_path, **TEXT)
-    for form in ("[]", '{"vocabulary": 300, "splits": []}'):
+        load("pydocs", own_pydocs, **TEXT)
+    deep = "[" * 9999
+    for form in ("[]", '{"vocabulary": 300, "splits": {"train": 3}}', deep):
         meta.write_text(form)
         with pytest.raises(SystemExit, match="cannot be read .*; remove"):
-            load("pydocs", tmp_path, **TEXT)
+            load("pydocs", own_pydocs, **TEXT)
     meta.write_text("{")
     with pytest.raises(SystemExit, match="cannot be read .*; remove"):
-        load("pydocs", tmp_path, **TEXT)
+        load("pydocs", own_pydocs, **TEXT)
 
 
-def test_tokens_of_other_data(lm1b, tmp_path):
-    """A --text_dir that a smaller copy of the data has filled."""
+def test_a_file_that_is_not_as_it_was_written_is_named(own_pydocs):
+    """By its digest: a flipped byte, a file that is cut and padded."""
+    found = load("pydocs", own_pydocs, **TEXT)
+    for name, place in (
+        ("train.tokens", -9),
+        ("train.tokens", 1000),
+        ("test.tokens", 20),
+        ("tokenizer.model", -1),
+    ):
+        file = found.directory / name
+        before = file.read_bytes()
+        after = bytearray(before)
+        after[place] ^= 1
+        if place == 1000:  # All that follows is gone.
+            after[place:] = bytes(len(before) - place)
+        file.write_bytes(after)
+        message = f"({file}: is damaged|cannot be read).*; remove"
+        with pytest.raises(SystemExit, match=message):
+            load("pydocs", own_pydocs, **TEXT)
+        file.write_bytes(before)
+    meta = found.directory / "meta.json"
+    saved = json.loads(meta.read_text())
+    del saved["splits"]["test"]
+    meta.write_text(json.dumps(saved))
+    message = f"{meta}: has no split 'test'; remove {found.directory}, and it"
+    with pytest.raises(SystemExit, match=message):
+        load("pydocs", own_pydocs, **TEXT)
+
+
+def test_digests_are_taken_once(pydocs, monkeypatch):
+    load("pydocs", pydocs, **TEXT)
+    monkeypatch.setattr(text.hashlib, "file_digest", pytest.fail)
+    load("pydocs", pydocs, **TEXT)
+
+
+def test_too_many_open_files_are_no_damage(pydocs, monkeypatch):
+    def too_many(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(text, "tokenizer", too_many)
+    with pytest.raises(OSError, match="Too many"):
+        load("pydocs", pydocs, **TEXT)
+
+
+def test_tokens_of_other_data(lm1b, tmp_path, capsys):
+    """A --text_dir that a smaller copy of the data has filled.
+
+    Long ago, when there were no digests: there is a warning of that.
+    """
     options = {"vocabulary": 200, "length": 16, "text_dir": str(tmp_path)}
     found = load("lm1b", lm1b[0], **options)
     meta = found.directory / "meta.json"
@@ -118,9 +182,14 @@ def test_tokens_of_other_data(lm1b, tmp_path):
     ends = np.fromfile(found.directory / "test.ends", "int64")[:-1]
     ends[-1] = saved["splits"]["test"]["tokens"]
     ends.tofile(found.directory / "test.ends")
+    del saved["digests"]
     meta.write_text(json.dumps(saved))
-    with pytest.raises(SystemExit, match=f"other data, with {count - 1} and"):
-        load("lm1b", lm1b[0], **options)
+    for _ in range(2):
+        message = f"other data, with {count - 1} and"
+        with pytest.raises(SystemExit, match=message):
+            load("lm1b", lm1b[0], **options)
+    said = capsys.readouterr().err
+    assert said.count(f"{found.directory}: was made without digests") == 1
 
 
 def test_whether_tokens_are_there(lm1b, tmp_path):
@@ -142,6 +211,17 @@ def test_damaged_tokens_are_named(lm1b):
     message += f"; remove {found.directory}, and it is made again"
     with pytest.raises(ValueError, match=message):
         found.sequences("train").inputs_and_targets(np.arange(2))
+
+
+def test_a_full_disk_is_named(tmp_path):
+    def make(path):
+        (path / "half").touch()
+        raise OSError("4096 requested and 0 written")  # As NumPy says it.
+
+    message = f"{tmp_path}/made: cannot be written .4096 req.*; make room, or"
+    with pytest.raises(SystemExit, match=message):
+        once.made_once(tmp_path / "made", make)
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_ranks_wait_for_rank_0(tmp_path, monkeypatch):

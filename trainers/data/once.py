@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from trainers import launcher
+from trainers import launcher, output
 
 SECONDS = 3600.0  # That the other ranks wait.
 
@@ -33,13 +33,21 @@ def made_once(
         _wait(path)
         return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")
+        _make(path, make)
     except OSError as error:
+        if error.errno in output.TOO_MANY_FILES:
+            raise
         raise SystemExit(
-            f"{path}: cannot be written ({error.strerror}); give another "
-            "directory with --text_dir"
+            f"{path}: cannot be written ({error.strerror or error}); make "
+            "room, or give another directory with --text_dir"
         ) from error
+    return path
+
+
+def _make(path, make):
+    """Makes it beside its place and moves it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         make(pathlib.Path(work))
         os.chmod(work, 0o755)
@@ -50,7 +58,6 @@ def made_once(
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return path
 
 
 def _wait(path):

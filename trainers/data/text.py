@@ -7,19 +7,22 @@ A directory for each vocabulary holds
     <split>.tokens   an end of sentence, then each sentence and its end, as
                      unsigned integers of 16 or 32 bits
     <split>.ends     where each sentence ends in that, 64 bits
-    meta.json        what it was made of
+    meta.json        what it was made of, and the SHA-256 of the other files
 """
 
+import functools
+import hashlib
 import itertools
 import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from trainers import extras
+from trainers import extras, output
 from trainers.data import on_disk, once
 
 PADDING, END, UNKNOWN = range(3)
@@ -132,11 +135,16 @@ def prepare(
             split: _encode(path, split, of(), tokenizer(path), vocabulary)
             for split, of in sentences.items()
         }
-        meta = {"version": version, "vocabulary": vocabulary, "splits": splits}
+        meta = {
+            "version": version,
+            "vocabulary": vocabulary,
+            "splits": splits,
+            "digests": {f.name: _digest(f) for f in sorted(path.iterdir())},
+        }
         (path / "meta.json").write_text(json.dumps(meta))
 
     path = once.made_once(directory(name, version, vocabulary, parent), make)
-    return path, _check(path, vocabulary)
+    return path, _check(path, vocabulary, sentences)
 
 
 def directory(
@@ -181,7 +189,7 @@ def dtype(vocabulary: int) -> np.dtype:
     return np.dtype("uint16" if vocabulary <= 2**16 else "uint32")
 
 
-def _check(path, vocabulary):
+def _check(path, vocabulary, splits):
     """Returns the numbers of sentences, or exits where a file is wrong."""
     mend = f"remove {path}, and it is made again"
     try:
@@ -190,33 +198,82 @@ def _check(path, vocabulary):
             "tokenizer.model": tokenizer(path).vocab_size(),
             "meta.json": meta["vocabulary"],
         }
-        splits, itemsize = meta["splits"], dtype(vocabulary).itemsize
-        expected = {}
-        for split, counts in splits.items():
-            expected[f"{split}.tokens"] = counts["tokens"] * itemsize
-            expected[f"{split}.ends"] = counts["sentences"] * 8
-        sizes = {name: (path / name).stat().st_size for name in expected}
+        for what, value in found.items():
+            if value != vocabulary:
+                raise SystemExit(
+                    f"--vocabulary={vocabulary}: {path / what} is of {value} "
+                    f"tokens; {mend}"
+                )
+        for split in splits:
+            if split not in meta["splits"]:
+                raise _DamageError("meta.json", f"has no split {split!r}")
+            _check_split(path, split, meta["splits"][split], dtype(vocabulary))
+        _check_digests(path, splits, meta.get("digests"))
+    except _DamageError as error:
+        name, problem = error.args
+        raise SystemExit(f"{path / name}: {problem}; {mend}") from error
     except (
         OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError
     ) as error:  # fmt: skip
+        if getattr(error, "errno", None) in output.TOO_MANY_FILES:
+            raise
         raise SystemExit(f"{path}: cannot be read ({error}); {mend}") from error
-    for what, value in found.items():
-        if value != vocabulary:
-            raise SystemExit(
-                f"--vocabulary={vocabulary}: {path / what} is of {value} "
-                f"tokens; {mend}"
-            )
-    for name, size in sizes.items():
-        if size != expected[name]:
-            raise SystemExit(
-                f"{path / name}: has {size} bytes, {expected[name]} are "
-                f"expected; {mend}"
-            )
-    for split, counts in splits.items():
-        ends = np.memmap(path / f"{split}.ends", "int64", "r")
-        if ends[-1] != counts["tokens"] or np.any(np.diff(ends) < 1):
-            raise SystemExit(
-                f"{path / f'{split}.ends'}: does not lead through "
-                f"{split}.tokens; {mend}"
-            )
-    return {split: counts["sentences"] for split, counts in splits.items()}
+    return {split: meta["splits"][split]["sentences"] for split in splits}
+
+
+class _DamageError(Exception):
+    """The name of a file, and what is wrong with it."""
+
+
+def _check_split(path, split, counts, kind):
+    """Raises _DamageError where the files of a split do not fit its counts."""
+    sizes = {
+        f"{split}.tokens": counts["tokens"] * kind.itemsize,
+        f"{split}.ends": counts["sentences"] * 8,
+    }
+    for name, expected in sizes.items():
+        size = (path / name).stat().st_size
+        if size != expected:
+            problem = f"has {size} bytes, {expected} are expected"
+            raise _DamageError(name, problem)
+    ends = np.memmap(path / f"{split}.ends", "int64", "r")
+    if ends[-1] != counts["tokens"] or np.any(np.diff(ends) < 1):
+        problem = f"does not lead through {split}.tokens"
+        raise _DamageError(f"{split}.ends", problem)
+
+
+def _check_digests(path, splits, digests):
+    """Raises _DamageError where a file is not as it was written.
+
+    Folders of before there were digests are taken as they are: to make one of
+    lm1b again takes hours.
+    """
+    if digests is None:
+        _warn(path)
+        return
+    kinds = ("tokens", "ends")
+    of_splits = [f"{split}.{kind}" for split in splits for kind in kinds]
+    for name in ("tokenizer.model", *of_splits):
+        if _digest(path / name) != digests[name]:
+            raise _DamageError(name, "is damaged: it is not as it was written")
+
+
+@functools.cache
+def _warn(path):
+    print(
+        f"{path}: was made without digests, so that damage to its files would "
+        "not be noticed; remove it, and it is made again with them",
+        file=sys.stderr,
+    )
+
+
+def _digest(path):
+    """Returns that of a file; what has not changed is read once."""
+    status = path.stat()
+    return _digest_of(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _digest_of(path, size, time):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
