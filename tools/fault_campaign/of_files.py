@@ -219,7 +219,8 @@ def _overwritten(folder, marker):
     mine = (
         "notes.txt",
         "compare_notes.txt",
-        "tensorboard/mine",
+        "compare_mine/log.csv",
+        "tensorboard/mine/events.out.tfevents.1",
         "spectra/mine",
         "checkpoints/mine",
     )
@@ -244,6 +245,15 @@ faults.add(
     "overwrite where no run was",
     functools.partial(_overwritten, marker=False),
 )
+
+
+@faults.fault(
+    "files", refused="is a file where .* a folder: move it away", long=True
+)
+def a_file_in_the_place_of_a_folder(folder):
+    (folder / "run").mkdir()
+    (folder / "run" / "checkpoints").touch()
+    processes.demand(trained.train(folder / "run"))
 
 
 @faults.fault("files", long=True)

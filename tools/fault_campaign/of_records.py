@@ -14,9 +14,10 @@ from tools.fault_campaign import faults, processes, trained
 _STUDY = Path(__file__).resolve().parents[2] / "docs" / "batch_size"
 
 
-def _study(folder, line, argv=("--report_only",)):
-    """The first line of a study's trials is another."""
-    shutil.copy(_STUDY / "study.json", folder)
+def _study(folder, line, argv=("--report_only",), described=True):
+    """The first line of a study's trials is another, or study.json is lost."""
+    if described:
+        shutil.copy(_STUDY / "study.json", folder)
     lines = (_STUDY / "trials.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "trials.jsonl").write_bytes(line(lines[0]) + lines[1])
     program = functools.partial(
@@ -44,6 +45,10 @@ for _name, _change in {
     "without a curve": _line(curve="gone"),
     "with steps of text": _line(steps="x"),
     "with arm 3": _line(arm=3),
+    "of an unknown arm": _line(arm="newton"),
+    "with status 'ended'": _line(status="ended"),
+    "with a batch size of -8": _line(batch_size=-8),
+    "with settings of NaN": _line(settings={"learning_rate": float("nan")}),
 }.items():
     faults.add(
         "files",
@@ -52,6 +57,23 @@ for _name, _change in {
         refused=r"trials.jsonl.*line 1\b",
         long=_name != "3",
     )
+faults.add(
+    "files",
+    "trials.jsonl without a study.json",
+    functools.partial(
+        _study,
+        line=lambda line: line,
+        argv=(
+            "--batch_sizes=64",
+            "--target_value=0.1",
+            "--",
+            "--dataset=digits",
+        ),
+        described=False,
+    ),
+    refused="no study.json.*put that back, or give another",
+    long=True,
+)
 faults.add(
     "files",
     "an arm with an open quote",
