@@ -77,8 +77,9 @@ def test_a_stdout_that_is_lost_is_named(full):
 def test_a_file_of_flags_that_is_no_text_is_named(tmp_path):
     file = tmp_path / "flags"
     file.write_bytes(b"--epochs=\xff\xfe\n")
-    with pytest.raises(SystemExit, match=f"--flagfile={file}: is no text"):
-        program.parsed(["mnist", "--verbose=1", f"--flagfile={file}"])
+    for given in ([f"--flagfile={file}"], ["-flagfile", str(file)]):
+        with pytest.raises(SystemExit, match=f"--flagfile={file}: is no text"):
+            program.parsed(["mnist", "--verbose=1", *given])
 
 
 def test_other_errors_keep_their_traceback():

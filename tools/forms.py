@@ -29,9 +29,8 @@ class Number:
 
 
 _LARGEST = sys.float_info.max
-NUMBER, WHOLE = Number(), Number(whole=True)
-AMOUNT, COUNT = Number(0), Number(0, whole=True)
-POSITIVE = Number(1, whole=True)
+NUMBER, AMOUNT = Number(), Number(0)
+COUNT, POSITIVE = Number(0, whole=True), Number(1, whole=True)
 
 
 def check(value: Any, form: Any, name: str = "it") -> None:
@@ -39,11 +38,11 @@ def check(value: Any, form: Any, name: str = "it") -> None:
 
     Args:
         value: What JSON holds.
-        form: A type; a `Number`; a set that holds the value; a tuple, of one
-            of whose forms it is; [form], a list of any length; [form, ...], a
-            list that is not empty; [form, form, more], a list of that length;
-            or {name: form}, a dictionary that has the names, and others of the
-            form at `str`.
+        form: A type; a `Number`; a set of strings, one of which it is; a tuple
+            of those, of one of which it is; [form], a list of any length;
+            [form, ...], a list that is not empty; [form, form, more], a list
+            of that length; or {name: form}, a dictionary that has the names,
+            and others of the form at `str`.
         name: What the value is called in the error.
     """
     kinds = form if isinstance(form, tuple) else (form,)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -68,12 +69,10 @@ def parsed(argv: Sequence[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except UnicodeDecodeError as error:
-        files = ", ".join(
-            x for x in argv if x.lstrip("-").startswith("flagfile")
-        )
+        files = re.findall(r"-flagfile[= ](\S+)", " ".join(argv))
         raise SystemExit(
-            f"{files}: is no text ({error.reason}); give a file with a flag in "
-            "each line"
+            f"--flagfile={', '.join(files)}: is no text ({error.reason}); "
+            "give a file with a flag in each line"
         ) from error
 
 
