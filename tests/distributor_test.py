@@ -6,6 +6,7 @@ import tensorflow as tf
 import two_ranks
 
 from tfkfac.blocks import Moment
+from tfkfac.distributed.communicator import Names
 from tfkfac.distributed.distributor import Distributor
 
 RNG = np.random.default_rng(0)
@@ -19,6 +20,9 @@ NUMBERS = {"rate": tf.constant(0.1)}
 group_sizes = pytest.mark.parametrize("g", [1, 2, 4])
 
 
+NAMES = Names()
+
+
 def tensors(seed):
     rng = np.random.default_rng(seed)
     return {k: tf.constant(rng.normal(size=s), TYPES[k])
@@ -27,7 +31,7 @@ def tensors(seed):
 
 def on_ranks(function, g=1, half=False):
     def of_rank(ranks):
-        made = Distributor(ranks, g, BLOCKS, OWNERS, OWNER_OF, "name", half)
+        made = Distributor(ranks, g, BLOCKS, OWNERS, OWNER_OF, NAMES, half)
         return function(made, ranks.rank)
 
     return two_ranks.run(RANKS, of_rank)
@@ -160,7 +164,7 @@ def test_examples_of_the_ranks_before_and_of_all():
 
 def test_one_process_sends_nothing():
     def alone(ranks):
-        made = Distributor(ranks, 1, BLOCKS, [0] * 3, OWNER_OF, "name")
+        made = Distributor(ranks, 1, BLOCKS, [0] * 3, OWNER_OF, NAMES)
         given = tensors(0)
         V, finite, examples = made.reduce_gradients(
             {k: 4 * v for k, v in given.items()},

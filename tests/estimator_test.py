@@ -8,7 +8,7 @@ from keras import layers
 
 from tfkfac import inverters
 from tfkfac.blocks import DenseBlock, Moment
-from tfkfac.distributed.communicator import LocalCommunicator
+from tfkfac.distributed.communicator import LocalCommunicator, Names
 from tfkfac.distributed.distributor import Distributor
 from tfkfac.estimator import Estimator, state_dtype
 from tfkfac.state import Curvature
@@ -25,7 +25,7 @@ def make(kind="eigen", **options):
     block = DenseBlock(layer)
     block.path = "dense"
     ids = {id(v): 0 for v in block.variables}
-    alone = Distributor(LocalCommunicator(), 1, [block], [0], ids, "name")
+    alone = Distributor(LocalCommunicator(), 1, [block], [0], ids, Names())
     estimator = Estimator(
         [block], alone, inverters.get(kind), Curvature(), "float32", **options
     )

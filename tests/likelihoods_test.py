@@ -23,6 +23,18 @@ def test_the_same_in_graph_eager_and_xla(update, stream):
     np.testing.assert_array_equal(eager, tf.function(draw, jit_compile=True)(t))
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_rows_from_a_place_that_is_not_known_when_it_compiles(jit_compile):
+    """As on ranks, and in micro-steps."""
+    draw = tf.function(
+        lambda begin: numbers(9, 3, begin=begin), jit_compile=jit_compile
+    )
+    whole = numbers(50, 3).numpy()
+    for begin in (0, 1, 2, 3, 41):
+        found = draw(tf.constant(begin, tf.int64))
+        np.testing.assert_array_equal(found, whole[begin : begin + 9])
+
+
 def test_uniform_and_a_function_of_key_and_position():
     u = numbers().numpy().ravel()
     assert stats.kstest(u, "uniform").pvalue > 0.01

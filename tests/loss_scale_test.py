@@ -7,6 +7,7 @@ import tensorflow as tf
 import two_ranks
 
 from tfkfac.distributed import loss_scale
+from tfkfac.distributed.communicator import Names
 
 
 def scaling(initial_scale=4.0):
@@ -24,13 +25,13 @@ def test_the_optimizer_within():
 
 
 def test_what_one_rank_skips_all_skip():
-    outers = [scaling() for _ in range(3)]
+    outers, names = [scaling() for _ in range(3)], Names()
     with pytest.raises(RuntimeError, match="alone.*tfkfac.distribute"):
         loss_scale.require_agreement(outers[0])
 
     def of_rank(ranks):
         outer = outers[ranks.rank]
-        loss_scale.agree_on_finiteness(outer, ranks, "name")
+        loss_scale.agree_on_finiteness(outer, ranks, names)
         loss_scale.require_agreement(outer)
         bad = np.inf if ranks.rank == 2 else 1.0
         found = [outer.check_finite([tf.constant([x])]) for x in (1.0, bad)]

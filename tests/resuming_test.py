@@ -178,6 +178,31 @@ def test_checkpoint_of_another_form_is_named(state, tmp_path):
         checkpoints.read(path)
 
 
+def test_a_flipped_byte_of_a_checkpoint_is_told_or_means_nothing(tmp_path):
+    """Each of the file: what zip says of the members, too."""
+    path = tmp_path / "00000001.keras"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("run.json", json.dumps(STATE | {"variables": 1}))
+        arrays = io.BytesIO()
+        np.savez(arrays, **{"0/0": np.arange(3.0)})
+        file.writestr("of_ranks.npz", arrays.getvalue())
+    content = path.read_bytes()
+    told = 0
+    for place, byte in enumerate(content):
+        damaged = bytearray(content)
+        damaged[place] = byte ^ 0xFF
+        path.write_bytes(damaged)
+        try:
+            state, ((array,),) = checkpoints.read(path)
+        except SystemExit as error:
+            assert f"{path} is corrupt (" in str(error)
+            told += 1
+        else:
+            assert state == STATE | {"variables": 1}
+            np.testing.assert_array_equal(array, np.arange(3.0))
+    assert told > 0.5 * len(content)
+
+
 def test_a_checkpoint_of_another_step_is_refused(run_dir):
     path, before = run_dir
     last = checkpoints.latest(path)

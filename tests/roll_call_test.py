@@ -120,3 +120,15 @@ def test_without_a_launcher(monkeypatch, size, who):
     monkeypatch.delenv("HOROVOD_GLOO_RENDEZVOUS_ADDR", raising=False)
     found = roll_call.explained(SHUT_DOWN, 0, "in batch 3", size, no_gather)
     assert str(found).startswith(f"{who} does not answer")
+
+
+def test_what_failed_at_one_place_is_said_without_a_trace():
+    error = tf.errors.UnknownError(
+        None,
+        None,
+        "Graph execution error:\n\nDetected at node tfkfac.0.gradients\n"
+        '  File "/a.py", line 3, in step\n\nHorovod ended: one rank stalled.\n'
+        "\t [[{{node tfkfac.0.gradients}}]]",
+    )
+    found = roll_call.explained(error, 0, "in batch 2", 2, lambda p: [p, p])
+    assert str(found) == "In batch 2: Horovod ended: one rank stalled."

@@ -28,6 +28,18 @@ def test_figures_of_one_run():
     assert found["kfac_peak_mib"] > 0 < found["baseline_peak_mib"]
 
 
+def test_figures_as_it_comes():
+    run = subprocess.run(
+        [sys.executable, "-m", "tools.step_benchmark", "--model=small_cnn",
+         "--batch_size=4", "--as_it_comes", "--rounds=1", "--steps=3",
+         "--children=0", "--json"],
+        capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["steps"] == 3 and found["as_it_comes"]
+    assert "plain_step_ms" not in found
+
+
 STUB = """#!{python}
 import json, sys
 settings = json.loads(sys.argv[2])

@@ -6,7 +6,7 @@ import keras
 
 from tfkfac import factor_sizes, fallback, registry, settings, structure
 from tfkfac.distributed import assignment
-from tfkfac.distributed.communicator import Communicator
+from tfkfac.distributed.communicator import Communicator, Names
 from tfkfac.distributed.distributor import Distributor
 from tfkfac.estimator import Estimator
 from tfkfac.inverse_schedule import (
@@ -52,7 +52,7 @@ def make(
     model: keras.Model,
     unusable: dict[int, str],
     communicator: Communicator,
-    name: str,
+    names: Names,
 ) -> AttachedLayers:
     """Returns the blocks of a model and what belongs to them.
 
@@ -61,7 +61,7 @@ def make(
         model: A built model.
         unusable: By the id of a layer, why it can have no block.
         communicator: Over the ranks.
-        name: Of the collectives.
+        names: Of the collectives.
 
     Raises:
         ValueError: There is nothing to train.
@@ -76,7 +76,7 @@ def make(
     other = fallback.make(optimizer, registration, optimizer.curvature)
     estimator = Estimator(
         registration.blocks,
-        _distributor(optimizer, registration, communicator, name),
+        _distributor(optimizer, registration, communicator, names),
         optimizer.inverter,
         optimizer.curvature,
         optimizer.factor_dtype,
@@ -102,7 +102,7 @@ def _inverse_schedule(optimizer, estimator) -> InverseSchedule:
     return InverseSchedule(estimator, periods)
 
 
-def _distributor(optimizer, registration, communicator, name) -> Distributor:
+def _distributor(optimizer, registration, communicator, names) -> Distributor:
     blocks, alone = registration.blocks, registration.fallback
     groups = [b.variables for b in blocks] + [[v] for v in alone]
     items = assignment.model_items(blocks, alone)
@@ -113,6 +113,6 @@ def _distributor(optimizer, registration, communicator, name) -> Distributor:
         blocks,
         owners[: len(blocks)],
         {id(v): o for vs, o in zip(groups, owners) for v in vs},
-        name,
+        names,
         half=optimizer.communication_dtype == "float16",
     )

@@ -1,6 +1,5 @@
 """An optimizer and its model: registration, and what a step of data does."""
 
-import itertools
 import weakref
 from collections.abc import Sequence
 
@@ -25,8 +24,6 @@ from tfkfac.capture.statistics import Statistics
 from tfkfac.distributed import communicator, loss_scale
 from tfkfac.distributed.shared_curvature import SharedCurvature
 from tfkfac.readings import Readings
-
-_numbers = itertools.count()
 
 
 class AttachedModel:
@@ -58,7 +55,7 @@ class AttachedModel:
         self._layers: AttachedLayers | None = None
         self._made_for: tuple | None = None
         self._in_loops: set[int] = set()  # Ids of layers.
-        self._name = f"tfkfac.{next(_numbers)}"
+        self._names = communicator.Names()
         self._watched: weakref.WeakSet = weakref.WeakSet()
         self.is_watched = False
         if self.communicator.size > 1:
@@ -145,7 +142,7 @@ class AttachedModel:
     @property
     def first_collective(self) -> str:
         """The name of what a step of several ranks begins with."""
-        return f"{self._name}.gradients"
+        return self._names.of("gradients")
 
     def share_initial_state(self, again: bool = False) -> None:
         """Registers, and gives all ranks the state of rank 0.
@@ -181,7 +178,7 @@ class AttachedModel:
                 self.model,
                 unusable,
                 self.communicator,
-                self._name,
+                self._names,
             )
             self.shared.forget_what_others_own(self._unseen())
             self.shared.agree_on_refresh(self._layers)
@@ -224,7 +221,7 @@ class AttachedModel:
         bound = keras_compat.own_attribute(outer, "check_finite") is not None
         if self.communicator.size > 1 and not bound:
             loss_scale.agree_on_finiteness(
-                outer, self.communicator, self._name + ".loss_scale"
+                outer, self.communicator, self._names
             )
         self._watched.add(outer)
 

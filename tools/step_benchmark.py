@@ -16,6 +16,9 @@ the resident set after ten steps with a refresh in each, less what it was before
 the first step; beside it stand the whole resident set, and what can be counted,
 the bytes of variables.
 
+--as_it_comes measures `KFAC(model=model)`, whose periods adapt: give as many
+steps as are to be looked at, from the first update on.
+
 --peer=pytorch measures K-FAC for PyTorch (kfac-pytorch, empirical Fisher) on
 ResNet-20 in the same way, where --peer_python has it.
 
@@ -42,6 +45,9 @@ _BASELINE = flags.DEFINE_enum(
 )
 _FACTORS = flags.DEFINE_integer("factor_update_period", 10, "As of KFAC.")
 _INVERSES = flags.DEFINE_integer("inverse_update_period", 100, "As of KFAC.")
+_AS_IT_COMES = flags.DEFINE_bool(
+    "as_it_comes", False, "Measure KFAC(model=model); periods do not count."
+)
 _FISHER = flags.DEFINE_string("fisher", "sampled", "As of KFAC.")
 _REFRESH = flags.DEFINE_string("refresh", "periodic", "As of KFAC.")
 _INVERTER = flags.DEFINE_string("inverter", "cholesky", "As of KFAC.")
@@ -101,7 +107,9 @@ def make_step(side: str, build, x, y):
     keras.utils.set_random_seed(0)
     model = build()
     optimizers = keras.optimizers
-    if side == "kfac":
+    if side == "kfac" and _AS_IT_COMES.value:
+        optimizer = tfkfac.KFAC(model=model)
+    elif side == "kfac":
         often = _CHILD.value is not None
         optimizer = tfkfac.KFAC(
             1e-3,
@@ -132,6 +140,8 @@ def make_step(side: str, build, x, y):
 
 def number_of_steps() -> int:
     """Returns the number of steps of a side: whole periods."""
+    if _AS_IT_COMES.value:
+        return _ROUNDS.value * _STEPS.value
     period = math.lcm(_FACTORS.value, _INVERSES.value)
     return _ROUNDS.value * period * math.ceil(_STEPS.value / period)
 
@@ -214,6 +224,8 @@ def summary(baseline: list[float], kfac: list[float]) -> dict:
         "slowest / median": max(kfac) / statistics.median(kfac),
         "steps": len(kfac),
     }
+    if _AS_IT_COMES.value:
+        return result
     return result | {f"{kind}_step_ms": value for kind, value in means.items()}
 
 
@@ -295,8 +307,10 @@ def main(argv: list[str]) -> None:
         print(json.dumps(run_child()))
         return
     names = ("model", "batch_size", "optimizer", "baseline", "threads",
-             "factor_update_period", "inverse_update_period", "fisher",
-             "refresh", "keep_pages")  # fmt: skip
+             "as_it_comes", "factor_update_period", "inverse_update_period",
+             "fisher", "refresh", "keep_pages")  # fmt: skip
+    if _PEER.value and _AS_IT_COMES.value:
+        raise app.UsageError("--peer has no periods that adapt.")
     result = {name: flags.FLAGS[name].value for name in names}
     if _PEER.value:  # First: it may be missing.
         result |= measure_peer()

@@ -159,10 +159,14 @@ def _sampled_gradient(term, w, dtype, stream, examples_before, **key):
     likelihood = term.likelihood
     # The terms of the joint batch of the update come in the order of examples.
     per_example = tf.size(w) // tf.maximum(tf.shape(term.output)[0], 1)
-    begin = tf.cast(examples_before, tf.int32) * per_example
     numbers = likelihoods.uniforms(
-        begin + tf.size(w), likelihood.draws(outputs), stream=stream, **key
-    )[begin:]
+        tf.size(w),
+        likelihood.draws(outputs),
+        stream=stream,
+        begin=tf.cast(examples_before, tf.int64)
+        * tf.cast(per_example, tf.int64),
+        **key,
+    )
     targets = tf.stop_gradient(likelihood.sample(outputs, numbers))
     c = likelihood.loss_scale(outputs)
     with tf.GradientTape() as tape:

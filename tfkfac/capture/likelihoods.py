@@ -11,6 +11,8 @@ from tfkfac import keras_compat
 from tfkfac.capture import distributions
 from tfkfac.capture.distributions import Likelihood
 
+_SCRAMBLE = 0x02461E293EC8F720  # TensorFlow's key for seeds.
+
 
 def uniforms(
     count: tf.Tensor,
@@ -19,31 +21,48 @@ def uniforms(
     seed: int,
     update: tf.Tensor,
     stream: int,
+    begin: int | tf.Tensor = 0,
 ) -> tf.Tensor:
     """Returns uniform numbers in (0, 1), [count, draws], float32.
 
-    The number at (n, k) is a function of seed, update, stream, n and k alone:
-    the same in graph mode, eagerly and under XLA.
+    The number at (n, k), which is in row n - begin, is a function of seed,
+    update, stream, n and k alone: the same in graph mode, eagerly and under
+    XLA, where `begin` need not be known when it compiles.
 
     Args:
+        count: Of the rows.
+        draws: Of numbers in a row.
+        seed, update: As of the optimizer.
         stream: The output of the model that they are for.
+        begin: The first n.
     """
     key = tf.stack([tf.constant(seed, tf.int64), tf.cast(update, tf.int64)])
     if stream:
         key = tf.random.experimental.stateless_fold_in(
             key, stream, alg="philox"
         )
-    # Integers: XLA makes other floating-point numbers of the same bits.
-    bits = tf.random.stateless_uniform(
-        [count, draws],
-        key,
-        minval=None,
-        maxval=None,
-        dtype=tf.uint32,
-        alg="philox",
-    )
+    # As TensorFlow scrambles seeds, in words that XLA does not change.
+    words = _bits(4, tf.constant(_SCRAMBLE, tf.uint64), tf.cast(key, tf.uint64))
+    key, high = tf.unstack(tf.bitcast(tf.reshape(words, [2, 2]), tf.uint64))
+    # Four numbers have one counter (Salmon et al. 2011, Philox 4x32).
+    first = tf.cast(begin, tf.int64) * tf.cast(draws, tf.int64)
+    counter = tf.stack([tf.cast(first // 4, tf.uint64), high])
+    bits = _bits(count * draws + 3, key, counter)
+    bits = tf.slice(bits, [first % 4], tf.cast([count * draws], tf.int64))
+    bits = tf.reshape(bits, [count, draws])
     bits = tf.cast(tf.bitwise.right_shift(bits, 9), tf.int32)
     return (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
+
+
+def _bits(count, key, counter):
+    """Returns integers: XLA makes other floating-point numbers of them."""
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[count],
+        key=tf.reshape(key, [1]),
+        counter=counter,
+        alg=tf.random.Algorithm.PHILOX.value,
+        dtype=tf.uint32,
+    )
 
 
 def from_loss(loss: keras.losses.Loss) -> Likelihood | None:

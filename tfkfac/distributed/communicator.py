@@ -3,6 +3,7 @@
 import abc
 import functools
 import io
+import itertools
 import os
 import pickle
 import sys
@@ -119,6 +120,23 @@ class Communicator(abc.ABC):
     @abc.abstractmethod
     def split(self, members: Sequence[Sequence[int]]) -> "Communicator":
         """Returns that of the one of several disjoint sets with this rank."""
+
+
+class Names:
+    """The names of the collectives of one optimizer.
+
+    They have its number, which is given when the first name is asked for: all
+    ranks ask together then, and an optimizer that only some of them have made,
+    and do not train with, takes none.
+    """
+
+    @functools.cached_property
+    def _number(self) -> int:
+        return next(_numbers)
+
+    def of(self, collective: str) -> str:
+        """Returns the name of a collective."""
+        return f"tfkfac.{self._number}.{collective}"
 
 
 class LocalCommunicator(Communicator):
@@ -245,6 +263,7 @@ class HorovodCommunicator(Communicator):
         return own
 
 
+_numbers = itertools.count()
 _process_sets: dict = {}
 _eager: dict = {}  # The functions of eager collectives.
 

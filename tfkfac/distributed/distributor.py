@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfkfac.blocks import CurvatureBlock, Moment
 from tfkfac.distributed import agreement, assignment, packing
-from tfkfac.distributed.communicator import Communicator
+from tfkfac.distributed.communicator import Communicator, Names
 
 
 class Distributor:
@@ -29,7 +29,7 @@ class Distributor:
         blocks: The blocks.
         block_owners: Their owners.
         variable_owners: Those of all variables, by id.
-        name: Of the collectives, the same on all ranks.
+        names: Of the collectives.
         half: Whether statistics travel in float16.
     """
 
@@ -40,7 +40,7 @@ class Distributor:
         blocks: Sequence[CurvatureBlock],
         block_owners: Sequence[int],
         variable_owners: Mapping[int, int],
-        name: str,
+        names: Names,
         half: bool = False,
     ):
         self._ranks = communicator
@@ -48,7 +48,7 @@ class Distributor:
         self.group_size = group_size
         self.block_owners = dict(zip(blocks, block_owners))
         self._variable_owners = variable_owners
-        self._name, self._half = name, half
+        self._names, self._half = names, half
         with tf.init_scope():
             self._kept = tf.Variable(0.0, trainable=False)
             # Added to what is sent where that could be a constant: TensorFlow
@@ -112,7 +112,7 @@ class Distributor:
         one_hot = tf.one_hot(self.rank, self.size, dtype=dtype)
         header = tf.stack([1 - tf.cast(finite, dtype), tf.cast(divisor, dtype)])
         steers = agreement.Agreement(
-            numbers, self._ranks, self._name + ".numbers"
+            numbers, self._ranks, self._names.of("numbers")
         )
         header = tf.concat(
             [header, one_hot * tf.cast(examples, dtype), steers.digits(dtype)],
@@ -165,14 +165,14 @@ class Distributor:
             # All that a step may begin with has one name, for other ranks to
             # meet it (`sync.first_collective`); the two are never in flight
             # together.
-            self._name + ".gradients",
+            self._names.of("gradients"),
         )
         counts = tf.concat(counts, axis=0)
         self._keep(counts)
         return tf.reduce_sum(counts[: self.rank]), tf.reduce_sum(counts)
 
     def _all_reduce(self, tensor, name):
-        return self._ranks.all_reduce(tensor, f"{self._name}.{name}")
+        return self._ranks.all_reduce(tensor, self._names.of(name))
 
     def _reduce_scatter(self, parts: Sequence[tf.Tensor], name: str):
         """Returns the sum over the ranks of the part of this rank.
@@ -185,9 +185,7 @@ class Distributor:
         if not assignment.scatters(lengths):
             joined = self._all_reduce(joined, name)
             return tf.split(joined, lengths)[self.rank]
-        received = self._ranks.all_to_all(
-            joined, lengths, f"{self._name}.{name}"
-        )
+        received = self._ranks.all_to_all(joined, lengths, self._names.of(name))
         return tf.reduce_sum(received, axis=0)
 
     def reduce_moments(
@@ -217,7 +215,7 @@ class Distributor:
             received = self._ranks.all_to_all(
                 tf.concat(parts, axis=0),
                 [p.shape[0] for p in parts],
-                self._name + ".statistics",
+                self._names.of("statistics"),
             )
             found = packing.sum_half(received, own)
         else:
@@ -257,7 +255,7 @@ class Distributor:
         dtype = packing.widest(v.dtype for vs in owned for v in vs)
         lengths = [1 + sum(v.shape.num_elements() for v in vs) for vs in owned]
         found = self._group.all_gather(
-            packing.flatten(values, dtype), lengths, self._name + ".inverses"
+            packing.flatten(values, dtype), lengths, self._names.of("inverses")
         )
         for variables, part in zip(owned, found):
             self._keep(part)
@@ -295,7 +293,7 @@ class Distributor:
         found = self._across.all_gather(
             packing.flatten([sums, *(U[k] for k in own)], dtype),
             lengths,
-            self._name + ".updates",
+            self._names.of("updates"),
         )
         result = {}
         for of_group, part in zip(groups, found):

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfkfac import keras_compat
-from tfkfac.distributed.communicator import Communicator
+from tfkfac.distributed.communicator import Communicator, Names
 
 
 def unwrapped(optimizer):
@@ -29,23 +29,28 @@ def require_agreement(outer: keras.optimizers.LossScaleOptimizer) -> None:
 def agree_on_finiteness(
     optimizer: keras.optimizers.LossScaleOptimizer,
     ranks: Communicator,
-    name: str,
+    names: Names,
 ) -> None:
     """Has all ranks skip what one of them would skip.
 
     Args:
         optimizer: It decides alone otherwise.
         ranks: The ranks.
-        name: Of the collective.
+        names: Of the collectives.
     """
     check = optimizer.check_finite
 
+    def collective():
+        return names.of("loss_scale")
+
     def check_on_all_ranks(grads):
         failed = tf.cast(tf.logical_not(check(grads)), tf.float32)
-        return tf.equal(ranks.all_reduce(failed[tf.newaxis], name)[0], 0)
+        return tf.equal(
+            ranks.all_reduce(failed[tf.newaxis], collective())[0], 0
+        )
 
     # Which a step begins with.
-    keras_compat.set_untracked(check_on_all_ranks, collective=name)
+    keras_compat.set_untracked(check_on_all_ranks, collective=collective)
     keras_compat.set_untracked(optimizer, check_finite=check_on_all_ranks)
 
 

@@ -66,8 +66,18 @@ def explained(
             f"own that says why. {_listed(found)}"
         )
     if len(set(found)) == 1:
-        return RanksError(f"{place[:1].upper()}{place[1:]}: {error.message}")
+        return RanksError(
+            f"{place[:1].upper()}{place[1:]}: {_without_trace(error.message)}"
+        )
     return _different(found)
+
+
+def _without_trace(message: str) -> str:
+    """Returns what TensorFlow says of a node that failed in a graph."""
+    trace = "File ", "Detected at node", "Graph execution error", "[[{{node"
+    lines = [line.strip() for line in message.splitlines()]
+    said = [x for x in lines if x and not x.startswith(trace)]
+    return " ".join(said)
 
 
 def _listed(places: Sequence[str | None]) -> str:

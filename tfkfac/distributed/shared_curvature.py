@@ -91,7 +91,10 @@ class SharedCurvature:
         if self._ranks.rank == 0:
             state = self._optimizer.curvature.state()
         gathered: dict[str, np.ndarray] = {}
-        for of_rank in self._ranks.gather_objects(state):
+        of_ranks = self._ranks.gather_objects(
+            state, "in gather_curvature()", self._optimizer.first_collective
+        )
+        for of_rank in of_ranks:
             gathered.update(of_rank)
         if self._ranks.rank == 0:
             self._gathered = self._now(), gathered

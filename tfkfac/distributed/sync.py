@@ -1,9 +1,7 @@
 """The same model and the same state on all ranks, before the first step."""
 
-import hashlib
-import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -12,8 +10,8 @@ from absl import logging
 
 from tfkfac import keras_compat
 from tfkfac.distributed.communicator import Communicator
+from tfkfac.distributed.comparison import require_same
 from tfkfac.distributed.loss_scale import unwrapped
-from tfkfac.schedules import is_number
 
 
 def broadcast(
@@ -41,27 +39,65 @@ def broadcast(
     with tf.init_scope():
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
-        _require_same(model, optimizer, communicator)
+        require_same(model, optimizer, communicator)
         join_sums(optimizer, communicator)
         variables = {id(v): v for v in model.variables + optimizer.variables}
         own = {id(v) for v in [*seeds(model), *sums_of_window(optimizer)]}
         shared = [v for k, v in variables.items() if k not in own]
-        found = communicator.gather_objects(
-            (digests(shared), int(optimizer.iterations)), "sharing the state"
-        )
-        ranks = differing([of_rank for of_rank, _ in found])
-        if ranks:
-            communicator.broadcast_variables([shared[i].value for i in ranks])
-            _finish_statistics_of_data(model)
-        trained = {id(v) for v in model.trainable_variables}
-        changed = [i for i in ranks if id(shared[i]) in trained]
-        if changed and min(steps for _, steps in found) > 0:
-            logging.warning(
-                "Rank %d had other weights than rank 0, such as %r: all ranks "
-                "go on from the state of rank 0.",
-                ranks[changed[0]],
-                shared[changed[0]].path,
+        _share(shared, optimizer, communicator, model.trainable_variables)
+        _finish_statistics_of_data(model)
+
+
+def share_trained(optimizer, communicator: Communicator) -> None:
+    """Gives all ranks the weights that an optimizer trains, and its state, of
+    rank 0; sums of micro-steps stay each rank's own.
+
+    Args:
+        optimizer: A built `keras.optimizers.Optimizer`.
+        communicator: Over the ranks.
+
+    Raises:
+        RuntimeError: The ranks have variables of other shapes.
+    """
+    trained = keras_compat.trained_variables(optimizer)
+    own = {id(v) for v in sums_of_window(optimizer)}
+    state = [v for v in optimizer.variables if id(v) not in own]
+    shapes = [(v.dtype, tuple(v.shape)) for v in trained + state]
+    found = communicator.gather_objects(shapes, "comparing what is trained")
+    for rank, of_rank in enumerate(found):
+        if of_rank != found[0]:
+            raise RuntimeError(
+                f"Rank {rank} trains variables of other shapes or types than "
+                "rank 0: all ranks must build the same model and optimizer."
             )
+    _share(trained + state, optimizer, communicator, trained)
+
+
+def _share(variables, optimizer, communicator, trained) -> None:
+    """Gives all ranks the values of rank 0; says where those of weights that
+    all have trained were others.
+
+    Args:
+        variables: What is shared.
+        optimizer: Its steps tell whether it has trained.
+        communicator: Over the ranks.
+        trained: The weights among the variables.
+    """
+    found = communicator.gather_objects(
+        (digests(variables), int(optimizer.iterations)), "sharing the state"
+    )
+    ranks = differing([of_rank for of_rank, _ in found])
+    if ranks:
+        communicator.broadcast_variables([variables[i].value for i in ranks])
+    weights = {id(v) for v in trained}
+    changed = [i for i in ranks if id(variables[i]) in weights]
+    if changed and min(steps for _, steps in found) > 0:
+        logging.warning(
+            "Rank %d had other weights than rank 0, such as %r: all ranks go "
+            "on from the state of rank 0.",
+            ranks[changed[0]],
+            variables[changed[0]].path,
+        )
 
 
 def digests(variables: Sequence[keras.Variable]) -> list[int]:
@@ -99,7 +135,7 @@ def first_collective(optimizer) -> str:
     ):
         own = keras_compat.own_attribute(owner, name)
         if hasattr(own, "collective"):
-            return own.collective
+            return own.collective()
     return getattr(inner, "first_collective", None) or "tfkfac.objects"
 
 
@@ -167,7 +203,11 @@ def join_sums(optimizer, communicator: Communicator) -> None:
     sums = sums_of_window(optimizer)
     if communicator.size == 1 or not sums:
         return
-    states = communicator.gather_objects(_made_by(unwrapped(optimizer)))
+    states = communicator.gather_objects(
+        _made_by(unwrapped(optimizer)),
+        "joining the sums of micro-steps",
+        first_collective(optimizer),
+    )
     counts = [_is_same(state, states[0]) for state in states]
     share = float(counts[communicator.rank])
     for i, v in enumerate(sums):
@@ -199,98 +239,6 @@ def _is_same(state, other) -> bool:
     norms = expected[:, :1]
     bound = 1e-3 * norms + 1e-6 * np.linalg.norm(norms)
     return bool((np.abs(sketch - expected) <= bound).all())
-
-
-def _require_same(model, optimizer, communicator):
-    """Compares what must be equal, so that ranks do not wait for ever."""
-    variables = model.variables + optimizer.variables
-    own = {
-        # Not the paths: those of a restored model are others.
-        f"{i}. variable, {'/'.join(v.path.split('/')[-2:])}": (
-            f"{v.dtype} {tuple(v.shape)}"
-        )
-        for i, v in enumerate(variables[: len(model.variables)])
-    }
-    own["number of variables"] = len(variables)
-    own |= _settings("optimizer", unwrapped(optimizer))
-    for i, layer in enumerate(keras_compat.layers_of(model)):
-        if not isinstance(layer, keras.Model):  # Its layers come too.
-            own |= _settings(f"{i}. layer", layer)
-    own |= _loss_settings(model)
-    digest = hashlib.sha256(repr(sorted(own.items())).encode()).hexdigest()
-    if len(set(communicator.gather_objects(digest, "comparing models"))) == 1:
-        return
-    found = communicator.gather_objects(own)
-    for rank, other in enumerate(found):
-        for key in {**found[0], **other}:
-            if other.get(key) != found[0].get(key):
-                raise RuntimeError(
-                    f"Rank {rank} differs from rank 0 in its {key}: "
-                    f"{str(other.get(key))[:_SHOWN]} against "
-                    f"{str(found[0].get(key))[:_SHOWN]}. All ranks must build "
-                    "the same model and optimizer."
-                )
-
-
-def _loss_settings(model) -> dict[str, str]:
-    """Returns what `compile` was given of the loss, as text."""
-    loss = getattr(model, "loss", None)
-    if isinstance(loss, keras.losses.Loss):
-        return _settings("loss", loss)
-    try:
-        return {"loss": _text(keras.saving.serialize_keras_object(loss))}
-    except (NotImplementedError, TypeError, ValueError):
-        return {}  # It cannot be saved either.
-
-
-def _settings(of: str, thing) -> dict[str, str]:
-    """Returns what is in the configuration of a Keras object, as text.
-
-    Numbers that an optimizer keeps in variables are shared, not compared; nor
-    are names, and the seeds of layers.
-    """
-    kind = {of: type(thing).__name__}
-    try:
-        config = thing.get_config()
-    except (NotImplementedError, TypeError, ValueError):
-        return kind  # It cannot be saved either.
-    is_optimizer = isinstance(thing, keras.optimizers.Optimizer)
-    shared = set(getattr(thing, "hyperparameters", ())) | {"learning_rate"}
-    for key, value in config.items():
-        if key in ("name", "model") or key == "seed" and not is_optimizer:
-            continue
-        if is_optimizer and key in shared and is_number(value):
-            value = "a number"
-        kind[f"{of}'s {key}"] = _text(value)
-    return kind
-
-
-_SHOWN = 200  # Characters of a setting in a message.
-_OWN = ("name", "seed", "shared_object_id")  # Of objects within others.
-
-
-def _text(value) -> str:
-    """Returns a text that is the same in each process for equal values.
-
-    Sets have no order there, objects have other addresses, and those within
-    have names and seeds of their own. The code of a lambda is not compared.
-    """
-    if isinstance(value, (str, bytes)):
-        return str(value)
-    if isinstance(value, Mapping):
-        if value.get("class_name") == "__lambda__":
-            return "a lambda"
-        if value.get("class_name") == "DTypePolicy":
-            return str(value)
-        items = [
-            f"{_text(k)}: {_text(v)}" for k, v in value.items() if k not in _OWN
-        ]
-        return "{" + ", ".join(items) + "}"
-    if isinstance(value, (set, frozenset)):
-        return "{" + ", ".join(sorted(map(_text, value))) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_text, value)) + "]"
-    return re.sub(r"\b0x[0-9a-fA-F]+\b", "...", str(value))
 
 
 def broadcast_curvature(curvature, communicator: Communicator) -> None:
