@@ -19,6 +19,9 @@ the bytes of variables.
 --as_it_comes measures `KFAC(model=model)`, whose periods adapt: give as many
 steps as are to be looked at, from the first update on.
 
+--optimizer=kfac_health --baseline=kfac measures what `callbacks.Health` has the
+steps note, which is all that it does within an epoch.
+
 --peer=pytorch measures K-FAC for PyTorch (kfac-pytorch, empirical Fisher) on
 ResNet-20 in the same way, where --peer_python has it.
 
@@ -39,9 +42,11 @@ from absl import app, flags
 
 _MODEL = flags.DEFINE_string("model", "resnet20", "Of trainers/models.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Examples in a step.")
-_OPTIMIZER = flags.DEFINE_enum("optimizer", "kfac", ["kfac"], "To measure.")
+_OPTIMIZER = flags.DEFINE_enum(
+    "optimizer", "kfac", ["kfac", "kfac_health"], "To measure."
+)
 _BASELINE = flags.DEFINE_enum(
-    "baseline", "sgd", ["sgd", "momentum", "adam"], "To compare with."
+    "baseline", "sgd", ["sgd", "momentum", "adam", "kfac"], "To compare with."
 )
 _FACTORS = flags.DEFINE_integer("factor_update_period", 10, "As of KFAC.")
 _INVERSES = flags.DEFINE_integer("inverse_update_period", 100, "As of KFAC.")
@@ -107,9 +112,9 @@ def make_step(side: str, build, x, y):
     keras.utils.set_random_seed(0)
     model = build()
     optimizers = keras.optimizers
-    if side == "kfac" and _AS_IT_COMES.value:
+    if side.startswith("kfac") and _AS_IT_COMES.value:
         optimizer = tfkfac.KFAC(model=model)
-    elif side == "kfac":
+    elif side.startswith("kfac"):
         often = _CHILD.value is not None
         optimizer = tfkfac.KFAC(
             1e-3,
@@ -127,6 +132,8 @@ def make_step(side: str, build, x, y):
             "momentum": optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
             "adam": optimizers.Adam(1e-4),
         }[side]
+    if side == "kfac_health":
+        optimizer.require_attached().watch()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss)
     model.make_train_function()

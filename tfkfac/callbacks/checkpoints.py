@@ -79,7 +79,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         own = _kind(self.model.optimizer)
         saved = self._last.get("optimizer", own)
         for name, value in own.items():
-            if saved.get(name) != value:
+            if saved.get(name, value) != value:
                 raise ValueError(
                     f"BackupAndRestore: the backup in {self.backup_dir} is of "
                     f"an optimizer with {name} = {saved.get(name)}, and the "
