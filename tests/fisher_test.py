@@ -1,6 +1,7 @@
 """Which Fisher the statistics are of, and of what loss."""
 
 import keras
+import numpy as np
 import pytest
 import steps
 import tensorflow as tf
@@ -27,7 +28,10 @@ def test_a_loss_without_a_likelihood(eager):
     "likelihood, said",
     [
         ([tfkfac.Gaussian()] * 2, "a list of 2, and the loss is of 1 outputs"),
-        ({"other": tfkfac.Gaussian()}, r"names \['other'\], and the loss"),
+        (
+            {"other": tfkfac.Gaussian()},
+            "names other, and the loss is of .*by itself",
+        ),
     ],
 )
 def test_likelihoods_of_other_outputs_are_refused(likelihood, said):
@@ -36,6 +40,39 @@ def test_likelihoods_of_other_outputs_are_refused(likelihood, said):
     model.compile(optimizer, "mse", run_eagerly=True)
     with pytest.raises(ValueError, match=said):
         model.train_on_batch(X, Y)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        {"b": tfkfac.Gaussian()},
+        {"a": tfkfac.Categorical(), "b": tfkfac.Gaussian()},
+        [tfkfac.Categorical(), tfkfac.Gaussian()],
+        [tfkfac.Gaussian()],
+    ],
+    ids=["its name", "both names", "both", "its own"],
+)
+def test_the_likelihood_of_the_output_that_has_a_loss(likelihood):
+    """With another output before it."""
+
+    def trained(loss, **options):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        x = layers.Dense(3, activation="tanh", name="hidden")(inputs)
+        ends = [
+            layers.Dense(n, name=name)(x) for n, name in ((2, "a"), (1, "b"))
+        ]
+        model = keras.Model(inputs, ends)
+        optimizer = kfac(model, fisher="sampled", **options)
+        model.compile(optimizer, [None, loss], run_eagerly=True)
+        model.train_on_batch(X, [np.zeros([len(X), 2]), Y])
+        return factors(optimizer)
+
+    def squares(y, p):
+        return ops.mean(ops.square(y - p), axis=-1)
+
+    found = trained(squares, likelihood=likelihood)
+    steps.assert_equal(found, trained("mse"))
 
 
 class End(layers.Layer):

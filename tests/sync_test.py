@@ -53,6 +53,31 @@ def test_all_ranks_begin_as_rank_0():
     np.testing.assert_array_equal(sync.seeds(b)[0], own[0])
 
 
+def share(*models):
+    two_ranks.run(
+        len(models),
+        lambda ranks: sync.share_trained(models[ranks.rank].optimizer, ranks),
+    )
+
+
+def test_weights_of_own_loops_are_those_of_rank_0():
+    a, b = model(seed=1), model(seed=2)
+    for m in (a, b):
+        m.optimizer.build(m.trainable_variables)
+    a.optimizer.variables[-1].assign(np.full(3, 7.0))
+    share(a, b)
+    for x, y in zip(a.get_weights()[:2], b.get_weights()[:2]):
+        np.testing.assert_array_equal(x, y)
+    np.testing.assert_array_equal(b.optimizer.variables[-1], np.full(3, 7.0))
+    b.optimizer.iterations.assign(4)
+    with pytest.raises(RuntimeError, match="rank 1 .* 4 and 0 steps: build"):
+        share(a, b)
+    c = model(units=4)
+    c.optimizer.build(c.trainable_variables)
+    with pytest.raises(RuntimeError, match="Rank 1 trains variables of other"):
+        share(a, c)
+
+
 def curvatures(*loaded):
     made = [Curvature() for _ in loaded]
     for curvature, values in zip(made, loaded):

@@ -51,6 +51,28 @@ def test_momentum_comes_after_preconditioning():
     np.testing.assert_allclose(optimizer.momenta[0], m, rtol=1e-15)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_momenta_of_which_other_ranks_have_v_are_looked_at(bad):
+    """They begin anew where they are not finite, and only there."""
+    a, b = keras.Variable(W, name="a"), keras.Variable(W, name="b")
+    optimizer = tfkfac.KFAC(ETA, momentum=MU, kl_clip=None)
+    optimizer.build([a, b])
+    step = WeightUpdate(optimizer, [a, b], tf.constant(0, tf.int64), NONE)
+    own = {id(a): tf.constant(V)}
+    assert np.isfinite(step.sums(own, own)[2])
+    optimizer.momenta[1].assign([1.0, bad, 3.0])
+    assert np.isnan(step.sums(own, own)[2])
+    step.mend_momenta()
+    np.testing.assert_array_equal(optimizer.momenta[1], [1, 0, 3])
+
+
+def test_an_average_that_was_damaged_begins_anew():
+    average = np.array([np.nan, 1.0, np.inf])
+    optimizer, w = updated(1, average=average, use_ema=True, ema_momentum=0.5)
+    expected = [w[0], (1 + w[1]) / 2, w[2]]
+    np.testing.assert_allclose(average_of(optimizer), expected, rtol=1e-14)
+
+
 @pytest.mark.parametrize("bound", [1e-3, 1e3])
 def test_kl_clip(bound):
     """<U, V> is 3, so that eta^2 <U, V> is 0.75."""

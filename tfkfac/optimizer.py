@@ -169,11 +169,11 @@ class KFAC(OptimizerState, Assignable):
         settings.check_fallback(fallback, fallback_learning_rate)
         self.fisher, self.factor_dtype = fisher, factor_dtype
         self.loss_terms, self.fallback = loss_terms, fallback
-        self.strategy, self.refresh = strategy, refresh
-        self.drift_tolerance = drift_tolerance
-        self.communication_dtype = communication_dtype
+        self.strategy, self.communication_dtype = strategy, communication_dtype
+        self.refresh, self.drift_tolerance = refresh, drift_tolerance
         self.block_options = {"norm_curvature": norm_curvature, "tied": tied}
-        self.max_factor_size, self.overhead = max_factor_size, overhead
+        self.max_factor_size = max_factor_size and int(max_factor_size)
+        self.overhead = overhead
         self.inverter = inverters.get(inverter)
         self._inverter_argument = inverter
         self.likelihood = likelihood

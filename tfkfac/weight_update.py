@@ -11,9 +11,10 @@ sum: its rate is its own, the decay eta wd that of all weights.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
-from tfkfac import keras_compat
+from tfkfac import keras_compat, linalg
 from tfkfac.fallback import Fallback
 from tfkfac.trust_region import TrustRegion
 
@@ -60,9 +61,17 @@ class WeightUpdate:
         # |V|^2 is for the clip alone.
         clipped = {} if self._optimizer.global_clipnorm is None else V
         preconditioned = {k: u for k, u in U.items() if k not in self._claimed}
-        last = self._last_movement(V)
+        slope = _dot(self._last_movement(V), V)
+        others = [
+            self._momentum_of(v).value
+            for v in self._variables
+            if id(v) not in V
+        ]
+        if others:  # Of which other ranks have V.
+            sound = linalg.all_finite(others)
+            slope = tf.where(sound, slope, tf.cast(np.nan, slope.dtype))
         return tf.stack(
-            [_dot(preconditioned, V), _dot(clipped, clipped), _dot(last, V)]
+            [_dot(preconditioned, V), _dot(clipped, clipped), slope]
         )
 
     def _last_movement(self, V):
@@ -182,7 +191,9 @@ class WeightUpdate:
         pairs = keras_compat.moving_averages(optimizer)
         for v, average in pairs:
             d = tf.cast(decay, average.dtype)
-            average.assign(d * average + (1 - d) * v)
+            # One that was damaged begins anew.
+            last = tf.where(tf.math.is_finite(average.value), average, v)
+            average.assign(d * last + (1 - d) * v)
         frequency = optimizer.ema_overwrite_frequency
         if not frequency:
             return

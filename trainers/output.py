@@ -232,9 +232,11 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
+        limit = error.errno in TOO_MANY_FILES
+        mend = "; allow more, as by ulimit -n 1024" if limit else ""
         raise SystemExit(
             f"{path} cannot be written ({error.strerror or error}); what was "
-            "there before is whole"
+            f"there before is whole{mend}"
         ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -19,7 +19,8 @@ def in_a_sentence() -> Iterator[None]:
     """Exits with a sentence where an error is of no line of the program."""
     try:
         yield
-        sys.stdout.flush()  # At the end of the process it would be too late.
+        if sys.stdout is not None:  # As where it was closed before.
+            sys.stdout.flush()  # At the end of the process it is too late.
     except SystemExit:
         _give_up_stdout_if_lost()
         raise
@@ -53,6 +54,8 @@ def _give_up_stdout_if_lost(text: str = "") -> bool:
     Args:
         text: Written to it to find out.
     """
+    if sys.stdout is None:
+        return False
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

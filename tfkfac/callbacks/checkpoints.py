@@ -94,10 +94,10 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             if saved != weight:
                 raise ValueError(
                     f"BackupAndRestore: the backup in {self.backup_dir} is of "
-                    f"another model: its weight {i} is {saved}, and that of "
-                    f"{self.model.name!r} is {weight} (None: there is none). "
-                    "Build and freeze the model as it was, or give another "
-                    "folder."
+                    f"another model: the shape of its weight {i} is {saved}, "
+                    f"and {weight} in {self.model.name!r} (None: there is "
+                    "none). Build the model as it was, with the same layers "
+                    "frozen, or give another folder."
                 )
 
     def _path(self, name: str) -> str:

@@ -77,10 +77,11 @@ def choose(
 
 
 def _compiled_terms(model, group, likelihood, unit):
+    outputs = getattr(model, "output_names", None) or []
     names = [call.name for call in group]
-    if len(names) == 1:  # That is the loss's name.
-        names = getattr(model, "output_names", None) or names
-    given = _of_outputs(likelihood, names)
+    if len(names) == 1 and len(outputs) < 2:  # Keras gives the loss's name.
+        names = outputs or [None]
+    given = _of_outputs(likelihood, names, outputs)
     return [
         OutputTerms(
             output=call.y_pred,
@@ -148,28 +149,40 @@ def _most_examples(outers: Sequence[OuterCall]) -> tf.Tensor:
     return tf.reduce_max([tf.add_n(counts) for counts in of_part.values()])
 
 
-def _of_outputs(likelihood, names: Sequence[str | None]) -> list:
+def _of_outputs(
+    likelihood, names: Sequence[str | None], outputs: Sequence[str] = ()
+) -> list:
     """Returns what `KFAC(likelihood=)` says of each output; None for nothing.
+
+    Args:
+        likelihood: As of `KFAC`.
+        names: Of the outputs that have a loss; None for one that has no name.
+        outputs: The names of all outputs, in their order, where they are known.
 
     Raises:
         ValueError: It is of other outputs.
     """
-    outputs = f"the loss is of {len(names)} outputs, by name {[*names]}"
+    known = ", ".join(name for name in names if name) or "without a name"
     if isinstance(likelihood, dict):
-        if unknown := sorted(likelihood.keys() - set(names)):
+        if unknown := sorted(likelihood.keys() - {*names, *outputs}):
             raise ValueError(
-                f"KFAC(likelihood=...) names {unknown}, and {outputs}: give "
-                "each likelihood under the name of its output."
+                f"KFAC(likelihood=...) names {', '.join(unknown)}, and the "
+                f"loss is of {known}: give each likelihood under the name of "
+                "its output, or, for one output, by itself."
             )
         return [likelihood.get(name) for name in names]
-    if isinstance(likelihood, (list, tuple)):
-        if len(likelihood) != len(names):
-            raise ValueError(
-                f"KFAC(likelihood=...) is a list of {len(likelihood)}, and "
-                f"{outputs}: give one for each, None for that of the loss."
-            )
+    if not isinstance(likelihood, (list, tuple)):
+        return [likelihood] * len(names)
+    if len(likelihood) == len(names):
         return list(likelihood)
-    return [likelihood] * len(names)
+    places = [i for name in names for i, x in enumerate(outputs) if x == name]
+    if len(likelihood) == len(outputs) and len(places) == len(names):
+        return [likelihood[i] for i in places]
+    raise ValueError(
+        f"KFAC(likelihood=...) is a list of {len(likelihood)}, and the loss is "
+        f"of {len(names)} outputs, {known}: give one for each, None for that "
+        "of the loss."
+    )
 
 
 def _compiled_loss(model: keras.Model) -> keras.losses.Loss | None:

@@ -57,19 +57,33 @@ def share_trained(optimizer, communicator: Communicator) -> None:
         communicator: Over the ranks.
 
     Raises:
-        RuntimeError: The ranks have variables of other shapes.
+        RuntimeError: The ranks have variables of other shapes, or one has a
+            state that rank 0 has not.
     """
     trained = keras_compat.trained_variables(optimizer)
     own = {id(v) for v in sums_of_window(optimizer)}
     state = [v for v in optimizer.variables if id(v) not in own]
     shapes = [(v.dtype, tuple(v.shape)) for v in trained + state]
-    found = communicator.gather_objects(shapes, "comparing what is trained")
-    for rank, of_rank in enumerate(found):
-        if of_rank != found[0]:
+    # What was made in a graph has no value yet.
+    has_values = all(v.numpy().shape == tuple(v.shape) for v in state)
+    steps = int(optimizer.iterations) if has_values else 0
+    found = communicator.gather_objects(
+        (shapes, has_values, steps), "comparing what is trained"
+    )
+    for rank, (of_rank, values, made) in enumerate(found):
+        if of_rank != found[0][0]:
             raise RuntimeError(
                 f"Rank {rank} trains variables of other shapes or types than "
                 "rank 0: all ranks must build the same model and optimizer."
             )
+        if values != found[0][1] or made > found[0][2]:
+            raise RuntimeError(
+                f"The optimizer of rank {rank} has another state than that of "
+                f"rank 0, after {made} and {found[0][2]} steps: build it, or "
+                "load its state, on all ranks before the first step."
+            )
+    if not has_values:
+        state = []
     _share(trained + state, optimizer, communicator, trained)
 
 

@@ -92,6 +92,17 @@ def positive_integer(
     return int(value)
 
 
+def _as_float(value: Any) -> float:
+    """Returns a number or a tensor as it is; NaN, which no number is allowed to
+    be, for anything else."""
+    if value is None or isinstance(value, (bool, str, bytes)):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
 class Hyperparameter:
     """A number kept in a variable, or a schedule of the update count.
 
@@ -125,7 +136,7 @@ class Hyperparameter:
         self._schedule: Callable | None = None
         self._variable: Any = None
         if isinstance(value, numbers.Real) and is_number(value):
-            self._check(value)
+            self._check(value, value)
             self._variable = add_variable(
                 shape=(),
                 # Keras' own Constant rounds to float32.
@@ -140,12 +151,11 @@ class Hyperparameter:
                 "function from the update to a number."
             )
 
-    def _check(self, value: float, given: Any = None) -> None:
+    def _check(self, value: float, shown: Any) -> None:
         """Raises ValueError, which shows what was given, out of the range; such
         as where its variable would round it to the bound."""
         value_fits = self._is_allowed(value)
         if not value_fits or not self._is_allowed(stored(value)):
-            shown = value if given is None else given
             bound = "greater than" if self._exclusive else "at least"
             above = "and finite" if self._below == math.inf else (
                 f"and less than {self._below}"
@@ -193,11 +203,8 @@ class Hyperparameter:
                 f"KFAC({self.name}=...) was given a schedule, so that "
                 f"{self.name} cannot be assigned; give a number."
             )
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan  # Which no number is allowed to be.
-        self._check(number, value)
+        if not tf.is_symbolic_tensor(value):  # Which the update checks.
+            self._check(_as_float(value), value)
         self._variable.assign(value)
 
     def config(self) -> Any:

@@ -88,15 +88,23 @@ def _batch(*given: Any, is_even: bool) -> Any:
         is_even: Whether all have as many examples.
     """
     kinds = tf.data.Dataset, keras.utils.PyDataset, Iterator
-    if isinstance(given[0], kinds):
-        raise TypeError(
-            f"verify: x is a {type(given[0]).__name__}: give one batch of it, "
-            "such as x, y = next(iter(dataset))."
-        )
-    data = [_tensors(value) for value in given]
+    data = []
+    for name, value in zip(("x", "y", "sample_weight"), given):
+        if isinstance(value, kinds):
+            raise TypeError(
+                f"verify: {name} is a {type(value).__name__}: give one batch "
+                "of it, such as x, y = next(iter(dataset))."
+            )
+        try:
+            data.append(_tensors(value))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"verify: {name} is no batch, of arrays or tensors: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
     arrays = [v for v in tf.nest.flatten(data) if v is not None]
-    counts = {v.shape[0] for v in arrays if v.shape.rank}
-    if 0 in counts or (is_even and len(counts) > 1):
+    counts = {v.shape[0] if v.shape.rank else 0 for v in arrays}
+    if not arrays or 0 in counts or (is_even and len(counts) > 1):
         raise ValueError(
             "verify: x, y and sample_weight must have as many examples each, "
             f"and one or more; they have {sorted(counts)}."

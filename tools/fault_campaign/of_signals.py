@@ -220,7 +220,7 @@ faults.add(
     "system",
     "12 file descriptors",
     functools.partial(_descriptors, number=12),
-    refused="too many are open; allow more|file descriptors",
+    refused="allow more, as by ulimit|file descriptors",
     either=True,
     long=True,
 )
