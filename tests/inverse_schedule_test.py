@@ -95,7 +95,10 @@ def test_drift_of_nothing_is_periodic():
         model, optimizer = make(**settings)
         results[name] = refreshed(model, optimizer), weights(model)
     assert results["periodic"][0] == results["all"][0]
-    np.testing.assert_array_equal(results["periodic"][1], results["all"][1])
+    # Some processors round matrices that are inverted together in other ways.
+    np.testing.assert_allclose(
+        results["periodic"][1], results["all"][1], rtol=1e-5, atol=1e-6
+    )
     assert results["none"][0] == [list(NAMES)] + 11 * [[]]
 
 

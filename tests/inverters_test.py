@@ -189,6 +189,6 @@ def test_which_one():
     assert isinstance(inverters.get("eigen"), inverters.EigenInverter)
     with pytest.raises(ValueError, match="inverter='qr'.*cholesky.*eigen"):
         inverters.get("qr")
-    for pi in (0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="pi=.*must be positive"):
+    for pi in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="pi=.*must be finite, > 0"):
             inverters.CholeskyInverter(pi=pi)
