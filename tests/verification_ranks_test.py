@@ -52,7 +52,7 @@ def trained(size, monkeypatch, then):
     # What is of the whole process is of one rank alone.
     monkeypatch.setattr(verifier, "same_random_numbers", contextlib.nullcontext)
     # All models of a program have names of their own.
-    monkeypatch.setattr(attached_model, "_numbers", itertools.repeat(0))
+    monkeypatch.setattr(communicator, "_numbers", itertools.repeat(0))
     monkeypatch.setattr(communicator, "current", lambda: own.ranks)
 
     def of_rank(threads):
