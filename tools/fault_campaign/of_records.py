@@ -16,14 +16,16 @@ _STUDY = Path(__file__).resolve().parents[2] / "docs" / "batch_size"
 
 def _study(folder, line, argv=("--report_only",), described=True):
     """The first line of a study's trials is another, or study.json is lost."""
+    study = folder / "study"
+    study.mkdir()
     if described:
-        shutil.copy(_STUDY / "study.json", folder)
+        shutil.copy(_STUDY / "study.json", study)
     lines = (_STUDY / "trials.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "trials.jsonl").write_bytes(line(lines[0]) + lines[1])
+    (study / "trials.jsonl").write_bytes(line(lines[0]) + lines[1])
     program = functools.partial(
         processes.program,
         "tools.batch_size_study",
-        f"--study_dir={folder}",
+        "--study_dir=study",
         *argv,
     )
     processes.demand(processes.run(program, folder / "study.txt"))
