@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfkfac.distributed import roll_call
+from tfkfac.distributed import ending, roll_call
 
 # What Horovod broadcasts.
 _TYPES = {
@@ -270,6 +270,9 @@ _eager: dict = {}  # The functions of eager collectives.
 
 def _process_set(hvd, ranks: tuple[int, ...]):
     """Returns the process set of these ranks, made once."""
+    if not _process_sets:
+        every = HorovodCommunicator(hvd)
+        ending.Ending(lambda: every.gather_objects(None, name="tfkfac.end"))
     if ranks not in _process_sets:
         _process_sets[ranks] = hvd.add_process_set(list(ranks))
     return _process_sets[ranks]
