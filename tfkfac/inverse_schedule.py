@@ -17,6 +17,7 @@ from tfkfac.blocks import CurvatureBlock
 from tfkfac.distributed import assignment
 from tfkfac.estimator import Estimator
 from tfkfac.schedules import Period
+from tfkfac.tracing import apart
 
 
 class InverseSchedule:
@@ -53,7 +54,7 @@ class InverseSchedule:
             return tf.constant(True)
 
         due = tf.logical_or(self._period.due(update, cost), forced)
-        tf.cond(due, invert, lambda: tf.constant(False))
+        tf.cond(due, apart(invert), lambda: tf.constant(False))
 
     def _invert(self, dampings, forced):
         del forced

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfkfac import assertions, linalg
 from tfkfac.distributed import packing
 from tfkfac.estimator import state_dtype
-from tfkfac.tracing import on_host
+from tfkfac.tracing import apart, on_host
 from tfkfac.weight_update import WeightUpdate
 
 UpdateFactors = Callable[[tf.Tensor], None]  # With rho.
@@ -84,7 +84,11 @@ class Step:
         products = None if readings is None else readings.products(U, V)
         shapes = {id(v): g for v, g in zip(self.variables, self.grads)}
         U, sums = self.distributor.gather_updates(U, weights.sums(U, V), shapes)
-        tf.cond(tf.math.is_finite(sums[2]), false, lambda: self._mend(weights))
+        tf.cond(
+            tf.math.is_finite(sums[2]),
+            false,
+            apart(lambda: self._mend(weights)),
+        )
         nu = weights.run(U, sums)
         if readings is not None:
             readings.note_update(products, sums[0], nu)
@@ -222,7 +226,9 @@ class Step:
                 self.estimator.readings.count("factors")
             return tf.constant(True)
 
-        tf.cond(self.factors_are_due(), factors, lambda: tf.constant(False))
+        tf.cond(
+            self.factors_are_due(), apart(factors), lambda: tf.constant(False)
+        )
 
     def _dampings(self):
         """Returns the damping of each kind of block by its name."""
