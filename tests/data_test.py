@@ -251,6 +251,20 @@ def test_mean_image_is_computed_once(written, tmp_path, monkeypatch):
     )
 
 
+def test_a_damaged_mean_image_is_named(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MEAN_OF", 5)
+    source = load("imagenet2012", written[0], text_dir=str(tmp_path)).source
+    source.mean_image((224, 224), tmp_path)
+    (path,) = tmp_path.glob("*/mean.npy")
+    whole = path.read_bytes()
+    other = io.BytesIO()
+    np.save(other, np.zeros([8, 8, 3], "float32"))
+    for kept in (b"", b"NUMPY", whole[:99], whole[:-9], other.getvalue()):
+        path.write_bytes(kept)
+        with pytest.raises(ValueError, match=r"mean.npy .* remove its folder"):
+            source.mean_image((224, 224), tmp_path)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

@@ -32,7 +32,7 @@ def test_figures_as_it_comes():
     run = subprocess.run(
         [sys.executable, "-m", "tools.step_benchmark", "--model=small_cnn",
          "--batch_size=4", "--as_it_comes", "--rounds=1", "--steps=3",
-         "--optimizer=kfac_health", "--baseline=kfac",
+         "--optimizer=kfac_health", "--baseline=kfac_given",
          "--children=0", "--json"],
         capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip

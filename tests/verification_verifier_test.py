@@ -80,8 +80,9 @@ def test_what_cannot_be_verified():
         ((X, Y[:3]), "as many examples each"),
         ((tf.data.Dataset.from_tensors((X, Y)),), "give one batch of it"),
         ((iter([X]),), "give one batch of it"),
+        (((X, Y),), r"has one input.*verify\(model, \*batch\)"),
     ],
-    ids=["empty", "uneven", "data set", "iterator"],
+    ids=["empty", "uneven", "data set", "iterator", "a tuple"],
 )
 def test_what_is_no_batch(batch, said):
     model, _ = classifier.compiled()

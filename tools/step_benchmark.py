@@ -19,6 +19,9 @@ the bytes of variables.
 --as_it_comes measures `KFAC(model=model)`, whose periods adapt: give as many
 steps as are to be looked at, from the first update on.
 
+--baseline=kfac_given measures what it costs that the trust region adapts:
+`kl_clip` is a number there.
+
 --optimizer=kfac_health --baseline=kfac measures what `callbacks.Health` has the
 steps note, which is all that it does within an epoch.
 
@@ -46,7 +49,10 @@ _OPTIMIZER = flags.DEFINE_enum(
     "optimizer", "kfac", ["kfac", "kfac_health"], "To measure."
 )
 _BASELINE = flags.DEFINE_enum(
-    "baseline", "sgd", ["sgd", "momentum", "adam", "kfac"], "To compare with."
+    "baseline",
+    "sgd",
+    ["sgd", "momentum", "adam", "kfac", "kfac_given"],
+    "To compare with.",
 )
 _FACTORS = flags.DEFINE_integer("factor_update_period", 10, "As of KFAC.")
 _INVERSES = flags.DEFINE_integer("inverse_update_period", 100, "As of KFAC.")
@@ -112,20 +118,8 @@ def make_step(side: str, build, x, y):
     keras.utils.set_random_seed(0)
     model = build()
     optimizers = keras.optimizers
-    if side.startswith("kfac") and _AS_IT_COMES.value:
-        optimizer = tfkfac.KFAC(model=model)
-    elif side.startswith("kfac"):
-        often = _CHILD.value is not None
-        optimizer = tfkfac.KFAC(
-            1e-3,
-            momentum=0.9,
-            factor_update_period=1 if often else _FACTORS.value,
-            inverse_update_period=1 if often else _INVERSES.value,
-            fisher=_FISHER.value,
-            refresh=_REFRESH.value,
-            inverter=_INVERTER.value,
-            model=model,
-        )
+    if side.startswith("kfac"):
+        optimizer = tfkfac.KFAC(model=model, **arguments(side))
     else:
         optimizer = {
             "sgd": optimizers.SGD(1e-3, momentum=0.9),
@@ -143,6 +137,24 @@ def make_step(side: str, build, x, y):
         float(model.train_function(batches)["loss"])
 
     return step, model
+
+
+def arguments(side: str) -> dict:
+    """Returns those of a side's `KFAC`."""
+    given = {"kl_clip": 1e-3} if side == "kfac_given" else {}
+    if _AS_IT_COMES.value:
+        return given
+    often = _CHILD.value is not None
+    return {
+        "learning_rate": 1e-3,
+        "momentum": 0.9,
+        "factor_update_period": 1 if often else _FACTORS.value,
+        "inverse_update_period": 1 if often else _INVERSES.value,
+        "fisher": _FISHER.value,
+        "refresh": _REFRESH.value,
+        "inverter": _INVERTER.value,
+        **given,
+    }
 
 
 def number_of_steps() -> int:

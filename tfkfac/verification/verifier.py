@@ -69,6 +69,11 @@ def verify(
     attached = _attached(model, step)
     run = step or model.train_step
     positive_integer("seed", seed, least=0, of="verify")
+    if isinstance(x, tuple) and len(getattr(model, "inputs", None) or ()) == 1:
+        raise TypeError(
+            f"verify: x is a tuple, and {model.name!r} has one input: give the "
+            "parts of a batch one by one, as verify(model, *batch)."
+        )
     data = _batch(x, y, sample_weight, is_even=step is None)
     if graph is None:
         graph = not getattr(model, "run_eagerly", False)

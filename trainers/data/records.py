@@ -116,6 +116,9 @@ class Records:
 
         Returns:
             float32 [*size, channels], from 0 to 255.
+
+        Raises:
+            ValueError: What is kept there is damaged.
         """
         directory = directory or pathlib.Path(self.builder.data_path)
         height, width = size
@@ -136,7 +139,20 @@ class Records:
         count = info.splits["train"].num_examples
         name = f"{info.name}-{info.version}-{count}"
         name += f"-mean_image_{height}x{width}"
-        return np.load(once.made_once(directory / name, make) / "mean.npy")
+        path = once.made_once(directory / name, make) / "mean.npy"
+        try:
+            mean = np.load(path)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): remove its folder, and the mean "
+                "image is computed again."
+            ) from error
+        if mean.shape[:2] != size or not np.isfinite(mean).all():
+            raise ValueError(
+                f"{path} holds no mean image of {height} x {width} pixels: "
+                "remove its folder, and it is computed again."
+            )
+        return mean
 
     def _files(self, split, rank, ranks):
         """Returns names, first records and numbers of records; their sum."""
