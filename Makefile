@@ -26,13 +26,13 @@ lint: setup
 
 setup: .venv/.ready
 
-.venv/.ready: requirements.lock setup.py tools/build_horovod.py
+.venv/.ready: requirements.lock pyproject.toml setup.py tfkfac/build_horovod.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation --editable .
-	$(BIN)/python -m tools.build_horovod
+	$(BIN)/python -m tfkfac.build_horovod
 	touch $@
 
 clean:

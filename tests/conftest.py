@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 import os
+import pathlib
 import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,6 +13,12 @@ import keras
 import pytest
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.framework import config
+
+# Programs that tests run import trainers and tools, which are not installed.
+_ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [_ROOT, os.environ.get("PYTHONPATH")])
+)
 
 # Keras' sessions and seeds would clear the kernels of all eager operations,
 # and to make them anew takes half the time of a small test.

@@ -50,24 +50,6 @@ def test_the_library_knows_no_flags_and_no_data_sets():
                 assert not name.startswith("tensorflow_datasets")
 
 
-def test_bad_environment_for_the_horovod_build(tmp_path):
-    """Missing compilers are named, each with the mend."""
-    (tmp_path / "python").symlink_to(sys.executable)
-    program = (
-        "from tools import build_horovod as b; "
-        f"b._require_tools({{'PATH': {str(tmp_path)!r}}})"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert run.returncode != 0
-    for word in ("g++", "make", "cmake", "apt-get install g++"):
-        assert word in run.stderr
-
-
 def test_types():
     """As `make lint` checks them."""
     pytest.importorskip("mypy", reason="it comes with requirements.lock")
