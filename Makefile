@@ -1,6 +1,8 @@
 # make quickstart   sets up .venv and trains on real data
 # make test         sets up .venv and runs the tests
 # make lint         format, lint and type checks
+# make test-matrix  runs a part of the tests with each supported version
+# make docs         builds the pages of docs/ into docs/_build
 #
 # On a fresh machine with Python 3.11, g++ and make; the set-up takes a few
 # minutes the first time (Horovod is compiled) and nothing afterwards.
@@ -9,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: quickstart test lint setup clean
+.PHONY: quickstart test test-matrix lint docs setup clean
 
 quickstart: setup
 	$(BIN)/horovodrun -np 2 $(BIN)/python -m trainers.mnist --dataset=digits \
@@ -19,10 +21,17 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --durations=10
 
+test-matrix: setup
+	$(BIN)/python -m tools.version_matrix
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet \
+		docs docs/_build
 
 setup: .venv/.ready
 
@@ -36,4 +45,4 @@ setup: .venv/.ready
 	touch $@
 
 clean:
-	rm -rf .venv runs *.egg-info
+	rm -rf .venv runs docs/_build *.egg-info
