@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import pathlib
 import re
+import tomllib
 
 import pytest
 
@@ -80,6 +81,9 @@ def test_commands_name_programs_and_their_flags():
 def test_make_commands_are_targets():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    markers = project["tool"]["pytest"]["ini_options"]["markers"]
+    targets |= {f"test-{marker.split(':')[0]}" for marker in markers}
     for path in ALL:
         named = re.findall(
             r"(?:`|^)make ([\w-]+)", path.read_text(), re.MULTILINE

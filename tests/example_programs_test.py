@@ -65,7 +65,9 @@ def test_language_model(run):
     assert found["last"] < 0.6 * np.log(128)
 
 
-@pytest.mark.parametrize("path", EXAMPLES.glob("*.ipynb"), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda p: p.name
+)
 def test_notebook(path, tmp_path, monkeypatch):
     """All cells, in their order."""
     monkeypatch.chdir(tmp_path)
