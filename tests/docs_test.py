@@ -2,12 +2,15 @@
 
 import ast
 import importlib.util
+import inspect
 import pathlib
 import re
 import tomllib
 
 import pytest
 
+import tfkfac
+from tfkfac import arguments
 from tools import convolution_pictures
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -76,6 +79,24 @@ def test_commands_name_programs_and_their_flags():
         for flag in re.findall(r"--(\w+)", command):
             known = {"help", *of_module[module]}
             assert flag in known, (flag, command)
+
+
+def test_tables_of_arguments_name_those_of_kfac():
+    """In migrating.md the second column, in tuning.md the first."""
+    known = {*inspect.signature(tfkfac.KFAC.__init__).parameters}
+    known |= arguments.of_keras()
+    named = set()
+    for page, column in (("migrating", 2), ("tuning", 1)):
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        if page == "tuning":
+            begin = text.index("| Argument |")
+            text = text[begin : text.index("\n\n", begin)]
+        for line in text.splitlines():
+            if line.startswith("|"):
+                cell = line.split("|")[column]
+                named |= set(re.findall(r"`(\w+)[=`]", cell))
+    assert len(named) > 20
+    assert named <= known
 
 
 def test_make_commands_are_targets():
