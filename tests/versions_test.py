@@ -1,6 +1,8 @@
 """Versions of Keras and TensorFlow that are too old, or not yet tested."""
 
 import re
+import subprocess
+import sys
 import warnings
 
 import keras
@@ -31,3 +33,20 @@ def test_a_version_that_is_not_tested_is_warned_of(version):
     expected = f"not tested with TensorFlow {re.escape(version)}: .*tensorflow>"
     with pytest.warns(UserWarning, match=expected):
         versions.check(TensorFlow=version)
+
+
+def test_a_missing_tensorflow_is_said_at_once():
+    """Before Keras is imported, whose own error is another."""
+    program = (
+        "import importlib.util as u; found = u.find_spec; "
+        "u.find_spec = lambda n: None if n == 'tensorflow' else found(n); "
+        "import tfkfac"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert run.returncode != 0
+    assert run.stderr.strip().splitlines()[-1] == (
+        "ImportError: tfkfac needs TensorFlow, and it is not installed: pip "
+        "install 'tfkfac[cpu]' or 'tfkfac[gpu]'."
+    )
