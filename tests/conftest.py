@@ -1,6 +1,9 @@
 """Settings of all tests."""
 
+import functools
 import os
+import pathlib
+import re
 import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -13,6 +16,12 @@ import pytest
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.framework import config
 
+# Programs that tests run import trainers and tools, which are not installed.
+_ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [_ROOT, os.environ.get("PYTHONPATH")])
+)
+
 # Keras' sessions and seeds would clear the kernels of all eager operations,
 # and to make them anew takes half the time of a small test.
 _CLEAR = pywrap_tfe.TFE_ContextClearCaches
@@ -21,14 +30,41 @@ pywrap_tfe.TFE_ContextClearCaches = lambda context: None
 
 # Their tests take minutes, most of them several processes.
 _LONG = ("distributed_test", "trainers_test", "fault_campaign_test")
+# Of several processes; and of what the project is made of beside programs.
+_DISTRIBUTED = ("distributed_test",)
+_DOCS = ("docs_test", "example_programs_test")
+_PROJECT = ("build_test", "layers_test", "packaging_test", "project_test")
+_PROGRAMS = re.compile(r"^\s*(?:from|import) (?:trainers|tools)\b", re.M)
+_REFERENCE = re.compile(r"^(?:from|import) (?:oracle|reference|hand)", re.M)
 
 
-def pytest_collection_modifyitems(items):
-    """Begins with what is long, so that no worker is left alone with it.
+@functools.cache
+def _stage(path: pathlib.Path) -> str:
+    """Returns the stage of a test file, one of the markers of pyproject.toml.
 
-    One worker gets all of it, as pytest-xdist deals out the first tests in
-    order.
+    Tests of trainers and tools are those that import them; numerical ones,
+    those that compare with K-FAC in float64 NumPy.
     """
+    name = path.stem
+    if name in _DISTRIBUTED:
+        return "distributed"
+    if name in _DOCS:
+        return "docs"
+    source = path.read_text()
+    if name not in _PROJECT and _PROGRAMS.search(source):
+        return "trainers"
+    return "numerical" if _REFERENCE.search(source) else "unit"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks each test with its stage, and begins with what is long.
+
+    So no worker is left alone with it: one worker gets all of it, as
+    pytest-xdist deals out the first tests in order.
+    """
+    for item in items:
+        item.add_marker(_stage(item.path))
     items.sort(key=lambda item: item.module.__name__ not in _LONG)
 
 

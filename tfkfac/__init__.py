@@ -5,7 +5,20 @@ model.compile(optimizer=optimizer, loss=...)
 model.fit(...)
 """
 
+import importlib.util as _importlib
+
+if _importlib.find_spec("tensorflow") is None:
+    raise ImportError(
+        "tfkfac needs TensorFlow, and it is not installed: pip install "
+        "'tfkfac[cpu]' or 'tfkfac[gpu]'."
+    )
+
 import keras as _keras
+import tensorflow as _tensorflow
+
+from tfkfac import versions as _versions
+
+_versions.check(Keras=_keras.__version__, TensorFlow=_tensorflow.__version__)
 
 if _keras.backend.backend() != "tensorflow":
     raise ImportError(

@@ -1,15 +1,17 @@
 """The optimizer: K-FAC as a Keras `Optimizer`."""
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 from absl import logging
 
-from tfkfac import factor_sizes, inverters, keras_compat, report, settings
+from tfkfac import arguments, factor_sizes, inverters, report, settings
 from tfkfac.accumulation import MicroStep
 from tfkfac.assignable import Assignable
 from tfkfac.attached_model import AttachedModel
+from tfkfac.capture.distributions import Likelihood
 from tfkfac.estimator import state_dtype
 from tfkfac.optimizer_state import OptimizerState
 from tfkfac.schedules import positive_integer
@@ -34,6 +36,11 @@ class KFAC(OptimizerState, Assignable):
     them.
 
     What is "auto" adapts, by the data and the seed alone; what is given stays.
+
+        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(tfkfac.KFAC(model=model, weight_decay=1e-3), loss)
+        model.fit(x, y, batch_size=128, epochs=10)
 
     "Number or schedule" is a number, or a function from the update (a scalar
     tensor, counted from 0) to a number, such as a `LearningRateSchedule`.
@@ -108,6 +115,7 @@ class KFAC(OptimizerState, Assignable):
 
     Raises:
         ValueError: An argument out of its range; the message names it.
+        TypeError: An argument that there is not, or of another kind.
     """
 
     def __init__(
@@ -117,33 +125,33 @@ class KFAC(OptimizerState, Assignable):
         damping: float | Callable = 1e-3,
         momentum: float | Callable = 0.5,
         factor_decay: float | Callable = 0.95,
-        factor_update_period: int | str | Callable = "auto",
-        inverse_update_period: int | str | Callable = "auto",
-        refresh: str = "periodic",
+        factor_update_period: int | arguments.Auto | Callable = "auto",
+        inverse_update_period: int | arguments.Auto | Callable = "auto",
+        refresh: arguments.Refresh = "periodic",
         drift_tolerance: float = 0.1,
-        fisher: str = "auto",
-        inverter: str | inverters.Inverter = "cholesky",
-        kl_clip: float | str | Callable | None = "auto",
-        norm_curvature: str = "diagonal",
+        fisher: arguments.Fisher = "auto",
+        inverter: arguments.InverterName | inverters.Inverter = "cholesky",
+        kl_clip: float | arguments.Auto | Callable | None = "auto",
+        norm_curvature: arguments.NormCurvature = "diagonal",
         norm_damping: float | Callable | None = None,
-        tied: str = "pooled",
-        factor_dtype: str = "float32",
-        communication_dtype: str = "float32",
-        strategy: str | int = "owner",
-        likelihood=None,
+        tied: arguments.Tied = "pooled",
+        factor_dtype: arguments.FactorType = "float32",
+        communication_dtype: arguments.SentType = "float32",
+        strategy: arguments.StrategyName | int = "owner",
+        likelihood: Likelihood | Sequence | dict | None = None,
         skip: Sequence[str] = (),
         max_factor_size: int | None = factor_sizes.DEFAULT,
         max_skipped_steps: int = 10,
         seed: int = 0,
         model: keras.Model | None = None,
-        loss_terms: str = "auto",
-        fallback: str = "adam",
+        loss_terms: arguments.LossTerms = "auto",
+        fallback: arguments.Fallback = "adam",
         fallback_learning_rate: float | Callable | None = None,
         overhead: float = 0.3,
         name: str = "kfac",
         **kwargs,
     ):
-        settings.check_given_to_keras(learning_rate, kwargs)
+        settings.check_given_to_keras(learning_rate, kwargs, _OWN)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         settings.check_keras_numbers(self)
         self._choices = {
@@ -222,10 +230,7 @@ class KFAC(OptimizerState, Assignable):
     # The model.
 
     def _attach(self, model: keras.Model) -> None:
-        if not isinstance(model, keras.Model):
-            raise TypeError(
-                f"KFAC(model=...) must be a keras.Model, not {model!r}."
-            )
+        arguments.check_model(model)
         attached = self._attached
         if attached is not None and attached.model is not model:
             raise ValueError(
@@ -330,21 +335,9 @@ class KFAC(OptimizerState, Assignable):
             self.curvature.advance(before, self.updates)
             require_few_skips(self)
 
-    def _forget_unused_build(self):
-        """Undoes a build for other variables, before the first update.
-
-        Layers may have been thawed since the model was attached.
-        """
-        with tf.init_scope():
-            if int(self._iterations.numpy()) > 0:
-                return
-            averages = getattr(self, "_model_variables_moving_average", [])
-            sums = keras_compat.accumulated_gradients(self)
-            for variable in [*self.momenta, *averages, *sums]:
-                self._untrack_variable(variable)
-            self._trainable_variables_indices = {}
-            self.built = False
-
     def _backend_apply_gradients(self, grads, trainable_variables):
         kind = MicroStep if self.gradient_accumulation_steps else Step
         return kind(self, grads, trainable_variables).run()
+
+
+_OWN = tuple(inspect.signature(KFAC.__init__).parameters)

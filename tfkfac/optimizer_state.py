@@ -4,7 +4,9 @@ import contextlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from tfkfac import keras_compat
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.schedules import serialize
 from tfkfac.state import Curvature
@@ -34,6 +36,21 @@ class OptimizerState(keras.optimizers.Optimizer):
         """The name of what a step of several ranks begins with, if any."""
         attached = self._attached
         return None if attached is None else attached.first_collective
+
+    def _forget_unused_build(self):
+        """Undoes a build for other variables, before the first update.
+
+        Layers may have been thawed since the model was attached.
+        """
+        with tf.init_scope():
+            if int(self._iterations.numpy()) > 0:
+                return
+            averages = getattr(self, "_model_variables_moving_average", [])
+            sums = keras_compat.accumulated_gradients(self)
+            for variable in [*self.momenta, *averages, *sums]:
+                self._untrack_variable(variable)
+            self._trainable_variables_indices = {}
+            self.built = False
 
     def moments(self) -> dict[str, np.ndarray]:
         """Returns M of each factor that this rank owns, by name, in float64.

@@ -1,12 +1,14 @@
 """The settings of `KFAC`: what is allowed, and what becomes of numbers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfkfac import arguments
+from tfkfac.arguments import CHOICES
 from tfkfac.auto_period import AutoPeriod
 from tfkfac.capture.distributions import Likelihood
 from tfkfac.schedules import (
@@ -19,20 +21,10 @@ from tfkfac.schedules import (
 from tfkfac.trust_region import TrustRegion
 
 STAGGERED_PERIODS = {"factor_update_period": 1, "inverse_update_period": 10}
-CHOICES = {
-    "fisher": ("auto", "sampled", "empirical"),
-    "loss_terms": ("auto", "examples", "positions"),
-    "factor_dtype": ("float32", "float16", "bfloat16"),
-    "norm_curvature": ("diagonal", "unitwise", "full"),
-    "tied": ("pooled", "balanced"),
-    "communication_dtype": ("float32", "float16"),  # Horovod has no bfloat16.
-    "refresh": ("periodic", "staggered", "drift"),
-    "fallback": ("adam", "gradient"),
-}
 
 
 def check(
-    choices: dict[str, str],
+    choices: Mapping[str, str],
     *,
     strategy: str | int,
     likelihood: Any,
@@ -98,6 +90,9 @@ def periods(
         overhead: What factors and inversions may add to a step together.
         **given: `factor_update_period` and `inverse_update_period` of `KFAC`.
     """
+    arguments.remark_on_periods(
+        given["factor_update_period"], given["inverse_update_period"]
+    )
     found: dict[str, Period] = {}
     for name, value in given.items():
         if value == "auto" and refresh == "staggered":
@@ -206,13 +201,19 @@ def check_learning_rate(value: Any) -> None:
         )
 
 
-def check_given_to_keras(learning_rate: Any, given: dict[str, Any]) -> None:
-    """Raises ValueError for arguments that Keras would take, or trip over.
+def check_given_to_keras(
+    learning_rate: Any, given: dict[str, Any], own: Collection[str]
+) -> None:
+    """Raises ValueError for arguments that Keras would take, or trip over, and
+    TypeError for those that there are not.
 
     Args:
         learning_rate: As of `KFAC`.
         given: Its other arguments that are Keras' own.
+        own: The names of its own.
     """
+    arguments.check_first(learning_rate)
+    arguments.check_names(given, own)
     check_learning_rate(learning_rate)
     steps = given.get("gradient_accumulation_steps")
     if steps is not None:

@@ -1,4 +1,4 @@
-"""The runs behind `docs/ten_minutes.md`: symptoms, and what mends them.
+"""The runs behind `docs/tuning.md`: symptoms, and what mends them.
 
     python -m tools.symptoms
 

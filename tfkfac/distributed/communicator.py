@@ -299,7 +299,7 @@ def init() -> Communicator:
     except ImportError as error:
         raise ImportError(
             "This is one of several processes, and Horovod is not installed "
-            "for this TensorFlow: python -m tools.build_horovod builds it."
+            "for this TensorFlow: python -m tfkfac.build_horovod builds it."
         ) from error
     hvd.init()
     gpus = tf.config.list_physical_devices("GPU")

@@ -62,9 +62,11 @@ def plan(
             and stays as it is.
         batch_size: The examples of each rank.
         ranks: How many there are.
-        strategy, factor_update_period, inverse_update_period, fisher, inverter,
-            norm_curvature, tied, max_factor_size, skip, communication_dtype,
-            fallback: As of `tfkfac.KFAC`, the periods as numbers.
+        factor_update_period, inverse_update_period: Those of `tfkfac.KFAC`, as
+            numbers.
+        strategy, fisher, inverter, norm_curvature, tied, skip, fallback: As of
+            `tfkfac.KFAC`.
+        max_factor_size, communication_dtype: Likewise.
         budget: The overhead to find periods for: 0.1 is a tenth more than the
             gradient step. Of what preconditioning leaves of it, factors and
             inversions get half each, or one period where inversions are the

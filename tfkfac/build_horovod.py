@@ -1,9 +1,10 @@
 """Builds Horovod 0.28.1 against the installed TensorFlow and installs it.
 
-    python -m tools.build_horovod [--force]
+    python -m tfkfac.build_horovod [--force]
 
 About 2 minutes on 2 cores; the wheel is cached, so that a second environment
-with the same Python and TensorFlow takes seconds.
+with the same Python and TensorFlow takes seconds. g++ and make come with the
+system; what else the build needs comes with `pip install 'tfkfac[horovod]'`.
 
 Horovod publishes no wheels, and its source distribution does not compile
 against the wheels of TensorFlow 2.21: `xla_mpi_ops.cc` includes XLA headers
@@ -25,6 +26,7 @@ Environment variables, read by Horovod's own build and part of the cache key:
                                   ~/.cache/tfkfac
 """
 
+import argparse
 import glob
 import hashlib
 import os
@@ -36,8 +38,6 @@ import sys
 import tarfile
 import tempfile
 from importlib import metadata
-
-from absl import app, flags
 
 VERSION = "0.28.1"
 # (file, text, what takes its place).
@@ -59,8 +59,6 @@ CHANGES = (
         f"__version__ = '{VERSION}'\ngloo_stall_check = True",
     ),
 )
-
-_FORCE = flags.DEFINE_bool("force", False, "Build again, cached wheel or not.")
 
 
 def _tensorflow_version() -> str:
@@ -169,15 +167,22 @@ def _build_wheel(cache_dir: str, env: dict[str, str]) -> None:
         os.replace(target + ".partial", target)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    if not _FORCE.value and _works():
+def main(arguments: list[str] | None = None) -> None:
+    """Builds and installs Horovod, unless it is installed and works."""
+    parser = argparse.ArgumentParser(
+        "python -m tfkfac.build_horovod",
+        description="Builds Horovod for the installed TensorFlow.",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="Build again, cached wheel or not."
+    )
+    force = parser.parse_args(arguments).force
+    if not force and _works():
         print(f"Horovod {VERSION} is installed and works.")
         return
     env = _build_environment()
     cache_dir = _cache_dir(env)
-    if _FORCE.value or not glob.glob(os.path.join(cache_dir, "*.whl")):
+    if force or not glob.glob(os.path.join(cache_dir, "*.whl")):
         _require_tools(env)
         print("Building Horovod (about 2 minutes on 2 cores) ...", flush=True)
         _build_wheel(cache_dir, env)
@@ -193,4 +198,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()
