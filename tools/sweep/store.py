@@ -28,9 +28,12 @@ _FORM = {
     "curve": {str: [forms.NUMBER]},
 }
 _CURVE = {
-    "step": [forms.POSITIVE, ...],
+    "step": [forms.COUNT, ...],
     **{name: [forms.NUMBER, ...] for name in METRICS},
 }
+
+
+_ALSO = {str: (forms.POSITIVE, type(None))}
 
 
 def read(path: pathlib.Path, study: Study) -> list[dict]:
@@ -56,6 +59,7 @@ class Check:
     def __call__(self, record: Any) -> None:
         forms.check(record, _FORM)
         forms.check(record.get("seconds", 0), forms.AMOUNT, "'seconds'")
+        forms.check(record.get("also", {}), _ALSO, "'also'")
         if record["status"] not in FAILED:
             _check_curve(record["curve"])
         if (record["status"] == REACHED) != (record["steps"] is not None):
@@ -95,7 +99,9 @@ def _check_curve(curve):
     """Raises ValueError where a curve does not lead from step to step."""
     forms.check(curve, _CURVE, "'curve'")
     steps = curve["step"]
-    if any(len(curve[name]) != len(steps) for name in METRICS):
+    times = curve.get("seconds", steps)  # Older trials have none.
+    forms.check(times, [forms.AMOUNT], "'curve']['seconds'")
+    if any(len(x) != len(steps) for x in (times, *map(curve.get, METRICS))):
         raise ValueError("its curve is not whole")
     if steps != sorted(set(steps)):
         raise ValueError("the steps of its curve are not in order")
@@ -164,6 +170,9 @@ def config(path: pathlib.Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
         forms.check(found, _STUDY)
+        for name, form in _NEWER.items():
+            if name in found:
+                forms.check(found[name], form, repr(name))
         space.read(found["spaces"], space.SEARCHES[found["search"]])
         made = Study.from_config(found)
         for label in made.arms:
@@ -198,4 +207,10 @@ _STUDY = {
     "least_steps": forms.POSITIVE,
     "stop": bool,
     "evaluation_examples": forms.POSITIVE,
+}
+# Studies of before have none of them, and are read as with their defaults.
+_NEWER = {
+    "also": {str: forms.NUMBER},
+    "train_examples": forms.POSITIVE,
+    "micro_batch": (forms.POSITIVE, type(None)),
 }
