@@ -83,7 +83,7 @@ def _save(directory, text, drawn):
 
 def older(records: list[dict]) -> list[str]:
     """Returns how many trials were measured by other rules, if any were."""
-    count = sum(0 not in r["curve"].get("step", [0]) for r in records)
+    count = sum(map(store.is_older, records))
     if not count:
         return []
     return [

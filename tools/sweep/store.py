@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import statistics
 from typing import Any
 
 from tools import forms, json_lines
 from tools.sweep import space
 from tools.sweep.trials import (
+    DIVERGED,
     FAILED,
     METRICS,
     MISSED,
@@ -17,6 +19,7 @@ from tools.sweep.trials import (
 from trainers import output
 
 _ROUNDING = 1e-5  # Of settings, which have six digits.
+_FELL = 0.97  # Of the training loss at first: what older trials have learned.
 _FORM = {
     "arm": str,
     "batch_size": forms.POSITIVE,
@@ -37,12 +40,40 @@ _ALSO = {str: (forms.POSITIVE, type(None))}
 
 
 def read(path: pathlib.Path, study: Study) -> list[dict]:
-    """Returns the trials of a study.
+    """Returns the trials of a study, older ones `retold`.
 
     Raises:
         ValueError: A line is no trial of it, or the file cannot be read.
     """
-    return json_lines.read(path, Check(study))
+    return retold(json_lines.read(path, Check(study)))
+
+
+def is_older(record: dict) -> bool:
+    """Returns whether a trial was not evaluated before its first step."""
+    return 0 not in record["curve"].get("step", [0])
+
+
+def retold(records: list[dict]) -> list[dict]:
+    """Returns trials with the status that they have by their training loss.
+
+    Older trials were said to have diverged by their validation loss, too. They
+    have not where the last training loss of their curve is 3 % or more below
+    that with which training begins: such a trial was ended before the target,
+    which it has missed. The loss before the first step is not known of them;
+    the median of the first ones recorded, a few steps later, stands for it.
+    """
+    older = [r for r in records if is_older(r) and r["curve"].get("loss")]
+    if not older:
+        return records
+    begin = statistics.median(r["curve"]["loss"][0] for r in older)
+    return [
+        {**r, "status": MISSED}
+        if r["status"] == DIVERGED
+        and is_older(r)
+        and r["curve"].get("loss", [begin])[-1] <= _FELL * begin
+        else r
+        for r in records
+    ]
 
 
 class Check:
@@ -60,7 +91,7 @@ class Check:
         forms.check(record, _FORM)
         forms.check(record.get("seconds", 0), forms.AMOUNT, "'seconds'")
         forms.check(record.get("also", {}), _ALSO, "'also'")
-        if record["status"] not in FAILED:
+        if record["status"] not in FAILED or record["curve"]:
             _check_curve(record["curve"])
         if (record["status"] == REACHED) != (record["steps"] is not None):
             raise ValueError(
@@ -135,11 +166,12 @@ class Store:
             )
         self._lines = json_lines.Lines(path, Check(study))
         output.write_json(settings, study.config())
-        self.records = self._lines.records
+        self.records = retold(self._lines.records.copy())
 
     def add(self, record: dict) -> None:
         """Writes a trial."""
         self._lines.add(record)
+        self.records.append(record)
 
 
 def differing(path: pathlib.Path, study: Study) -> None:
