@@ -19,7 +19,7 @@ GPUs (`tools.scaling_prediction`). Its constants are flags; the defaults are
 half of a V100's peak of 15.7 TFLOP/s in float32 for products, a fifteenth of
 that for inversions, and the quarter of a node that each GPU has of two
 InfiniBand links of 12.5 GB/s. Below it stands whether that is what figure 2
-shows, which it is not, the reason by stage, and what would have to be otherwise.
+shows, which it is not; why, by stage; and what would have to be otherwise.
 """
 
 import collections
