@@ -10,7 +10,7 @@ from sweeps import DIGITS, record, spaces, study
 
 from tools.quadratic import model as quadratic
 from tools.quadratic import study as quadratic_study
-from tools.sweep import analysis, prediction, report, robustness, trials
+from tools.sweep import analysis, curves, prediction, report, robustness, trials
 from tools.sweep.store import Store
 from tools.sweep.trials import DIVERGED, MISSED, REACHED, TUNING_SEED
 
@@ -35,8 +35,8 @@ def test_stage_targets_by_hand():
     curve = {"step": [0, 40, 80, 100], "loss": [2.0, 1.0, 0.5, 0.4]}
     found = analysis.stage_targets(curve, "loss", [40, 80])
     assert found == pytest.approx([1.2, 0.6, 0.42])
-    assert trials.steps_to(curve, "loss", 0.6) == 80
-    assert trials.steps_to(curve, "loss", 0.3) is None
+    assert curves.steps_to(curve, "loss", 0.6) == 80
+    assert curves.steps_to(curve, "loss", 0.3) is None
 
 
 def test_results():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sweeps import record, study
 
-from tools.sweep import space, trials
+from tools.sweep import curves, space, trials
 from tools.sweep.trials import DIVERGED, MISSED, REACHED, TUNING_SEED
 
 
@@ -126,7 +126,7 @@ def test_best_is_the_best_achieved_not_the_last():
     """Ma et al. 2019, appendix A: maximal accuracy, minimal loss."""
     found = record(0, MISSED)
     found["curve"] = {"val_accuracy": [0.5, 0.9, 0.7], "loss": [2, 0.3, 0.4]}
-    assert trials.best_value(found["curve"], "val_accuracy") == 0.9
-    assert trials.best_value(found["curve"], "loss") == 0.3
+    assert curves.best_value(found["curve"], "val_accuracy") == 0.9
+    assert curves.best_value(found["curve"], "loss") == 0.3
     asked = study(metric="val_accuracy", target=0.95, stop=False)
     assert trials.rank(asked, found)[1] == -0.9

@@ -180,11 +180,12 @@ def test_older_trials_are_told_by_their_training_loss(tmp_path):
 
 
 def test_studies_of_before_are_read(tmp_path):
-    """Their study.json has no `also`, `train_examples` and `micro_batch`."""
+    """Their study.json has no `also`, `split_examples` and more."""
     Store(tmp_path, study()).add(record())
     file = tmp_path / "study.json"
     old = json.loads(file.read_text())
-    newer = {"also": {}, "train_examples": 10_000, "micro_batch": None}
+    newer = {"also": {}, "split_examples": 10_000}
+    newer |= {"most_steps": None, "micro_batch": None}
     assert {name: old.pop(name) for name in newer} == newer
     file.write_text(json.dumps(old))
     made = trials.Study.from_config(config(file))

@@ -33,8 +33,8 @@ def _osawa(batch_size, epochs, mixup, damping, rate, **more) -> Preset:
     The Fisher is empirical (section 3.1), the damping factored (4.2), factors
     are those of the mini-batch alone, computed and sent in half precision
     (3.4), there is no clip and no weight decay. All of the Fisher of
-    normalization layers is kept: section 5.4 introduces its diagonal later. `--gradient_accumulation_steps` takes batches that do not
-    fit.
+    normalization layers is kept: section 5.4 introduces its diagonal later.
+    `--gradient_accumulation_steps` takes batches that do not fit.
 
     Args:
         batch_size, epochs, mixup: BS, the epochs, alpha_mixup.

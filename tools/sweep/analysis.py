@@ -6,7 +6,7 @@ import statistics
 
 import numpy as np
 
-from tools.sweep import space, trials
+from tools.sweep import curves, space, trials
 from tools.sweep.trials import Study
 
 STAGE = 0.8  # Of the way through a stage: Ma et al. 2019, IV-C.
@@ -160,7 +160,7 @@ def fewest_steps(
     at = {}
     for result in found:
         every = [
-            trials.steps_to(r["curve"], metric, value) for r in result.sound
+            curves.steps_to(r["curve"], metric, value) for r in result.sound
         ]
         if any(every):
             at[result.batch_size] = min(s for s in every if s)
@@ -192,10 +192,10 @@ def stage_targets(
 def worst(found: list[Result], metric: str) -> dict | None:
     """Returns the best trial of the cell whose best one is worst."""
     bests = [trial for r in found if (trial := best_by(r, metric))]
-    sign = trials.sign(metric)
+    sign = curves.sign(metric)
     return max(
         bests,
-        key=lambda r: sign * trials.best_value(r["curve"], metric),
+        key=lambda r: sign * curves.best_value(r["curve"], metric),
         default=None,
     )
 
@@ -206,10 +206,10 @@ def best_by(result: Result, metric: str) -> dict | None:
     At any step of it (Ma et al. 2019, figures 2 and 9, appendix A: maximal
     accuracy, minimal loss); None where all failed.
     """
-    sign = trials.sign(metric)
+    sign = curves.sign(metric)
     return min(
         result.sound,
-        key=lambda r: sign * trials.best_value(r["curve"], metric),
+        key=lambda r: sign * curves.best_value(r["curve"], metric),
         default=None,
     )
 
@@ -217,7 +217,7 @@ def best_by(result: Result, metric: str) -> dict | None:
 def best_value(result: Result, metric: str) -> float | None:
     """Returns the best value of a metric that a trial of a cell achieves."""
     found = best_by(result, metric)
-    return found and trials.best_value(found["curve"], metric)
+    return found and curves.best_value(found["curve"], metric)
 
 
 def values_at(

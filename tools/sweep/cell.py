@@ -118,7 +118,7 @@ class Cell:
             self.model, communicator.current()
         )
         self._validation = self._batches_of(self.run.data.eval_splits[0])
-        self._training = self._batches_of("train", study.train_examples)
+        self._training = self._batches_of("train")
 
         @tf.function(reduce_retracing=True)
         def step(batch):
@@ -182,11 +182,11 @@ class Cell:
             found += self.optimizer.curvature.variables
         return list({id(v): v for v in found}.values())
 
-    def _batches_of(self, split, examples=None):
+    def _batches_of(self, split):
         """Returns the batches of a split, decoded once."""
         size = min(self.run.args.batch_size // self._parts, 1024)
         batches = self.run.data.evaluation(split, size)
-        count = None if examples is None else math.ceil(examples / size)
+        count = math.ceil(self.study.split_examples / size)
         return list(itertools.islice(batches, count))
 
     def _reset(self, task: Task) -> None:
@@ -246,7 +246,7 @@ class Cell:
         Returns:
             The status.
         """
-        size, total = self.run.args.batch_size, self.run.steps.total
+        size, total = self.run.args.batch_size, self.study.total(self.run)
         period = max(1, round(self.study.evaluation_examples / size))
         batches = iter(self.run.data.train(size // self._parts, task.seed))
         first = record = self._record(curve, 0, 0.0)

@@ -120,7 +120,7 @@ FIGURES: dict[str, Callable] = {
         for metric in ("loss", "val_accuracy")
         for name, draw in (
             ("stages", stages.stages),
-            ("curves", trajectories.curves),
+            ("curves", trajectories.draw),
         )
     },
 }

@@ -2,7 +2,7 @@
 
 import math
 
-from tools.sweep import analysis, panels, trials
+from tools.sweep import analysis, curves, panels
 from tools.sweep.analysis import Result
 from tools.sweep.trials import Study
 
@@ -175,7 +175,7 @@ def damping(
 
 def _accuracy(curve, best):
     if best:
-        return trials.best_value(curve, "val_accuracy")
+        return curves.best_value(curve, "val_accuracy")
     return curve["val_accuracy"][-1]
 
 

@@ -233,7 +233,7 @@ _STUDY = {
     "spaces": {str: {str: [forms.NUMBER, forms.NUMBER, str]}},
     "search": set(space.SEARCHES),
     "trials": forms.POSITIVE,
-    "seeds": [forms.COUNT, ...],
+    "seeds": [forms.COUNT],
     "metric": set(METRICS),
     "target": forms.NUMBER,
     "least_steps": forms.POSITIVE,
@@ -243,6 +243,7 @@ _STUDY = {
 # Studies of before have none of them, and are read as with their defaults.
 _NEWER = {
     "also": {str: forms.NUMBER},
-    "train_examples": forms.POSITIVE,
+    "split_examples": forms.POSITIVE,
+    "most_steps": (forms.POSITIVE, type(None)),
     "micro_batch": (forms.POSITIVE, type(None)),
 }

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tools.sweep import analysis, panels, stages, trials
+from tools.sweep import analysis, curves, panels, stages
 from tools.sweep.analysis import Result
 from tools.sweep.trials import Study
 
@@ -20,7 +20,7 @@ def chosen(study: Study, result: Result, metric: str) -> dict | None:
     return analysis.best_by(result, metric)
 
 
-def curves(study: Study, found: list[Result], train_size: int, metric: str):
+def draw(study: Study, found: list[Result], train_size: int, metric: str):
     """A metric of the chosen runs: Ma et al. 2019, figures 1, 7 and 8.
 
     A star is the best value of a run; dotted lines are the targets of the
@@ -51,7 +51,7 @@ def curves(study: Study, found: list[Result], train_size: int, metric: str):
         column[0].set_title(label, fontsize="small")
     for panel in axes[:, 0]:
         panel.set(ylabel=metric)
-        if trials.sign(metric) > 0:
+        if curves.sign(metric) > 0:
             panel.set(yscale="log")
     if axes[0][0].lines:
         axes[0][0].legend(fontsize="x-small", title="batch size")
@@ -61,7 +61,7 @@ def curves(study: Study, found: list[Result], train_size: int, metric: str):
 def _draw(column, curve, metric, size, train_size, color):
     """Draws a run in each panel of a column, with its star."""
     values = curve[metric]
-    at = values.index(trials.best_value(curve, metric))
+    at = values.index(curves.best_value(curve, metric))
     step = np.asarray(curve["step"])
     units = [step * size / train_size, step, curve.get("seconds")]
     for panel, x in zip(column, units):

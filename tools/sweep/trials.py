@@ -12,7 +12,7 @@ import json
 import math
 from typing import Any
 
-from tools.sweep import space
+from tools.sweep import curves, space
 from trainers import command_line
 
 TUNING_SEED = 100
@@ -43,8 +43,9 @@ class Study:
         stop: Whether a trial ends at the target, and those of `also`.
         evaluation_examples: From one evaluation to the next, at least a step.
         also: From more metrics to targets that the study answers for.
-        train_examples: Of the training split, how many are evaluated, in whole
-            batches.
+        split_examples: Of each split, how many are evaluated, in whole batches.
+        most_steps: What a trial may take at most; schedules stay those of its
+            epochs. None: all of them.
         micro_batch: The examples that are held at once; larger batches are
             accumulated. None: all.
     """
@@ -63,7 +64,8 @@ class Study:
     stop: bool = True
     evaluation_examples: int = 128
     also: dict[str, float] = dataclasses.field(default_factory=dict)
-    train_examples: int = 10_000
+    split_examples: int = 10_000
+    most_steps: int | None = None
     micro_batch: int | None = None
 
     def space(self, label: str) -> dict[str, space.Range]:
@@ -78,10 +80,13 @@ class Study:
             return space.grid(ranges, self.trials)
         return space.quasi_random(ranges, DRAWS * self.trials)
 
-    def run(self, label: str, batch_size: int) -> command_line.Run:
+    def run(
+        self, label: str, batch_size: int, dry: bool = False
+    ) -> command_line.Run:
         """Returns the trainer's run of a cell, or exits with what is wrong.
 
         Its epochs are those of the flags, or more to make `least_steps` steps.
+        Where it is dry, the published size of the data serves.
         """
         module = importlib.import_module(f"trainers.{self.trainer}")
         name, flags = self.arms[label]
@@ -92,7 +97,7 @@ class Study:
         if (parts := self.parts(batch_size)) > 1:
             argv.insert(-1, f"--gradient_accumulation_steps={parts}")
         run = command_line.parse(module.TRAINER, argv)
-        if run.data is None:  # A dry run does without it.
+        if run.data is None and not dry:
             run = command_line.parse(module.TRAINER, argv[:-1])
         if run.steps.total < self.least_steps:
             epochs = math.ceil(self.least_steps / run.steps.per_epoch)
@@ -100,6 +105,10 @@ class Study:
             run = command_line.parse(module.TRAINER, argv)
         self._refuse(label, run)
         return run
+
+    def total(self, run: command_line.Run) -> int:
+        """Returns the steps of a trial that does not end at the target."""
+        return min(run.steps.total, self.most_steps or run.steps.total)
 
     def parts(self, batch_size: int) -> int:
         """Returns in how many micro-steps a batch is taken."""
@@ -147,7 +156,8 @@ class Study:
         return [
             metric
             for metric, target in self.targets.items()
-            if sign(metric) * record[metric] <= sign(metric) * target
+            if curves.sign(metric) * record[metric]
+            <= curves.sign(metric) * target
         ]
 
     def by(self, metric: str, target: float) -> "Study":
@@ -192,24 +202,6 @@ class Task:
         }
 
 
-def sign(metric: str) -> int:
-    """Returns 1 of a loss, which is to fall, and -1 of an accuracy."""
-    return 1 if metric.endswith("loss") else -1
-
-
-def best_value(curve: dict, metric: str) -> float:
-    """Returns the least loss, or the largest accuracy, of a curve."""
-    return (min if sign(metric) > 0 else max)(curve[metric])
-
-
-def steps_to(curve: dict, metric: str, value: float) -> int | None:
-    """Returns the first step of a curve that is as good as a value."""
-    for step, found in zip(curve.get("step", []), curve.get(metric, [])):
-        if sign(metric) * found <= sign(metric) * value:
-            return step
-    return None
-
-
 def told(study: Study, records: list[dict], asked: Study) -> list[dict]:
     """Returns trials of a study as another one, `study.by`, has them.
 
@@ -222,7 +214,7 @@ def told(study: Study, records: list[dict], asked: Study) -> list[dict]:
     for record in records:
         steps = record.get("also", {}).get(asked.metric)
         if study.also.get(asked.metric) != asked.target:
-            steps = steps_to(record["curve"], asked.metric, asked.target)
+            steps = curves.steps_to(record["curve"], asked.metric, asked.target)
         status = record["status"]
         if status not in FAILED:
             status = REACHED if steps else MISSED
@@ -285,8 +277,8 @@ def rank(study: Study, record: dict) -> tuple[float, float]:
     """
     if record["status"] in FAILED:
         return math.inf, math.inf
-    value = best_value(record["curve"], study.metric)
-    return record["steps"] or math.inf, sign(study.metric) * value
+    value = curves.best_value(record["curve"], study.metric)
+    return record["steps"] or math.inf, curves.sign(study.metric) * value
 
 
 def best(study: Study, records: list[dict]) -> dict | None:
