@@ -74,12 +74,10 @@ def run_here(words, check):
 
 @pytest.fixture
 def flags():
-    values = seeds.flags.FLAGS
-    yield lambda *argv: seeds.main(values(["seeds", *argv]))
-    values.unparse_flags()
-    for name in ("presets", "seeds", "runs_dir", "dry_run", "report_only"):
-        values[name].unparse()
-    values.mark_as_parsed()
+    yield lambda *argv: seeds.main(seeds.parsed(["seeds", *argv]))
+    seeds.FLAGS.unparse_flags()
+    for name in seeds.FLAGS:
+        seeds.FLAGS[name].unparse()
 
 
 def test_runs_from_two_seeds(tmp_path, monkeypatch, flags, capsys):
@@ -111,6 +109,7 @@ def test_runs_from_two_seeds(tmp_path, monkeypatch, flags, capsys):
         (["--presets=osawa_1"], "--presets=osawa_1: give some of"),
         (["--presets=ma_sgd", "--seeds=x"], "--seeds=x: give whole numbers"),
         (["--presets=ma_sgd"], "--runs_dir: give a directory"),
+        (["--preset=ma_sgd"], "Unknown command line flag 'preset'"),
         (
             ["--presets=ma_sgd", "--runs_dir=/nowhere", "--report_only"],
             "--runs_dir=/nowhere: holds no finished run",

@@ -31,15 +31,29 @@ from absl import app, flags
 from tools.sweep import budget
 from trainers import command_line, extras, output, presets, run_files
 
-_PRESETS = flags.DEFINE_list("presets", [], "Of trainers/presets.py.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of each preset.")
-_DIRECTORY = flags.DEFINE_string("runs_dir", None, "Where the runs are kept.")
-_RANKS = flags.DEFINE_integer("ranks", 1, "Processes.", lower_bound=1)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done.")
-_SPEED = flags.DEFINE_float(
-    "flops", budget.SPEED, "--dry_run: FLOP/s of products, for the hours.", 1.0
+FLAGS = flags.FlagValues()  # Of their own, beside those of other programs.
+_PRESETS = flags.DEFINE_list(
+    "presets", [], "Of trainers/presets.py.", flag_values=FLAGS
 )
-_REPORT = flags.DEFINE_bool("report_only", False, "Run nothing.")
+_SEEDS = flags.DEFINE_list(
+    "seeds", ["0", "1", "2"], "Of each preset.", flag_values=FLAGS
+)
+_DIRECTORY = flags.DEFINE_string(
+    "runs_dir", None, "Where the runs are kept.", flag_values=FLAGS
+)
+_RANKS = flags.DEFINE_integer(
+    "ranks", 1, "Processes.", lower_bound=1, flag_values=FLAGS
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print what would be done.", flag_values=FLAGS
+)
+_SPEED = flags.DEFINE_float(
+    "flops", budget.SPEED, "--dry_run: FLOP/s of products, for the hours.",
+    1.0, flag_values=FLAGS,
+)  # fmt: skip
+_REPORT = flags.DEFINE_bool(
+    "report_only", False, "Run nothing.", flag_values=FLAGS
+)
 
 
 def command(
@@ -226,6 +240,17 @@ def chosen() -> tuple[list[str], list[int]]:
     return names, sorted({int(seed) for seed in seeds})
 
 
+def parsed(argv: Sequence[str]) -> list[str]:
+    """Returns what is no flag of the program; exits where one is wrong."""
+    if "--help" in argv:
+        print(__doc__, FLAGS.get_help(), sep="\n")
+        raise SystemExit
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        raise SystemExit(str(error)) from error
+
+
 def main(argv: list[str]) -> None:
     names, seeds = chosen()
     if _DRY_RUN.value:
@@ -255,4 +280,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parsed)

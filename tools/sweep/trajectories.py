@@ -46,6 +46,7 @@ def draw(study: Study, found: list[Result], train_size: int, metric: str):
                 _draw(column, curve, metric, size, train_size, color)
         for panel, unit in zip(column, units):
             panel.set(xlabel=unit, xscale="symlog")
+            panel.set_xlim(left=0)
             for target in targets:
                 panel.axhline(target, color="k", linestyle=":", linewidth=0.7)
         column[0].set_title(label, fontsize="small")
