@@ -177,6 +177,12 @@ def test_older_trials_are_told_by_their_training_loss(tmp_path):
         assert [r["status"] for r in records] == expected
     lines = (tmp_path / "trials.jsonl").read_text()
     assert lines.count('"diverged"') == 4  # The file stays.
+    # Of one that diverged at once nothing is there, or empty lists.
+    for index, lists in ((4, {}), (5, {n: [] for n in ("step", *METRICS)})):
+        Store(tmp_path, study()).add(
+            {**record(index, DIVERGED), "curve": lists}
+        )
+    assert len(Store(tmp_path, study()).records) == 6
 
 
 def test_studies_of_before_are_read(tmp_path):

@@ -91,7 +91,7 @@ class Check:
         forms.check(record, _FORM)
         forms.check(record.get("seconds", 0), forms.AMOUNT, "'seconds'")
         forms.check(record.get("also", {}), _ALSO, "'also'")
-        if record["status"] not in FAILED or record["curve"]:
+        if record["status"] not in FAILED or record["curve"].get("step"):
             _check_curve(record["curve"])
         if (record["status"] == REACHED) != (record["steps"] is not None):
             raise ValueError(
