@@ -50,7 +50,7 @@ def read(path: pathlib.Path, study: Study) -> list[dict]:
 
 def is_older(record: dict) -> bool:
     """Returns whether a trial was not evaluated before its first step."""
-    return 0 not in record["curve"].get("step", [0])
+    return (record["curve"].get("step") or [0])[0] != 0
 
 
 def retold(records: list[dict]) -> list[dict]:
@@ -62,15 +62,17 @@ def retold(records: list[dict]) -> list[dict]:
     which it has missed. The loss before the first step is not known of them;
     the median of the first ones recorded, a few steps later, stands for it.
     """
-    older = [r for r in records if is_older(r) and r["curve"].get("loss")]
+    older = [r["curve"]["loss"] for r in records if is_older(r)]
     if not older:
         return records
-    begin = statistics.median(r["curve"]["loss"][0] for r in older)
+    begin = statistics.median(losses[0] for losses in older)
+
+    def has_learned(record):
+        return record["curve"]["loss"][-1] <= _FELL * begin
+
     return [
         {**r, "status": MISSED}
-        if r["status"] == DIVERGED
-        and is_older(r)
-        and r["curve"].get("loss", [begin])[-1] <= _FELL * begin
+        if r["status"] == DIVERGED and is_older(r) and has_learned(r)
         else r
         for r in records
     ]
