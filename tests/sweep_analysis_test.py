@@ -48,6 +48,14 @@ def test_results():
     assert found.failed(DIVERGED) == 1
     assert found.learning_rate == record(2)["settings"]["learning_rate"]
     assert analysis.speedup([found]) == {64: 1.0}
+    assert found.seconds is None  # Older trials do not tell.
+    for trial in done:
+        steps = trial["steps"] or 10
+        values = trial["curve"] | {"step": [0, steps]}
+        trial["curve"] = {name: [*x, *x][:2] for name, x in values.items()}
+        trial["curve"]["seconds"] = [0.0, steps / 4]
+    (found,) = analysis.results(study(), done, train_size=640)
+    assert found.seconds == (8 / 4 + 11 / 4) / 2
 
 
 def synthetic(asked, label, batch_size, index, rate):
@@ -237,7 +245,7 @@ def test_report_tells_all_targets_of_the_same_trials(tmp_path, capsys):
     text = (tmp_path / "report.md").read_text()
     assert "- 1 of 4 trials are of before" in text
     first, of_accuracy, of_validation = text.split("The first trial at ")
-    assert "| sgd | 64 | 9 | 0.445 |" in first  # 9 * 64 / 1294.
+    assert "| sgd | 64 | 9 | 0.445 | - |" in first  # 9 * 64 / 1294.
     assert of_accuracy.startswith("accuracy 0.6:")
     assert "| sgd | 64 | 20 | 0.989 |" in of_accuracy  # As it was watched for.
     assert of_validation.startswith("val_accuracy 0.8:")

@@ -25,6 +25,8 @@ class Result:
         steps: To the target, the median of `runs`; None if one of them, or the
             best trial, has not come to it.
         epochs: The same in passes over the data.
+        seconds: The same in seconds of training, evaluations left out; None
+            where they were not measured.
         border: What of the best setting lies at the border of its range.
         momentum: Where it is not tuned.
     """
@@ -36,6 +38,7 @@ class Result:
     runs: list[dict]
     steps: float | None
     epochs: float | None
+    seconds: float | None
     border: list[str]
     momentum: float = 0.0
 
@@ -97,9 +100,21 @@ def _result(study, label, batch_size, records, train_size, momentum):
         runs=runs,
         steps=steps,
         epochs=steps and steps * batch_size / train_size,
+        seconds=steps and _seconds(runs),
         border=border,
         momentum=momentum,
     )
+
+
+def _seconds(runs):
+    """Returns the median of the seconds to the target, None if not known."""
+    found = []
+    for record in runs:
+        curve = record["curve"]
+        if record["steps"] not in curve["step"] or "seconds" not in curve:
+            return None
+        found.append(curve["seconds"][curve["step"].index(record["steps"])])
+    return statistics.median(found)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,18 +11,23 @@ from tools.sweep.trials import Study
 
 
 def steps(study: Study, found: list[Result], train_size: int):
-    """Steps and epochs to the target, against batch size.
+    """Steps, epochs and seconds to the target, against batch size.
 
     Zhang et al. 2019: figure 5 with a metric of the validation split; figures 6
     and 8 with one of the training split.
     """
-    figure, (left, right) = panels.row(2)
+    timed = any(r.seconds for r in found)
+    figure, (left, right, *last) = panels.row(3 if timed else 2)
     for color, label, of_arm in panels.of_arms(study, found):
         reached = [r for r in of_arm if r.steps]
         sizes = [r.batch_size for r in reached]
         style = {"color": color, "marker": "o", "markersize": 3}
         left.plot(sizes, [r.steps for r in reached], label=label, **style)
         right.plot(sizes, [r.epochs for r in reached], label=label, **style)
+        for panel in last:
+            known = [r for r in reached if r.seconds]
+            at = [r.batch_size for r in known]
+            panel.plot(at, [r.seconds for r in known], **style)
         for r in reached:  # All seeds.
             values = [run["steps"] for run in r.runs]
             left.plot(
@@ -31,7 +36,9 @@ def steps(study: Study, found: list[Result], train_size: int):
         if reached:
             ideal = [reached[0].steps * sizes[0] / size for size in sizes]
             left.plot(sizes, ideal, color=color, linestyle=":", linewidth=0.8)
-    panels.against_batches(study, left, right, yscale="log")
+    panels.against_batches(study, left, right, *last, yscale="log")
+    for panel in last:
+        panel.set(ylabel="seconds of training to the target")
     left.set(ylabel="steps to the target")
     right.set(ylabel="epochs to the target")
     left.legend(fontsize="small")

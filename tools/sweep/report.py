@@ -95,9 +95,9 @@ def older(records: list[dict]) -> list[str]:
 
 def table(found: list[Result]) -> str:
     """Returns the best settings and their steps in Markdown."""
-    head = "| optimizer | batch size | steps to the target | epochs | tried, "
-    head += "diverged | best settings |"
-    lines = [head, "|" + " --- |" * 6]
+    head = "| optimizer | batch size | steps to the target | epochs | seconds "
+    head += "of training | tried, diverged | best settings |"
+    lines = [head, "|" + " --- |" * 7]
     for r in found:
         runs = [str(run["steps"] or "-") for run in r.runs]
         failed = r.failed(trials.DIVERGED) + r.failed(trials.CRASHED)
@@ -107,6 +107,7 @@ def table(found: list[Result]) -> str:
             str(r.batch_size),
             ", ".join(runs) or "-",
             f"{r.epochs:.3g}" if r.epochs else "-",
+            f"{r.seconds:.3g}" if r.seconds else "-",
             f"{len(r.tried)}, {failed}",
             ", ".join(f"{key} {value:.3g}" for key, value in settings),
         ]
