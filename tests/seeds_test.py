@@ -6,7 +6,8 @@ import pytest
 import small_data
 
 from tools import seeds
-from trainers import command_line, harness, imagenet, mnist
+from tools.sweep import budget
+from trainers import command_line, harness, imagenet, mnist, presets
 
 LOG = [
     {"step": 5, "epoch": 0.5, "val_accuracy": 0.2, "val_loss": 2.0},
@@ -129,3 +130,21 @@ def test_dry_run_of_two_presets(flags, capsys):
     assert "| ma_sgd | 128 | 100 | 39,063 | " in text
     assert "| zhang_resnet8 | 256 | 100 | 17,579 | " in text
     assert text.splitlines()[-1].endswith(" hours at 7.8e+12 FLOP/s")
+
+
+def test_dry_run_of_all_presets(flags, capsys, monkeypatch):
+    """Of Osawa's 131,072: 978 steps at 4 FLOPs an example and 7 beside them."""
+    cost = budget.Cost(gradient=3, factors=1, inversion=5, preconditioning=2)
+    monkeypatch.setattr(budget, "cost", lambda run: cost)
+    names = ",".join(presets.PRESETS)
+    flags(f"--presets={names}", "--seeds=0,1", "--dry_run", "--flops=1000")
+    rows = capsys.readouterr().out.splitlines()[2:-2]
+    found = {row.split(" | ")[0].removeprefix("| "): row for row in rows}
+    assert found.keys() == presets.PRESETS.keys()
+    hours = 978 * (131_072 * 4 + 7) / 1000 / 3600
+    row = f"| osawa_131072 | 131,072 | 100 | 978 | {hours:,.4g} | 2 |"
+    assert found["osawa_131072"] == row
+    # Equation 21: 572 of 1,760 updates have statistics and inversions.
+    flops = 1760 * (32_768 * 3 + 2) + 572 * (32_768 + 5)
+    expected = f"| 1,760 | {flops / 1000 / 3600:,.4g} |"
+    assert expected in found["osawa_32768_late"]

@@ -107,7 +107,9 @@ _LEAST = flags.DEFINE_integer(
 _EVALUATION = flags.DEFINE_integer(
     "evaluation_examples",
     128,
-    "Trained on from one evaluation to the next, at least a step.",
+    "Trained on from one evaluation to the next, at least a step. The default "
+    "is for small data: where both splits have thousands of examples, give as "
+    "many, as the presets do, or evaluations take longer than the training.",
     lower_bound=1,
 )
 _STOP = flags.DEFINE_bool("stop_at_target", True, "End a trial there.")
