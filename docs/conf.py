@@ -21,7 +21,7 @@ version = release = tfkfac.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "batch_size/report.md"]  # It is included.
+exclude_patterns = ["_build", "*/report.md"]  # Included, if at all.
 
 html_theme = "furo"
 html_title = f"tfkfac {version}"

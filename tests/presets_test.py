@@ -10,7 +10,17 @@ import pytest
 import tensorflow as tf
 
 import tfkfac
-from trainers import cifar, command_line, imagenet, lm1b, mnist, optimizers
+from trainers import (
+    cifar,
+    command_line,
+    constraints,
+    dry_run,
+    imagenet,
+    lm1b,
+    mnist,
+    optimizers,
+)
+from trainers.data import augmentation, records
 from trainers.presets import PRESETS
 
 TRAINERS = {
@@ -79,6 +89,8 @@ def test_iterations_of_osawa(batch_size, iterations):
     assert optimizer.kl_clip is None
     assert [p.number for p in optimizer.periods.values()] == [1, 1]
     assert isinstance(optimizer.inverter, tfkfac.CholeskyInverter)
+    # Section 3.4: factors are computed and sent in half precision.
+    assert optimizer.factor_dtype == optimizer.communication_dtype == "float16"
 
 
 def test_osawa_by_hand():
@@ -99,6 +111,74 @@ def test_stale_preset_is_equation_20():
     for period in optimizer.periods.values():
         found = [int(period._schedule(t)) for t in (0, 195, 196, 391, 781, 782)]
         assert found == [1, 1, 6, 11, 16, 20]
+
+
+@pytest.mark.parametrize("kept", ["full", "diagonal"])
+def test_late_presets_are_equation_21(kept):
+    """Epoch 13 begins with update 509 = ceil(13 * 1,281,167 / 32,768)."""
+    name = "osawa_32768" + "_diagonal" * (kept == "diagonal")
+    _, optimizer = resolve(f"{name}_late")
+    assert optimizer.block_options["norm_curvature"] == kept
+    for period in optimizer.periods.values():
+        found = [int(period._schedule(t)) for t in (0, 508, 509, 1759)]
+        assert found == [1, 1, 20, 20]
+    _, fresh = resolve(name)
+    assert fresh.block_options["norm_curvature"] == kept
+    assert [p.number for p in fresh.periods.values()] == [1, 1]
+
+
+def test_flags_of_factors():
+    flags = [
+        "--tied=balanced",
+        "--max_factor_size=0",
+        "--factor_dtype=bfloat16",
+    ]
+    _, optimizer = resolve("zhang_lm1b", *flags)
+    assert optimizer.block_options["tied"] == "balanced"
+    assert optimizer.max_factor_size is None
+    assert optimizer.factor_dtype == "bfloat16"
+    assert optimizer.communication_dtype == "float32"
+    _, optimizer = resolve("zhang_lm1b", "--max_factor_size=600")
+    assert optimizer.max_factor_size == 600
+
+
+def test_an_example_of_lm1b_is_a_sentence():
+    """Zhang et al. 2019, table 1: some 30 million, a hundredth held out.
+
+    ceil(29,998,018 / 256) = 117,180 steps; 303,010 of 30,301,028 are held out.
+    """
+    run, _ = resolve("zhang_lm1b")
+    assert (run.args.packed, run.args.validation) == (False, True)
+    assert run.steps.train_size == 30_301_028 - 303_010
+    assert dry_run.steps_of(run)["steps"] == 117_180
+    assert dry_run.steps_of(run)["counted"].endswith("each an example")
+    run, _ = resolve("zhang_lm1b", "--packed", "--novalidation")
+    found = dry_run.steps_of(run)
+    assert found["steps"] == 118_364  # Of sentences, and so not of the run.
+    assert "pieces of 128 tokens, whose number" in found["counted"]
+    assert "not known before the tokens are made" in found["counted"]
+
+
+def test_what_is_not_as_printed_stands_in_the_help_of_its_flag():
+    args = command_line.flags.FlagValues()
+    command_line.define_flags(imagenet.TRAINER, args)
+    for name, words in {
+        "mixup": "anew once in 128 steps",
+        "dataset": "of the first 10,000",
+        "model": "truncated at two",
+        "ema": "begins with the weights after the first update",
+        "weight_decay_mode": "1,000 times that of decoupled for SGD at 0.999",
+    }.items():
+        assert words in args[name].help, name
+    assert augmentation.MEMORY == 128 and records.MEAN_OF == 10_000
+
+
+def test_rescaled_weights_in_float64():
+    """sqrt(2 d_out) / |w|: of [[3, 4]] it is 2 / 5."""
+    w = tf.constant([[3.0, 4.0]], "float64")
+    found = constraints.RescaledNorm()(w)
+    assert found.dtype == "float64"
+    np.testing.assert_allclose(found, [[1.2, 1.6]], rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -46,3 +46,43 @@ def test_resnet50_is_that_of_the_paper():
     assert round(image_models.state_mib(found)["factors"]) == 587
     full = image_models.register(model, "full")
     assert round(image_models.state_mib(full)["factors"]) == 1017
+
+
+def rows_of(inversion, communication):
+    """Stages of a step on 1, 8, 64, 256 and 1,024 ranks, in seconds."""
+    return [
+        {"ranks": n, "inversion": i, "communication": c, "step": 0.3 + i + c}
+        for n, i, c in zip((1, 8, 64, 256, 1024), inversion, communication)
+    ]
+
+
+LAYERS = {"Conv2D": 53, "BatchNormalization": 53, "Dense": 1}
+
+
+def test_verdicts_disagree_with_their_reason():
+    """The prediction of ResNet-50, rounded: fastest on 8, not on 64."""
+    rows = rows_of([0.9, 0.2, 0.2, 0.2, 0.2], [0, 0.08, 0.15, 0.17, 0.25])
+    found = scaling_prediction.verdicts(rows, LAYERS)
+    assert found[0].endswith("(agrees)")
+    assert found[1].endswith("up to 64 GPUs: here up to 8 (DISAGREES)")
+    # 1.2 / 0.65 = 1.85; 0.75 / 0.67 = 1.12.
+    assert found[2].endswith("here 1.85 times (DISAGREES, within 10 %)")
+    assert "1.12 times as long as 256 (agrees)" in found[3]
+    assert found[4] == (
+        "the reason by stage, from 8 to 64 GPUs: inversion +0 ms, "
+        "communication +70 ms"
+    )
+    # Evenly: 0.3 + 0.9 / n + communication: 0.493, 0.464, 0.474 on 8, 64, 256.
+    assert "would get faster up to 64; the owner" in found[5]
+    assert (
+        "takes 200 ms, however many there are, an even part of 64 14"
+        in (found[5])
+    )
+
+
+def test_verdicts_agree_with_the_curve_of_the_paper():
+    rows = rows_of([0.9, 0.3, 0.1, 0.1, 0.1], [0, 0.05, 0.12, 0.13, 0.2])
+    found = scaling_prediction.verdicts(rows, LAYERS)
+    assert len(found) == 4
+    assert all("agrees" in line and "DIS" not in line for line in found)
+    assert "here 2.31 times" in found[2]  # 1.2 / 0.52.

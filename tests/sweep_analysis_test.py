@@ -10,7 +10,7 @@ from sweeps import DIGITS, record, spaces, study
 
 from tools.quadratic import model as quadratic
 from tools.quadratic import study as quadratic_study
-from tools.sweep import analysis, prediction, report, trials
+from tools.sweep import analysis, curves, prediction, report, robustness, trials
 from tools.sweep.store import Store
 from tools.sweep.trials import DIVERGED, MISSED, REACHED, TUNING_SEED
 
@@ -35,8 +35,8 @@ def test_stage_targets_by_hand():
     curve = {"step": [0, 40, 80, 100], "loss": [2.0, 1.0, 0.5, 0.4]}
     found = analysis.stage_targets(curve, "loss", [40, 80])
     assert found == pytest.approx([1.2, 0.6, 0.42])
-    assert analysis.steps_to(curve, "loss", 0.6) == 80
-    assert analysis.steps_to(curve, "loss", 0.3) is None
+    assert curves.steps_to(curve, "loss", 0.6) == 80
+    assert curves.steps_to(curve, "loss", 0.3) is None
 
 
 def test_results():
@@ -48,13 +48,21 @@ def test_results():
     assert found.failed(DIVERGED) == 1
     assert found.learning_rate == record(2)["settings"]["learning_rate"]
     assert analysis.speedup([found]) == {64: 1.0}
+    assert found.seconds is None  # Older trials do not tell.
+    for trial in done:
+        steps = trial["steps"] or 10
+        values = trial["curve"] | {"step": [0, steps]}
+        trial["curve"] = {name: [*x, *x][:2] for name, x in values.items()}
+        trial["curve"]["seconds"] = [0.0, steps / 4]
+    (found,) = analysis.results(study(), done, train_size=640)
+    assert found.seconds == (8 / 4 + 11 / 4) / 2
 
 
 def synthetic(asked, label, batch_size, index, rate):
     """A trial whose loss falls as exp(-rate step) from 2."""
-    steps = np.arange(1, 601)
+    steps = np.arange(601)
     values = 2 * np.exp(-rate * steps)
-    reached = int(np.argmax(values <= asked.target)) + 1
+    reached = int(np.argmax(values <= asked.target))
     return {
         "arm": label,
         "batch_size": batch_size,
@@ -69,6 +77,7 @@ def synthetic(asked, label, batch_size, index, rate):
             "accuracy": (1 - values / 2).tolist(),
             "val_loss": values.tolist(),
             "val_accuracy": (1 - values / 2).tolist(),
+            "seconds": (0.01 * steps).tolist(),
         },
         "seconds": 1.0,
     }
@@ -170,10 +179,76 @@ def test_report_of_what_there_is(done, tmp_path, capsys):
     assert (tmp_path / "steps.png").exists()
 
 
-def test_trials_that_failed_count_as_nothing_learned():
+def test_trials_that_failed_count_as_what_they_came_to():
     done = [record(0, last=0.4), record(1, DIVERGED, last=0.1)]
+    done[1]["curve"]["val_accuracy"] = [0.86]
+    done += [trials.Task(2, done[0]["settings"], TUNING_SEED).crashed("of it")]
+    done[2] |= {"arm": "sgd", "batch_size": 64}
     (found,) = analysis.results(study(), done, 640)
-    assert analysis.accuracies_at(found, 100) == [0.0, 0.9]
+    assert analysis.values_at(found, "val_accuracy", 100) == [0.9, 0.86]
+    assert analysis.values_at(found, "val_accuracy", 5) == []
     assert analysis.worst([found], "val_loss")["index"] == 0
     assert analysis.best_value(found, "val_loss") == 0.4
     assert math.isinf(trials.rank(study(), done[1])[0])
+    table = robustness.table([found], 640)
+    # One in three with an accuracy of 0.8 is 0.9, one 0.86; of one nothing is.
+    assert "| sgd | 64 | 3 | 67% | 67% | 67% | 0.9 |" in table
+
+
+def test_budgets_of_the_boxes():
+    """Ma et al. 2019, figure 6: several numbers of epochs, and of steps."""
+    done = [record(0), {**record(0), "batch_size": 128}]
+    done[1]["curve"] = {**done[1]["curve"], "step": [8]}
+    found = analysis.results(study(), done, 640)
+    epochs, steps = robustness.given(found, 640)
+    assert (epochs, steps) == ([1.0, 1.6], [10, 8])
+    assert robustness.budgets(epochs) == [0.25, 0.5, 1.0, 1.6]
+    assert robustness.budgets([8]) == [2, 4, 8]
+
+
+def test_best_achieved_is_no_last_value():
+    done = [record(0, MISSED), record(1, MISSED)]
+    accuracies = [0.5, 0.9, 0.7]
+    done[0]["curve"] = {
+        "step": [0, 10, 20],
+        **{name: accuracies for name in trials.METRICS},
+    }
+    done[1]["curve"]["val_accuracy"] = [0.8]
+    (found,) = analysis.results(study(stop=False), done, 640)
+    assert analysis.best_value(found, "val_accuracy") == 0.9
+    assert analysis.best_by(found, "val_accuracy")["index"] == 0
+
+
+def test_the_first_stage_begins_with_the_initial_loss():
+    """Ma et al. 2019, IV-C: 0.2 * 2.305 + 0.8 * 0.3 = 0.701."""
+    curve = {"step": [0, 10, 40], "loss": [2.305, 1.4, 0.3]}
+    assert analysis.stage_targets(curve, "loss", [40])[0] == pytest.approx(
+        0.701
+    )
+
+
+def test_report_tells_all_targets_of_the_same_trials(tmp_path, capsys):
+    """And how many trials are of before the first step was evaluated."""
+    asked = study(batch_sizes=(64,), seeds=(0,), also={"accuracy": 0.6})
+    store = Store(tmp_path, asked)
+    steps = [0, 10, 20, 30]
+    for index, last in enumerate((0.7, 0.9, 0.4)):
+        found = record(index, steps=30)
+        accuracy = [0.1, 0.3, 0.65, last]
+        found["curve"] = {
+            **{name: accuracy for name in trials.METRICS},
+            "step": steps,
+        }
+        store.add({**found, "also": {"accuracy": 20 + 5 * index}})
+    store.add(record(0, seed=0, steps=9))
+    report.write(tmp_path, also={"val_accuracy": 0.8})
+    text = (tmp_path / "report.md").read_text()
+    assert "- 1 of 4 trials are of before" in text
+    first, of_accuracy, of_validation = text.split("The first trial at ")
+    assert "| sgd | 64 | 9 | 0.445 | - |" in first  # 9 * 64 / 1294.
+    assert of_accuracy.startswith("accuracy 0.6:")
+    assert "| sgd | 64 | 20 | 0.989 |" in of_accuracy  # As it was watched for.
+    assert of_validation.startswith("val_accuracy 0.8:")
+    assert "| sgd | 64 | 30 | 1.48 |" in of_validation  # By its curve.
+    for name in ("steps_accuracy", "steps_val_accuracy", "curves_loss"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sweeps import record, study
 
-from tools.sweep import space, trials
+from tools.sweep import curves, space, trials
 from tools.sweep.trials import DIVERGED, MISSED, REACHED, TUNING_SEED
 
 
@@ -59,11 +59,15 @@ def test_border():
         ({"kfac": {"damping": [0.1, 1]}}, "kfac: write {'learning_rate'"),
         (
             {"sgd": {"learning_rate": [1, 2], "damping": [1, 2]}},
-            "'damping' is none of learning_rate",
+            "'damping' is none of decay_end, decay_to, learning_rate",
         ),
         (
             {"momentum": {"learning_rate": [1, 2], "momentum": [0.5, 1.5]}},
             "momentum: momentum: it must be less than 1",
+        ),
+        (
+            {"sgd": {"learning_rate": [1, 2], "decay_to": [0.1, 2]}},
+            "sgd: decay_to: it must be 1 at most",
         ),
         ({"sgd": {"learning_rate": [1, float("inf")]}}, "is no range"),
         (
@@ -105,3 +109,24 @@ def test_best_without_a_stop_needs_no_target():
     done = [record(i, MISSED, last=loss) for i, loss in enumerate([3, 1, 2])]
     assert trials.following(study(), "sgd", done) is None
     assert trials.following(study(stop=False), "sgd", done).index == 1
+
+
+def test_all_optimizers_get_as_many_draws():
+    """A trial that was drawn for one that did not fail does not count."""
+    states = [REACHED, MISSED, DIVERGED, REACHED, REACHED]
+    done = [record(i, s, steps=20 - i) for i, s in enumerate(states)]
+    done += [record(3, seed=0)]
+    counted = trials.counted(study(), done[::-1])
+    assert [r["index"] for r in counted] == [0, 1, 2, 3]  # Three are sound.
+    assert trials.best(study(), done)["index"] == 3  # Not 4, with 16 steps.
+    assert len(trials.counted(study(search="grid"), done)) == 5
+
+
+def test_best_is_the_best_achieved_not_the_last():
+    """Ma et al. 2019, appendix A: maximal accuracy, minimal loss."""
+    found = record(0, MISSED)
+    found["curve"] = {"val_accuracy": [0.5, 0.9, 0.7], "loss": [2, 0.3, 0.4]}
+    assert curves.best_value(found["curve"], "val_accuracy") == 0.9
+    assert curves.best_value(found["curve"], "loss") == 0.3
+    asked = study(metric="val_accuracy", target=0.95, stop=False)
+    assert trials.rank(asked, found)[1] == -0.9

@@ -10,7 +10,7 @@ from sweeps import record, study
 
 from tools.sweep import report, store, trials
 from tools.sweep.store import Store, config
-from tools.sweep.trials import MISSED, TUNING_SEED
+from tools.sweep.trials import DIVERGED, METRICS, MISSED, TUNING_SEED
 
 
 def test_store_refuses_another_study_and_takes_more_cells(tmp_path):
@@ -153,6 +153,54 @@ def test_a_line_that_was_removed_is_measured_again(tmp_path):
 
     assert after_removal(1) == (1, TUNING_SEED)
     assert after_removal(3) == (0, 0)
+
+
+def test_older_trials_are_told_by_their_training_loss(tmp_path):
+    """They were said to have diverged by their validation loss, too."""
+    made = Store(tmp_path, study())
+    curves = {
+        "fell": ([2.3, 0.5, 0.0084], [1, 2, 3]),
+        "rose": ([2.2, 2.3, 8.1], [1, 2, 3]),
+        "fell to where it began": ([9.0, 2.3], [1, 2]),
+        "of now": ([2.3, 0.5, 0.4], [0, 2, 3]),
+    }
+    for index, (losses, steps) in enumerate(curves.values()):
+        found = record(index, DIVERGED)
+        found["curve"] = {name: losses for name in METRICS} | {"step": steps}
+        made.add(found)
+    del made
+    expected = [MISSED, DIVERGED, DIVERGED, DIVERGED]
+    for records in (
+        store.read(tmp_path / "trials.jsonl", study()),
+        Store(tmp_path, study()).records,
+    ):
+        assert [r["status"] for r in records] == expected
+    lines = (tmp_path / "trials.jsonl").read_text()
+    assert lines.count('"diverged"') == 4  # The file stays.
+    # Of one that diverged at once nothing is there, or empty lists.
+    for index, lists in ((4, {}), (5, {n: [] for n in ("step", *METRICS)})):
+        Store(tmp_path, study()).add(
+            {**record(index, DIVERGED), "curve": lists}
+        )
+    assert len(Store(tmp_path, study()).records) == 6
+
+
+def test_studies_of_before_are_read(tmp_path):
+    """Their study.json has no `also`, `split_examples` and more."""
+    Store(tmp_path, study()).add(record())
+    file = tmp_path / "study.json"
+    old = json.loads(file.read_text())
+    newer = {"also": {}, "split_examples": 10_000}
+    newer |= {"most_steps": None, "micro_batch": None}
+    assert {name: old.pop(name) for name in newer} == newer
+    file.write_text(json.dumps(old))
+    made = trials.Study.from_config(config(file))
+    assert made.config() == study().config()
+    del made
+    assert Store(tmp_path, study()).records == [record()]
+    file.write_text(json.dumps({**old, "micro_batch": 0}))
+    with pytest.raises(ValueError, match="'micro_batch' is 0, not a whole num"):
+        config(file)
 
 
 def test_trials_of_the_project_are_sound():

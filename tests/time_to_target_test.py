@@ -73,7 +73,8 @@ def test_studies_name_what_there_is(name):
         assert arm.beside is None or len(study.arms[arm.beside].settings) == 1
         keys = {key for setting in arm.settings for key in setting}
         makers = {"kfac": tfkfac.KFAC, **optimizers.PEERS}
-        own = {"only", "growing"} if arm.optimizer == "kfac" else {"schedule"}
+        own = {"only", "growing", "late"}
+        own = own if arm.optimizer == "kfac" else {"schedule"}
         maker = inspect.signature(makers[arm.optimizer])
         assert keys <= maker.parameters.keys() | own
     assert summaries.SUMMARIES.keys() <= studies.STUDIES.keys()
@@ -450,6 +451,18 @@ def test_kfac_of_some_layers_and_with_growing_periods():
     config = made.get_config()
     for name in ("factor_update_period", "inverse_update_period"):
         assert config[name]["class_name"] == "GrowingInterval"
+
+
+def test_the_diagonal_curvature_goes_with_equation_21():
+    """Osawa et al. 2019, 5.4: 1 for 13 epochs of 11.2 updates, then 20."""
+    arms = studies.STUDIES["stale"].arms
+    (settings,) = arms["late rule, diagonal"].settings
+    assert settings["norm_curvature"] == "diagonal"
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    made = optimizers.make("kfac", settings, 250, model)
+    for period in made.periods.values():
+        found = [int(period._schedule(t)) for t in (0, 145, 146, 249)]
+        assert found == [1, 1, 20, 20]  # 13 * 1437 / 128 = 145.9.
 
 
 # Data and the command line.

@@ -18,7 +18,8 @@ Beside it stands a prediction for ResNet-50 with 32 images on each of 1 to 1,024
 GPUs (`tools.scaling_prediction`). Its constants are flags; the defaults are
 half of a V100's peak of 15.7 TFLOP/s in float32 for products, a fifteenth of
 that for inversions, and the quarter of a node that each GPU has of two
-InfiniBand links of 12.5 GB/s.
+InfiniBand links of 12.5 GB/s. Below it stands whether that is what figure 2
+shows, which it is not; why, by stage; and what would have to be otherwise.
 """
 
 import collections
@@ -220,8 +221,7 @@ def predicted_rows() -> tuple[list[dict], list[str]]:
         for k in range(11)
     ]
     layers = collections.Counter(type(b.layer).__name__ for b in found.blocks)
-    steps = {row["ranks"]: row["step"] for row in rows}
-    return rows, scaling_prediction.verdicts(steps, layers)
+    return rows, scaling_prediction.verdicts(rows, layers)
 
 
 def plot(path: str, measured: list[dict], predicted: list[dict]) -> None:

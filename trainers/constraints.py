@@ -1,5 +1,6 @@
 """Constraints and regularizers of kernels, set on models as they are."""
 
+import math
 from collections.abc import Iterator
 
 import keras
@@ -74,7 +75,7 @@ class RescaledNorm(keras.constraints.Constraint):
     def __call__(self, w):
         w = ops.convert_to_tensor(w)
         norm = ops.sqrt(ops.sum(ops.square(w)))
-        scaled = w * (ops.sqrt(2.0 * w.shape[-1]) / (norm + 1e-9))
+        scaled = w * (math.sqrt(2 * w.shape[-1]) / (norm + 1e-9))
         if self._momentum is not None:
             change = ops.cast(scaled - w, self._momentum.dtype)
             self._momentum.assign_add(change)

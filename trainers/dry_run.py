@@ -74,9 +74,7 @@ def steps_of(run: Run) -> dict[str, Any]:
     micro_steps = run.args.gradient_accumulation_steps
     return {
         "training_examples": run.steps.train_size,
-        "counted": "on disk"
-        if run.data
-        else "published" + run.trainer.text * " sentences",
+        "counted": _counted(run),
         "ranks": ranks,
         "batch_of_a_rank": run.args.batch_size // (ranks * micro_steps),
         "micro_steps": micro_steps,
@@ -84,6 +82,22 @@ def steps_of(run: Run) -> dict[str, Any]:
         "epochs": run.steps.epochs,
         "steps": run.steps.ends(None, run.args.steps)[-1],
     }
+
+
+def _counted(run):
+    """Returns where the number of training examples is from, and if it is not
+    that of the run, what is not known."""
+    if run.data:
+        return "on disk"
+    if not run.trainer.text:
+        return "published"
+    if not run.args.packed:
+        return "published sentences, each an example"
+    return (
+        f"published sentences; the run's examples are pieces of "
+        f"{run.args.length} tokens, whose number, and so that of the steps, is "
+        "not known before the tokens are made"
+    )
 
 
 def schedules(
@@ -142,6 +156,9 @@ def plan_of(
         inverter="eigen" if inverter == "eigen" else "cholesky",
         norm_curvature=settings.get("norm_curvature", "diagonal"),
         fallback=settings.get("fallback", "adam"),
+        tied=optimizer.block_options["tied"],
+        max_factor_size=optimizer.max_factor_size,
+        communication_dtype=optimizer.communication_dtype,
         **{name: p.most or 1 for name, p in optimizer.periods.items()},
         inputs=tf.TensorSpec([None, *input_shape(run)], dtype),
     )

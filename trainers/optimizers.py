@@ -92,6 +92,8 @@ def _kfac(model, args, settings, rate, steps, common):
         arguments["kl_clip"] = None
     if arguments.get("inverter") == "cholesky_unit_pi":
         arguments["inverter"] = tfkfac.CholeskyInverter(pi=1.0)
+    if arguments.get("max_factor_size") == 0:
+        arguments["max_factor_size"] = None
     strategy = str(arguments.get("strategy", "owner"))
     arguments["strategy"] = int(strategy) if strategy.isdigit() else strategy
     return tfkfac.KFAC(rate, **arguments, **common, seed=args.seed, model=model)

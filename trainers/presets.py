@@ -31,10 +31,10 @@ def _osawa(batch_size, epochs, mixup, damping, rate, **more) -> Preset:
     """A row of table 3 of Osawa et al. 2019, with the epochs of table 1.
 
     The Fisher is empirical (section 3.1), the damping factored (4.2), factors
-    are those of the mini-batch alone, there is no clip and no weight decay. All
-    of the Fisher of normalization layers is kept: section 5.4 introduces its
-    diagonal later. `--gradient_accumulation_steps` takes batches that do not
-    fit.
+    are those of the mini-batch alone, computed and sent in half precision
+    (3.4), there is no clip and no weight decay. All of the Fisher of
+    normalization layers is kept: section 5.4 introduces its diagonal later.
+    `--gradient_accumulation_steps` takes batches that do not fit.
 
     Args:
         batch_size, epochs, mixup: BS, the epochs, alpha_mixup.
@@ -73,6 +73,8 @@ def _osawa(batch_size, epochs, mixup, damping, rate, **more) -> Preset:
         "inverse_update_period": 1,
         "fisher": "empirical",
         "inverter": "cholesky",
+        "factor_dtype": "float16",
+        "communication_dtype": "float16",
         **more,
     }
     return Preset("imagenet", flags, {"kfac": kfac})
@@ -107,6 +109,13 @@ _OSAWA = {
     ),
     # Table 2 and section 5.4: the interval of equation 20.
     "osawa_32768_stale": _osawa_32768(update_interval="growing"),
+    # Section 5.4: the diagonal curvature, each without and with the interval of
+    # equation 21.
+    "osawa_32768_late": _osawa_32768(update_interval="late"),
+    "osawa_32768_diagonal": _osawa_32768(norm_curvature="diagonal"),
+    "osawa_32768_diagonal_late": _osawa_32768(
+        norm_curvature="diagonal", update_interval="late"
+    ),
 }  # fmt: skip
 
 
@@ -202,7 +211,9 @@ _ZHANG = {
     "zhang_vgg11": _zhang(
         "cifar", "cifar10", "vgg11_ghost", 200, **_WITH_GHOSTS
     ),
-    # F.4: "momentum = 0.9 and the moving average parameter" 0.99.
+    # F.4: "momentum = 0.9 and the moving average parameter" 0.99. Table 1: some
+    # 30 million examples, so an example is a sentence, padded and masked; what
+    # is longer than 128 tokens is cut, which the paper does not say.
     "zhang_lm1b": _zhang(
         "lm1b",
         "lm1b",
@@ -210,6 +221,8 @@ _ZHANG = {
         1,
         kfac={"momentum": 0.9, "factor_decay": 0.99},
         vocabulary=32_768,
+        packed=False,
+        validation=True,
     ),
 }
 

@@ -6,7 +6,7 @@ import statistics
 
 import numpy as np
 
-from tools.sweep import space, trials
+from tools.sweep import curves, space, trials
 from tools.sweep.trials import Study
 
 STAGE = 0.8  # Of the way through a stage: Ma et al. 2019, IV-C.
@@ -18,12 +18,15 @@ class Result:
 
     Attributes:
         label, batch_size: The cell.
-        tried: The trials of its search.
+        tried: The trials of its search, within its budget.
         best: The best of them; None if all failed.
-        runs: Those of the best setting from the seeds.
+        runs: Those of the best setting from the seeds; where the study asks
+            for none, the best trial itself.
         steps: To the target, the median of `runs`; None if one of them, or the
             best trial, has not come to it.
         epochs: The same in passes over the data.
+        seconds: The same in seconds of training, evaluations left out; None
+            where they were not measured.
         border: What of the best setting lies at the border of its range.
         momentum: Where it is not tuned.
     """
@@ -35,6 +38,7 @@ class Result:
     runs: list[dict]
     steps: float | None
     epochs: float | None
+    seconds: float | None
     border: list[str]
     momentum: float = 0.0
 
@@ -80,6 +84,8 @@ def results(study: Study, records: list[dict], train_size: int) -> list[Result]:
 def _result(study, label, batch_size, records, train_size, momentum):
     best = trials.best(study, records)
     runs = trials.finals(records, best) if best else []
+    if best and not study.seeds:
+        runs = [best]
     steps = None
     if runs and all(r["steps"] for r in [best, *runs]):
         steps = statistics.median(r["steps"] for r in runs)
@@ -89,14 +95,26 @@ def _result(study, label, batch_size, records, train_size, momentum):
     return Result(
         label=label,
         batch_size=batch_size,
-        tried=trials.tuning(records),
+        tried=trials.counted(study, records),
         best=best,
         runs=runs,
         steps=steps,
         epochs=steps and steps * batch_size / train_size,
+        seconds=steps and _seconds(runs),
         border=border,
         momentum=momentum,
     )
+
+
+def _seconds(runs):
+    """Returns the median of the seconds to the target, None if not known."""
+    found = []
+    for record in runs:
+        curve = record["curve"]
+        if record["steps"] not in curve["step"] or "seconds" not in curve:
+            return None
+        found.append(curve["seconds"][curve["step"].index(record["steps"])])
+    return statistics.median(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,22 +168,15 @@ def speedup(found: list[Result]) -> dict[int, float]:
     return {size: first / k for size, k in steps.items()}
 
 
-def steps_to(curve: dict, metric: str, value: float) -> int | None:
-    """Returns the first step of a curve that is as good as a value."""
-    sign = 1 if metric.endswith("loss") else -1
-    for step, found in zip(curve.get("step", []), curve.get(metric, [])):
-        if sign * found <= sign * value:
-            return step
-    return None
-
-
 def fewest_steps(
     found: list[Result], metric: str, value: float
 ) -> dict[int, int]:
     """Returns the fewest steps to a value among the trials, by batch size."""
     at = {}
     for result in found:
-        every = [steps_to(r["curve"], metric, value) for r in result.tried]
+        every = [
+            curves.steps_to(r["curve"], metric, value) for r in result.sound
+        ]
         if any(every):
             at[result.batch_size] = min(s for s in every if s)
     return at
@@ -194,34 +205,50 @@ def stage_targets(
 
 
 def worst(found: list[Result], metric: str) -> dict | None:
-    """Returns the trial that ends best in the cell where that is worst."""
-    sign = 1 if metric.endswith("loss") else -1
+    """Returns the best trial of the cell whose best one is worst."""
+    bests = [trial for r in found if (trial := best_by(r, metric))]
+    sign = curves.sign(metric)
+    return max(
+        bests,
+        key=lambda r: sign * curves.best_value(r["curve"], metric),
+        default=None,
+    )
 
-    def last(record):
-        return sign * record["curve"][metric][-1]
 
-    bests = [min(r.sound, key=last) for r in found if r.sound]
-    return max(bests, key=last, default=None)
+def best_by(result: Result, metric: str) -> dict | None:
+    """Returns the trial of a cell that achieves the best value of a metric.
+
+    At any step of it (Ma et al. 2019, figures 2 and 9, appendix A: maximal
+    accuracy, minimal loss); None where all failed.
+    """
+    sign = curves.sign(metric)
+    return min(
+        result.sound,
+        key=lambda r: sign * curves.best_value(r["curve"], metric),
+        default=None,
+    )
 
 
 def best_value(result: Result, metric: str) -> float | None:
-    """Returns the best last value of a metric among the trials of a cell."""
-    last = [r["curve"][metric][-1] for r in result.sound]
-    if not last:
-        return None
-    return min(last) if metric.endswith("loss") else max(last)
+    """Returns the best value of a metric that a trial of a cell achieves."""
+    found = best_by(result, metric)
+    return found and curves.best_value(found["curve"], metric)
 
 
-def accuracies_at(result: Result, step: float) -> list[float]:
-    """Returns the val_accuracy of all trials at a step, or at their end.
+def values_at(
+    result: Result, metric: str, step: float = math.inf
+) -> list[float]:
+    """Returns a metric of all configurations of a cell at a step.
 
-    That of a trial that failed is 0.
+    That is the last value measured up to it, of those that failed, too: what
+    they came to. Trials of which nothing was measured by then are left out.
     """
-    found = [0.0] * (len(result.tried) - len(result.sound))
-    for record in result.sound:
-        steps = record["curve"]["step"]
+    found = []
+    for record in result.tried:
+        steps = record["curve"].get("step", [])
         past = sum(s <= step for s in steps)
-        found.append(record["curve"]["val_accuracy"][max(past - 1, 0)])
+        if past:
+            found.append(record["curve"][metric][past - 1])
     return found
 
 

@@ -1,5 +1,7 @@
 """An arm at a batch size: one trace, run with any settings."""
 
+import contextlib
+import itertools
 import math
 import time
 
@@ -10,6 +12,7 @@ import tensorflow as tf
 import tfkfac
 from tfkfac.distributed import communicator
 from tfkfac.distributed.loss_scale import unwrapped
+from tools.sweep import space
 from tools.sweep.trials import (
     DIVERGED,
     METRICS,
@@ -19,10 +22,10 @@ from tools.sweep.trials import (
     Study,
     Task,
 )
-from trainers import evaluation, harness, schemes
+from trainers import evaluation, harness, optimizers, schemes
 
 POINTS = 50  # Of a trial's curve.
-EXPLODED = 10  # Times the loss before training: what has diverged.
+EXPLODED = 10  # Times the training loss before training: what has diverged.
 
 
 class Adjustable:
@@ -49,8 +52,42 @@ class ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return rate * tf.cast(self.schedule(step), rate.dtype)
 
 
+class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """alpha (1 - (1 - gamma) min(t / T, 1)), all of them variables.
+
+    Zhang et al. 2019, F.3, where all three are tuned.
+
+    Args:
+        rate: alpha.
+        to: gamma.
+        end: The epoch at which it ends.
+        per_epoch: The updates of an epoch, so that T = end * per_epoch.
+    """
+
+    def __init__(
+        self,
+        rate: Adjustable,
+        to: Adjustable,
+        end: Adjustable,
+        per_epoch: float,
+    ):
+        self.rate, self.to, self.end = rate, to, end
+        self.per_epoch = per_epoch
+
+    def __call__(self, step):
+        rate, to, end = (
+            x.variable.value() for x in (self.rate, self.to, self.end)
+        )
+        part = tf.cast(step, rate.dtype) / (end * self.per_epoch)
+        return rate * (1 - (1 - to) * tf.minimum(part, 1))
+
+
 class Cell:
     """A model and its optimizer.
+
+    Loss and accuracy are those of the evaluation, on the training split without
+    augmentation as on the validation split, with the averaged weights where
+    there are some (Zhang et al. 2019, 3.4: they are used at test time).
 
     K-FAC's sampled targets are of `TUNING_SEED` in all trials; the weights and
     the batches are of the trial's seed.
@@ -63,6 +100,7 @@ class Cell:
 
     def __init__(self, study: Study, label: str, batch_size: int):
         self.study, self.run = study, study.run(label, batch_size)
+        self._parts = study.parts(batch_size)
         harness.configure(self.run)
         self._settings = self.run.settings[self.run.args.optimizer]
         if "kl_clip" in study.space(label):
@@ -79,7 +117,8 @@ class Cell:
         self._evaluation = evaluation.Evaluation(
             self.model, communicator.current()
         )
-        self._validation = self._validation_batches()
+        self._validation = self._batches_of(self.run.data.eval_splits[0])
+        self._training = self._batches_of("train")
 
         @tf.function(reduce_retracing=True)
         def step(batch):
@@ -104,7 +143,9 @@ class Cell:
         for name in names:
             attribute = "ema_momentum" if name == "ema" else name
             if name == "learning_rate":
-                found[name] = self._rate()
+                found |= self._rate(names)
+            elif name in space.SCHEDULE:
+                continue  # The rate has them.
             elif isinstance(optimizer, tfkfac.KFAC):
                 found[name] = optimizer.hyperparameters[name]
             else:
@@ -113,15 +154,26 @@ class Cell:
                 found[name] = number.variable
         return found
 
-    def _rate(self):
-        """Returns the variable of the learning rate, the first one."""
+    def _rate(self, names) -> dict:
+        """Returns the variables of the learning rate, the first one, and of
+        what is tuned of its schedule."""
         args, steps = self.run.args, self.run.steps
         schedule = schemes.learning_rate(args, 1.0, steps)
         if not callable(schedule):
-            return self.optimizer._learning_rate
-        rate = Adjustable(1.0)
-        self.optimizer.learning_rate = ScaledSchedule(rate, schedule)
-        return rate.variable
+            return {"learning_rate": self.optimizer._learning_rate}
+        numbers = {"learning_rate": Adjustable(1.0)}
+        if space.SCHEDULE.keys() & names:
+            end = steps.epochs if args.decay_end is None else args.decay_end
+            numbers["decay_to"] = Adjustable(args.decay_to)
+            numbers["decay_end"] = Adjustable(end)
+            made = LinearDecay(*numbers.values(), steps.per_epoch)
+        else:
+            made = ScaledSchedule(*numbers.values(), schedule)
+        is_kfac = isinstance(self.optimizer, tfkfac.KFAC)
+        if self._parts > 1 and not is_kfac:
+            made = optimizers.OfUpdates(made, self._parts)
+        self.optimizer.learning_rate = made
+        return {name: number.variable for name, number in numbers.items()}
 
     def _variables(self):
         """Returns what a trial changes, but for the model's variables."""
@@ -130,12 +182,12 @@ class Cell:
             found += self.optimizer.curvature.variables
         return list({id(v): v for v in found}.values())
 
-    def _validation_batches(self):
-        """Returns the validation split, decoded once."""
-        split = self.run.data.eval_splits[0]
-        size = min(self.run.args.batch_size, 1024)
+    def _batches_of(self, split):
+        """Returns the batches of a split, decoded once."""
+        size = min(self.run.args.batch_size // self._parts, 1024)
         batches = self.run.data.evaluation(split, size)
-        return list(batches)
+        count = math.ceil(self.study.split_examples / size)
+        return list(itertools.islice(batches, count))
 
     def _reset(self, task: Task) -> None:
         """Sets everything to the start of a trial."""
@@ -157,62 +209,85 @@ class Cell:
 
         Returns:
             Its record: "index", "settings", "seed"; "status"; "steps" to the
-            target, None if it was not reached; "curve", the metrics at
-            "step"; "seconds".
+            target, None if it was not reached, and "also" those to the other
+            targets; "curve", the metrics and the seconds of training at "step",
+            from before the first step on; "seconds" of all of it.
         """
         begin = time.perf_counter()
         self._reset(task)
-        curve = {name: [] for name in ("step", *METRICS)}
+        curve = {name: [] for name in ("step", *METRICS, "seconds")}
+        reached = {}
         try:
-            status, reached = self._follow(task, curve)
+            status = self._follow(task, curve, reached)
         except tf.errors.InvalidArgumentError as error:
             if "max_skipped_steps" not in str(error):
                 raise
-            status, reached = DIVERGED, None
+            status = DIVERGED
+        failed = status == DIVERGED
+        of_metrics = {m: reached.get(m) for m in self.study.also}
         return {
             "index": task.index,
             "settings": task.settings,
             "seed": task.seed,
             "status": status,
-            "steps": reached,
+            "steps": None if failed else reached.get(self.study.metric),
+            **({"also": of_metrics} if of_metrics else {}),
             "curve": thinned(curve) if self.study.stop else curve,
             "seconds": round(time.perf_counter() - begin, 2),
         }
 
-    def _follow(self, task, curve):
-        """Trains and fills the curve; returns the status and the steps."""
-        size, total = self.run.args.batch_size, self.run.steps.total
-        period = max(1, round(self.study.evaluation_examples / size))
-        batches = iter(self.run.data.train(size, task.seed))
-        first = self._evaluation(self._validation)["loss"]
-        last, reached = 0, None
-        for end in [*range(period, total, period), total]:
-            for _ in range(end - last):
-                logs = self._step(next(batches))
-            record, last = self._record(logs), end
-            loss = max(record["loss"], record["val_loss"])
-            if not loss <= EXPLODED * first:  # Or not a number.
-                return DIVERGED, None
-            for name, value in {"step": end, **record}.items():
-                curve[name].append(value)
-            if reached is None and self.study.better(record[self.study.metric]):
-                reached = end
-                if self.study.stop:
-                    break
-        if reached is None and record["val_loss"] >= first:
-            return DIVERGED, None
-        return (REACHED if reached else MISSED), reached
+    def _follow(self, task, curve, reached):
+        """Trains; fills the curve and the steps to the targets.
 
-    def _record(self, logs):
-        """Returns the metrics since the last record, and of validation."""
-        with evaluation.averaged_weights(self.model):
-            found = self._evaluation(self._validation)
-        values = [logs["loss"], logs["accuracy"], *found.values()]
+        A trial diverges by its training loss (Zhang et al. 2019, footnote 4):
+        where that is not finite or `EXPLODED`, and where at the end no target
+        is reached and it is no less than before the first step.
+
+        Returns:
+            The status.
+        """
+        size, total = self.run.args.batch_size, self.study.total(self.run)
+        period = max(1, round(self.study.evaluation_examples / size))
+        batches = iter(self.run.data.train(size // self._parts, task.seed))
+        first = record = self._record(curve, 0, 0.0)
+        last, seconds = 0, 0.0
+        for end in [*range(period, total, period), total]:
+            begin = time.perf_counter()
+            for _ in range((end - last) * self._parts):
+                self._step(next(batches))
+            seconds += time.perf_counter() - begin
+            record, last = self._record(curve, end, seconds), end
+            if not record["loss"] <= EXPLODED * first["loss"]:
+                return DIVERGED  # Or it is not a number.
+            for metric in self.study.reaches(record):
+                reached.setdefault(metric, end)
+            if self.study.stop and len(reached) == len(self.study.targets):
+                break
+        if self.study.metric in reached:
+            return REACHED
+        lower = record["loss"] < first["loss"]
+        return MISSED if lower or reached else DIVERGED
+
+    def _record(self, curve, step, seconds):
+        """Returns the metrics, and adds them to the curve if all are finite."""
+        averaged = evaluation.averaged_weights(self.model)
+        # Before the first step there is no average.
+        with averaged if step else contextlib.nullcontext():
+            of_splits = [
+                self._evaluation(batches)
+                for batches in (self._training, self._validation)
+            ]
         self.model.reset_metrics()
-        return {
+        values = [value for found in of_splits for value in found.values()]
+        record = {
             name: float(f"{float(value):.5g}")
             for name, value in zip(METRICS, values)
         }
+        if all(map(math.isfinite, record.values())):
+            times = {"step": step, "seconds": round(seconds, 3)}
+            for name, value in {**times, **record}.items():
+                curve[name].append(value)
+        return record
 
 
 def thinned(curve: dict[str, list]) -> dict[str, list]:

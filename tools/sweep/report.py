@@ -5,18 +5,30 @@ import pathlib
 import statistics
 
 from tools import forms
-from tools.sweep import analysis, figures, prediction, store, trials
+from tools.sweep import (
+    analysis,
+    figures,
+    prediction,
+    robustness,
+    store,
+    trials,
+)
 from tools.sweep.analysis import Result
 from tools.sweep.trials import Study
 from trainers import output
 
 
-def write(directory: pathlib.Path, spectra: pathlib.Path | None = None) -> None:
-    """Writes report.md and the pictures beside trials.jsonl; prints the table.
+def write(
+    directory: pathlib.Path,
+    spectra: pathlib.Path | None = None,
+    also: dict[str, float] | None = None,
+) -> None:
+    """Writes report.md and the pictures beside trials.jsonl; prints the tables.
 
     Args:
         directory: Of the study.
         spectra: A spectra.json of tools.spectra, to predict the steps from.
+        also: From metrics to targets to tell of, beside those of the study.
 
     Raises:
         SystemExit: There is no study in the directory, or no trial; or
@@ -35,17 +47,33 @@ def write(directory: pathlib.Path, spectra: pathlib.Path | None = None) -> None:
     train_size = study.run(label, batch_size).steps.train_size
     found = analysis.results(study, records, train_size)
     parts = [table(found), fits(study, found), *warnings(study, found)]
-    drawn = {}
+    parts += older(records)
+    drawn = {"steps": figures.steps(study, found, train_size)}
     if spectra is not None:
         predicted = predict(study, found, spectra)
         parts.append(comparison(found, predicted))
-        drawn = {"prediction": figures.prediction(study, found, predicted)}
-    text = "\n\n".join(parts)
+        drawn["prediction"] = figures.prediction(study, found, predicted)
+    for metric, target in {**study.also, **(also or {})}.items():
+        asked = study.by(metric, target)
+        if asked is not study:
+            told = trials.told(study, records, asked)
+            answers = analysis.results(asked, told, train_size)
+            parts.append(f"The first trial at {metric} {target:g}:")
+            parts += [table(answers), fits(asked, answers)]
+            picture = figures.steps(asked, answers, train_size)
+            drawn[f"steps_{metric}"] = picture
+    if any(robustness.ends(r) for r in found):
+        parts.append(robustness.table(found, train_size))
+    for name, draw in figures.FIGURES.items():
+        drawn[name] = draw(study, found, train_size)
+    _save(directory, "\n\n".join(parts), drawn)
+
+
+def _save(directory, text, drawn):
+    """Writes the text, then the pictures that there are, and prints it."""
     with output.whole(directory / "report.md") as partial:
         partial.write_text(text + "\n")
     print(text)
-    for name, draw in figures.FIGURES.items():
-        drawn[name] = draw(study, found, train_size)
     for name, figure in drawn.items():
         if figure is not None:
             with output.whole(directory / f"{name}.png") as partial:
@@ -53,11 +81,23 @@ def write(directory: pathlib.Path, spectra: pathlib.Path | None = None) -> None:
     print(f"Written to {directory}/")
 
 
+def older(records: list[dict]) -> list[str]:
+    """Returns how many trials were measured by other rules, if any were."""
+    count = sum(map(store.is_older, records))
+    if not count:
+        return []
+    return [
+        f"- {count} of {len(records)} trials are of before every trial was "
+        "evaluated before its first step: their loss and accuracy are those of "
+        "the batches since the evaluation before, with the weights as they were"
+    ]
+
+
 def table(found: list[Result]) -> str:
     """Returns the best settings and their steps in Markdown."""
-    head = "| optimizer | batch size | steps to the target | epochs | tried, "
-    head += "diverged | best settings |"
-    lines = [head, "|" + " --- |" * 6]
+    head = "| optimizer | batch size | steps to the target | epochs | seconds "
+    head += "of training | tried, diverged | best settings |"
+    lines = [head, "|" + " --- |" * 7]
     for r in found:
         runs = [str(run["steps"] or "-") for run in r.runs]
         failed = r.failed(trials.DIVERGED) + r.failed(trials.CRASHED)
@@ -67,6 +107,7 @@ def table(found: list[Result]) -> str:
             str(r.batch_size),
             ", ".join(runs) or "-",
             f"{r.epochs:.3g}" if r.epochs else "-",
+            f"{r.seconds:.3g}" if r.seconds else "-",
             f"{len(r.tried)}, {failed}",
             ", ".join(f"{key} {value:.3g}" for key, value in settings),
         ]

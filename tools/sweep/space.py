@@ -122,6 +122,12 @@ GRID = {
     "kfac": _KFAC_GRID,
     "kfac_without_momentum": _KFAC_GRID,
 }
+# Of --schedule=linear, for any arm: gamma, and T in epochs (Zhang et al. 2019,
+# F.3: tuned where the rate decays). Only a --space or a preset tunes them.
+SCHEDULE = {
+    "decay_to": Range(1e-3, 0.1),
+    "decay_end": Range(20.0, 200.0),
+}
 SEARCHES = {"quasi": QUASI_RANDOM, "grid": GRID}
 
 
@@ -188,7 +194,7 @@ def read(given: dict, known: dict[str, dict[str, Range]]) -> dict:
             raise ValueError(f"{arm}: write {{'learning_rate': [low, high]}}")
         found[arm] = {}
         for name, bounds in ranges.items():
-            every = known[arm].keys() | QUASI_RANDOM[arm].keys()
+            every = {*known[arm], *QUASI_RANDOM[arm], *SCHEDULE}
             if name not in every:
                 raise ValueError(
                     f"{arm}: {name!r} is none of {', '.join(sorted(every))}"
@@ -198,6 +204,8 @@ def read(given: dict, known: dict[str, dict[str, Range]]) -> dict:
                 below_one = name in ("momentum", "ema") or "beta" in name
                 if below_one and not found[arm][name].high < 1:
                     raise ValueError("it must be less than 1")
+                if name == "decay_to" and found[arm][name].high > 1:
+                    raise ValueError("it must be 1 at most")
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{arm}: {name}: {error}") from error
     return found

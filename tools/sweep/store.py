@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import statistics
 from typing import Any
 
 from tools import forms, json_lines
 from tools.sweep import space
 from tools.sweep.trials import (
+    DIVERGED,
     FAILED,
     METRICS,
     MISSED,
@@ -17,6 +19,7 @@ from tools.sweep.trials import (
 from trainers import output
 
 _ROUNDING = 1e-5  # Of settings, which have six digits.
+_FELL = 0.97  # Of the training loss at first: what older trials have learned.
 _FORM = {
     "arm": str,
     "batch_size": forms.POSITIVE,
@@ -28,18 +31,51 @@ _FORM = {
     "curve": {str: [forms.NUMBER]},
 }
 _CURVE = {
-    "step": [forms.POSITIVE, ...],
+    "step": [forms.COUNT, ...],
     **{name: [forms.NUMBER, ...] for name in METRICS},
 }
 
 
+_ALSO = {str: (forms.POSITIVE, type(None))}
+
+
 def read(path: pathlib.Path, study: Study) -> list[dict]:
-    """Returns the trials of a study.
+    """Returns the trials of a study, older ones `retold`.
 
     Raises:
         ValueError: A line is no trial of it, or the file cannot be read.
     """
-    return json_lines.read(path, Check(study))
+    return retold(json_lines.read(path, Check(study)))
+
+
+def is_older(record: dict) -> bool:
+    """Returns whether a trial was not evaluated before its first step."""
+    return (record["curve"].get("step") or [0])[0] != 0
+
+
+def retold(records: list[dict]) -> list[dict]:
+    """Returns trials with the status that they have by their training loss.
+
+    Older trials were said to have diverged by their validation loss, too. They
+    have not where the last training loss of their curve is 3 % or more below
+    that with which training begins: such a trial was ended before the target,
+    which it has missed. The loss before the first step is not known of them;
+    the median of the first ones recorded, a few steps later, stands for it.
+    """
+    older = [r["curve"]["loss"] for r in records if is_older(r)]
+    if not older:
+        return records
+    begin = statistics.median(losses[0] for losses in older)
+
+    def has_learned(record):
+        return record["curve"]["loss"][-1] <= _FELL * begin
+
+    return [
+        {**r, "status": MISSED}
+        if r["status"] == DIVERGED and is_older(r) and has_learned(r)
+        else r
+        for r in records
+    ]
 
 
 class Check:
@@ -56,7 +92,8 @@ class Check:
     def __call__(self, record: Any) -> None:
         forms.check(record, _FORM)
         forms.check(record.get("seconds", 0), forms.AMOUNT, "'seconds'")
-        if record["status"] not in FAILED:
+        forms.check(record.get("also", {}), _ALSO, "'also'")
+        if record["status"] not in FAILED or record["curve"].get("step"):
             _check_curve(record["curve"])
         if (record["status"] == REACHED) != (record["steps"] is not None):
             raise ValueError(
@@ -95,7 +132,9 @@ def _check_curve(curve):
     """Raises ValueError where a curve does not lead from step to step."""
     forms.check(curve, _CURVE, "'curve'")
     steps = curve["step"]
-    if any(len(curve[name]) != len(steps) for name in METRICS):
+    times = curve.get("seconds", steps)  # Older trials have none.
+    forms.check(times, [forms.AMOUNT], "'curve']['seconds'")
+    if any(len(x) != len(steps) for x in (times, *map(curve.get, METRICS))):
         raise ValueError("its curve is not whole")
     if steps != sorted(set(steps)):
         raise ValueError("the steps of its curve are not in order")
@@ -129,11 +168,12 @@ class Store:
             )
         self._lines = json_lines.Lines(path, Check(study))
         output.write_json(settings, study.config())
-        self.records = self._lines.records
+        self.records = retold(self._lines.records.copy())
 
     def add(self, record: dict) -> None:
         """Writes a trial."""
         self._lines.add(record)
+        self.records.append(record)
 
 
 def differing(path: pathlib.Path, study: Study) -> None:
@@ -164,6 +204,9 @@ def config(path: pathlib.Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
         forms.check(found, _STUDY)
+        for name, form in _NEWER.items():
+            if name in found:
+                forms.check(found[name], form, repr(name))
         space.read(found["spaces"], space.SEARCHES[found["search"]])
         made = Study.from_config(found)
         for label in made.arms:
@@ -192,10 +235,17 @@ _STUDY = {
     "spaces": {str: {str: [forms.NUMBER, forms.NUMBER, str]}},
     "search": set(space.SEARCHES),
     "trials": forms.POSITIVE,
-    "seeds": [forms.COUNT, ...],
+    "seeds": [forms.COUNT],
     "metric": set(METRICS),
     "target": forms.NUMBER,
     "least_steps": forms.POSITIVE,
     "stop": bool,
     "evaluation_examples": forms.POSITIVE,
+}
+# Studies of before have none of them, and are read as with their defaults.
+_NEWER = {
+    "also": {str: forms.NUMBER},
+    "split_examples": forms.POSITIVE,
+    "most_steps": (forms.POSITIVE, type(None)),
+    "micro_batch": (forms.POSITIVE, type(None)),
 }

@@ -2,7 +2,8 @@
 
 A cell is an arm at a batch size. In it the settings of the search are tried in
 their order from one seed; then the best one is run from others. Every trial is
-a line of a file, so that a study goes on from what there is.
+a line of a file, so that a study goes on from what there is. All metrics are
+recorded of every trial, so that one study answers for several targets.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import json
 import math
 from typing import Any
 
-from tools.sweep import space
+from tools.sweep import curves, space
 from trainers import command_line
 
 TUNING_SEED = 100
@@ -35,12 +36,18 @@ class Study:
         search: "quasi" or "grid".
         trials: quasi: how many that do not diverge; grid: points on a side.
         seeds: Of the best setting.
-        metric: "loss" (of the batches), "val_loss", "accuracy" or
-            "val_accuracy".
+        metric: "loss" or "accuracy" of the training split, "val_loss" or
+            "val_accuracy"; the best setting is that by it.
         target: Its value.
         least_steps: What a trial may take at least, however large the batch.
-        stop: Whether a trial ends at the target.
+        stop: Whether a trial ends at the target, and those of `also`.
         evaluation_examples: From one evaluation to the next, at least a step.
+        also: From more metrics to targets that the study answers for.
+        split_examples: Of each split, how many are evaluated, in whole batches.
+        most_steps: What a trial may take at most; schedules stay those of its
+            epochs. None: all of them.
+        micro_batch: The examples that are held at once; larger batches are
+            accumulated. None: all.
     """
 
     trainer: str
@@ -56,6 +63,10 @@ class Study:
     least_steps: int
     stop: bool = True
     evaluation_examples: int = 128
+    also: dict[str, float] = dataclasses.field(default_factory=dict)
+    split_examples: int = 10_000
+    most_steps: int | None = None
+    micro_batch: int | None = None
 
     def space(self, label: str) -> dict[str, space.Range]:
         """Returns what is tuned in an arm."""
@@ -69,32 +80,55 @@ class Study:
             return space.grid(ranges, self.trials)
         return space.quasi_random(ranges, DRAWS * self.trials)
 
-    def run(self, label: str, batch_size: int) -> command_line.Run:
+    def run(
+        self, label: str, batch_size: int, dry: bool = False
+    ) -> command_line.Run:
         """Returns the trainer's run of a cell, or exits with what is wrong.
 
         Its epochs are those of the flags, or more to make `least_steps` steps.
+        Where it is dry, the published size of the data serves.
         """
         module = importlib.import_module(f"trainers.{self.trainer}")
         name, flags = self.arms[label]
         optimizer, more = space.ARMS[name]
         given = [f"--optimizer={optimizer}", f"--batch_size={batch_size}"]
         argv = [*self.flags, *more, *flags, *given, "--dry_run"]
+        self._refuse_accumulation(argv)
+        if (parts := self.parts(batch_size)) > 1:
+            argv.insert(-1, f"--gradient_accumulation_steps={parts}")
         run = command_line.parse(module.TRAINER, argv)
-        if run.data is None:  # A dry run does without it.
+        if run.data is None and not dry:
             run = command_line.parse(module.TRAINER, argv[:-1])
         if run.steps.total < self.least_steps:
             epochs = math.ceil(self.least_steps / run.steps.per_epoch)
-            argv.append(f"--epochs={epochs}")
+            argv += [f"--epochs={epochs}", "--noadjust_epochs"]
             run = command_line.parse(module.TRAINER, argv)
         self._refuse(label, run)
         return run
 
-    def _refuse(self, label, run):
-        """Exits where trials of a cell would not be what is asked."""
-        if run.args.gradient_accumulation_steps > 1:
+    def total(self, run: command_line.Run) -> int:
+        """Returns the steps of a trial that does not end at the target."""
+        return min(run.steps.total, self.most_steps or run.steps.total)
+
+    def parts(self, batch_size: int) -> int:
+        """Returns in how many micro-steps a batch is taken."""
+        return math.ceil(batch_size / (self.micro_batch or batch_size))
+
+    def _refuse_accumulation(self, argv):
+        """Exits where the flags would have other steps than updates."""
+        if any("gradient_accumulation_steps" in word for word in argv):
             raise SystemExit(
                 "--gradient_accumulation_steps: not in a study, whose steps "
-                "are updates"
+                "are updates; give --micro_batch, the examples held at once"
+            )
+
+    def _refuse(self, label, run):
+        """Exits where trials of a cell would not be what is asked."""
+        tuned = self.space(label).keys() & set(space.SCHEDULE)
+        if tuned and run.args.schedule != "linear":
+            raise SystemExit(
+                f"{label}: {', '.join(sorted(tuned))} is of --schedule=linear; "
+                "give that, or leave it out of --space"
             )
         settings = run.settings[run.args.optimizer]
         schedules = {"damping": "damping_target", "momentum": "couple_momentum"}
@@ -112,11 +146,30 @@ class Study:
         order = [medium, *sorted(set(self.batch_sizes) - {medium})[::-1]]
         return [(label, size) for size in order for label in self.arms]
 
-    def better(self, value: float) -> bool:
-        """Returns whether a value of the metric is as good as the target."""
-        if self.metric.endswith("loss"):
-            return value <= self.target
-        return value >= self.target
+    @property
+    def targets(self) -> dict[str, float]:
+        """From each metric that the study answers for to its target."""
+        return {**self.also, self.metric: self.target}
+
+    def reaches(self, record: dict[str, float]) -> list[str]:
+        """Returns which of the targets are reached by values of the metrics."""
+        return [
+            metric
+            for metric, target in self.targets.items()
+            if curves.sign(metric) * record[metric]
+            <= curves.sign(metric) * target
+        ]
+
+    def by(self, metric: str, target: float) -> "Study":
+        """Returns the study of the same trials that asks for another target.
+
+        Its best setting is that of the search; there are no seeds of it.
+        """
+        if (metric, target) == (self.metric, self.target):
+            return self
+        return dataclasses.replace(
+            self, metric=metric, target=target, also={}, seeds=()
+        )
 
     def config(self) -> dict[str, Any]:
         """Returns what `from_config` and JSON take."""
@@ -149,6 +202,28 @@ class Task:
         }
 
 
+def told(study: Study, records: list[dict], asked: Study) -> list[dict]:
+    """Returns trials of a study as another one, `study.by`, has them.
+
+    Their steps are those to its target: from the trial where the study had it
+    watched for, else from the points of the curve.
+    """
+    if asked is study:
+        return records
+    found = []
+    for record in records:
+        steps = record.get("also", {}).get(asked.metric)
+        if study.also.get(asked.metric) != asked.target:
+            steps = curves.steps_to(record["curve"], asked.metric, asked.target)
+        status = record["status"]
+        if status not in FAILED:
+            status = REACHED if steps else MISSED
+        else:
+            steps = None
+        found.append({**record, "status": status, "steps": steps or None})
+    return found
+
+
 def of_cell(records: list[dict], label: str, batch_size: int) -> list[dict]:
     """Returns the trials of a cell."""
     cell = {"arm": label, "batch_size": batch_size}
@@ -158,6 +233,27 @@ def of_cell(records: list[dict], label: str, batch_size: int) -> list[dict]:
 def tuning(records: list[dict]) -> list[dict]:
     """Returns the trials of the search, not those of the best setting."""
     return [r for r in records if r["seed"] == TUNING_SEED]
+
+
+def counted(study: Study, records: list[dict]) -> list[dict]:
+    """Returns the trials of the search that are within its budget.
+
+    Of a quasi-random search those are the first ones, in the order of the
+    settings, up to the last of `study.trials` that did not fail: all optimizers
+    get as many (Zhang et al. 2019, section 4), and a trial that was drawn for
+    one that is no failure after all does not count.
+    """
+    tried = tuning(records)
+    if study.search == "grid":
+        return tried
+    tried.sort(key=lambda r: r["index"])
+    within, count = [], 0
+    for record in tried:
+        if count == study.trials:
+            break
+        within.append(record)
+        count += record["status"] not in FAILED
+    return within
 
 
 def sound(records: list[dict]) -> list[dict]:
@@ -175,21 +271,19 @@ def finals(records: list[dict], best: dict) -> list[dict]:
 
 
 def rank(study: Study, record: dict) -> tuple[float, float]:
-    """Returns (steps to the target, last value of the metric): less is better.
+    """Returns (steps to the target, best value of the metric): less is better.
 
     Of the value of an accuracy the negative is taken.
     """
     if record["status"] in FAILED:
         return math.inf, math.inf
-    value = record["curve"][study.metric][-1]
-    if not study.metric.endswith("loss"):
-        value = -value
-    return record["steps"] or math.inf, value
+    value = curves.best_value(record["curve"], study.metric)
+    return record["steps"] or math.inf, curves.sign(study.metric) * value
 
 
 def best(study: Study, records: list[dict]) -> dict | None:
     """Returns the best trial of the search in a cell, None if all failed."""
-    tried = sound(tuning(records))
+    tried = sound(counted(study, records))
     return min(tried, key=lambda r: rank(study, r), default=None)
 
 

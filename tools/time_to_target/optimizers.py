@@ -12,6 +12,7 @@ def _kfac(
     model: keras.Model,
     only: Sequence[str] | None = None,
     growing: float | None = None,
+    late: float | None = None,
     **arguments,
 ) -> tfkfac.KFAC:
     """Returns K-FAC.
@@ -22,13 +23,19 @@ def _kfac(
             gradient. None for all layers.
         growing: The updates of an epoch, where both periods grow by it as
             Osawa et al. 2019, equation 20, has them.
+        late: The same for equation 21.
         **arguments: Of `KFAC`.
     """
     if only is not None:
         others = [x.name for x in model.layers if x.name not in only]
         arguments |= {"skip": others, "fallback": "gradient"}
-    if growing is not None:
-        period = tfkfac.GrowingInterval(growing)
+    for epoch, kind in (
+        (growing, tfkfac.GrowingInterval),
+        (late, tfkfac.LateInterval),
+    ):
+        if epoch is None:
+            continue
+        period = kind(epoch)
         arguments["factor_update_period"] = period
         arguments["inverse_update_period"] = period
     return tfkfac.KFAC(**arguments, model=model)

@@ -12,8 +12,9 @@ invariance   Inputs in other units, and shifted: steps to the same target, from
              the same function and from weights that are drawn as before.
 defaults     A grid over K-FAC's arguments, ranked over tasks.
 refresh      Steps and seconds with cheaper statistics and inverses.
-stale        Statistics that grow old, and what is kept of the curvature of
-             batch normalization (Osawa et al. 2019, section 5.4).
+stale        Statistics that grow old by Osawa et al. 2019, equations 20 and
+             21, and what is kept of the curvature of batch normalization
+             (section 5.4, where the diagonal goes with 21).
 tied         The two uses of a tied embedding: how K-FAC adds them, K-FAC on the
              embedding alone, and Adam, each with 8 settings.
 tied_cost    State and time of a step with one large tied embedding.
@@ -168,12 +169,17 @@ _STALE = {"factor_update_period": 10, "inverse_update_period": 100}
 
 
 def _stale() -> dict[str, Arm]:
-    """Returns both curvatures of the normalization with both periods."""
+    """Returns both curvatures of the normalization without staleness, and with
+    that of equations 20 and 21 (Osawa et al. 2019, section 5.4)."""
     epoch = 1437 / 128  # Updates of an epoch of digits.
     fresh = {"factor_update_period": 1, "inverse_update_period": 1}
     return {
         f"{label}, {kept}": Arm("kfac", ({"norm_curvature": kept, **periods},))
-        for label, periods in (("fresh", fresh), ("rule", {"growing": epoch}))
+        for label, periods in (
+            ("fresh", fresh),
+            ("rule", {"growing": epoch}),
+            ("late rule", {"late": epoch}),
+        )
         for kept in ("full", "diagonal")
     }
 
