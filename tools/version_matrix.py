@@ -49,11 +49,13 @@ TESTS = (
 LEFT_OUT = {
     "3.12.*": (
         "trajectory_test.py::test_activity_regularizer",
-        "recurrent_test.py::test_masks",
+        "recurrent_test.py::test_masks[True",
         "normalization_test.py::test_masked_statistics",
-        "embedding_test.py::test_labels_of_tokens",
+        "embedding_test.py::test_labels_of_tokens[True",
         "embedding_test.py::test_several_updates",
-        "embedding_test.py::test_tied",
+        "embedding_test.py::test_tied[True",
+        "embedding_test.py::test_tied_float32",
+        "embedding_test.py::test_tied_with_masked_lookups_only",
     )
 }
 NEEDED = (
@@ -87,7 +89,7 @@ def run_tests(
 ) -> tuple[str, bool]:
     """Returns the last line of pytest, and whether all have passed."""
     run = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+        [python, "-m", "pytest", "-p", "no:cacheprovider",
          *(f"tests/{name}.py" for name in tests),
          *(f"--deselect=tests/{name}" for name in left_out)],
         cwd=ROOT,
@@ -95,10 +97,11 @@ def run_tests(
         capture_output=True,
         text=True,
     )  # fmt: skip
-    lines = [x for x in run.stdout.splitlines() if x] or [run.stderr[-200:]]
+    counts = re.findall(r"^[^:\n]*\d+ (?:passed|failed).*", run.stdout, re.M)
+    said = counts[-1] if counts else run.stderr[-200:]
     if run.returncode:
         print(run.stdout[-4000:], file=sys.stderr)
-    return re.sub(r"[= ]*$|^[= ]*", "", lines[-1]), run.returncode == 0
+    return said.strip("= "), run.returncode == 0
 
 
 def main(argv: list[str]) -> None:
