@@ -27,7 +27,7 @@ SETTINGS = {
 }
 
 # Of resnet8 in 12 epochs with --schedule=linear: the best of eight settings of
-# each by the steps to a validation loss of 0.2 (README.md).
+# each by the steps to a validation loss of 0.2 (docs/results.md).
 DIGITS = {
     "kfac": {"momentum": 0.5},
     "momentum": {"learning_rate": 0.02},

@@ -27,7 +27,7 @@ SETTINGS = {
 }
 
 # Of small_transformer in 3 epochs with --schedule=linear: the best of eight
-# settings of each by the steps to a validation loss of 5.5 (README.md).
+# settings of each by the steps to a validation loss of 5.5 (docs/results.md).
 PYDOCS = {
     "kfac": {"damping": 0.001, "momentum": 0.5, "kl_clip": 0.01},
     "momentum": {"learning_rate": 0.5},  # With 1, one seed in three diverges.
