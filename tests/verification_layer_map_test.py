@@ -53,10 +53,36 @@ def test_a_group_that_sees_zeros_is_not_known():
     assert find_columns(grouped(0 * a), (2, 3, 2), RNG, False) is None
 
 
-def test_outputs_that_are_no_columns():
-    def forward(D):  # Each row has columns of its own.
-        s = np.einsum("ri,ij->rj", np.ones([4, 3]), D[0])
-        return np.stack([np.roll(row, i) for i, row in enumerate(s)])
+@pytest.mark.parametrize("parts_first", [True, False])
+@pytest.mark.parametrize("half", [False, True])
+def test_columns_that_are_there_several_times(parts_first, half):
+    """s is [4, parts x columns], or [4, columns x parts]: rows are parts."""
+    a = RNG.normal(size=(1, 12, 3))
 
-    with pytest.raises(UnclearColumnsError, match="2 columns moves 8 places"):
-        find_columns(forward, (1, 3, 2), RNG, False)
+    def laid(s):
+        s = s.reshape(4, 3, 5)
+        return (s if parts_first else s.transpose(0, 2, 1)).reshape(4, 15)
+
+    columns = find_columns(lambda D: laid(grouped(a)(D)), (1, 3, 5), RNG, half)
+    g = RNG.normal(size=(12, 5))
+    np.testing.assert_array_equal(columns.rows(laid(g)), g[np.newaxis])
+
+
+def test_outputs_that_are_no_columns():
+    a = RNG.normal(size=(4, 3))
+
+    def forward(D, places):
+        return (a @ D[0])[:, places]
+
+    with pytest.raises(UnclearColumnsError, match="2 columns moves 3 places"):
+        find_columns(lambda D: forward(D, [0, 1, 1]), (1, 3, 2), RNG, False)
+    with pytest.raises(UnclearColumnsError, match="some more than of others"):
+        find_columns(lambda D: forward(D, [0, 1, 1, 1]), (1, 3, 2), RNG, False)
+
+    def turned(D):  # The second column has the rows from last to first.
+        s = a @ D[0]
+        s = np.stack([s[:, 0], s[::-1, 1]], axis=1)
+        return s.reshape(2, 4)
+
+    with pytest.raises(UnclearColumnsError, match="another order in each row"):
+        find_columns(turned, (1, 3, 2), RNG, False)

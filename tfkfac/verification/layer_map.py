@@ -90,13 +90,14 @@ class Columns:
 
     Attributes:
         axes: The axes of s that are of columns; rows are the other ones.
-        numbers: The column of each place on these axes, flat; -1 where it is
-            not known, for a group that sees nothing but zeros.
+        places: Where each column is on these axes, flat, [columns, times]; -1
+            where it is not known, for a group that sees nothing but zeros.
+            A column that is there several times is of as many rows.
         groups, d_out: Columns are numbered through all groups.
     """
 
     axes: tuple[int, ...]
-    numbers: Array
+    places: Array
     groups: int
     d_out: int
 
@@ -105,10 +106,9 @@ class Columns:
 
         Columns that are not known are NaN.
         """
-        flat = _flat(x, self.axes)
-        found = np.full((flat.shape[0], self.groups * self.d_out), np.nan)
-        known = self.numbers >= 0
-        found[:, self.numbers[known]] = flat[:, known]
+        found = _flat(x, self.axes)[:, self.places]
+        found = np.where(self.places >= 0, found, np.nan)
+        found = found.transpose(0, 2, 1)
         groups = found.reshape(-1, self.groups, self.d_out)
         return groups.transpose(1, 0, 2)
 
@@ -166,12 +166,41 @@ def find_columns(
         axes |= _varying(ratio)
     kept = tuple(sorted(axes))
     sizes = int(np.prod([moved.shape[a] for a in kept]))
-    if sizes != n:
+    if sizes % n:
         raise UnclearColumnsError(
             f"a change of its {n} columns moves {sizes} places of its output"
         )
     numbers = _numbers(moved, digits, kept, order, base, least)
-    return Columns(kept, numbers, groups, d_out)
+    places = _places(numbers, n, sizes // n)
+    columns = Columns(kept, places, groups, d_out)
+    if places.shape[1] > 1:
+        of_row = columns.rows(moved)  # The same in all columns of a group.
+        spread = of_row.max(axis=2) - of_row.min(axis=2)
+        if spread.max() > least * np.abs(of_row).max():
+            raise UnclearColumnsError(
+                f"its {n} columns are on {sizes} places of its output, and in "
+                "another order in each row"
+            )
+    return columns
+
+
+def _places(numbers: Array, n: int, times: int) -> Array:
+    """Returns the places of each column, [n, times], in their order."""
+    if times == 1:
+        found = np.full([n, 1], -1)
+        known = numbers >= 0
+        found[numbers[known], 0] = np.flatnonzero(known)
+        if (found >= 0).sum() < known.sum():
+            raise UnclearColumnsError(
+                "a change of one column moves several of s"
+            )
+        return found
+    if (np.bincount(numbers + 1, minlength=n + 1)[1:] != times).any():
+        raise UnclearColumnsError(
+            f"a change of its {n} columns moves {n * times} places of its "
+            "output, of some more than of others"
+        )
+    return np.argsort(numbers, kind="stable").reshape(n, times)
 
 
 def _varying(ratio: Array) -> set[int]:
@@ -186,7 +215,7 @@ def _varying(ratio: Array) -> set[int]:
 
 
 def _numbers(moved, digits, axes, order, base, least) -> Array:
-    """Returns the number of each column, as read at the row that shows most."""
+    """Returns the column of each place, as read at the row that shows most."""
     size = np.abs(_flat(moved, axes))
     best = size.argmax(axis=0)
     places = np.arange(size.shape[1])
@@ -200,7 +229,4 @@ def _numbers(moved, digits, axes, order, base, least) -> Array:
     inverse[order] = np.arange(len(order))
     if total.min() < 0 or total.max() >= len(order):
         raise UnclearColumnsError("its output is not linear in its weights")
-    numbers = np.where(known, inverse[total], -1)
-    if len(set(numbers[known])) < known.sum():
-        raise UnclearColumnsError("a change of one column moves several of s")
-    return numbers
+    return np.where(known, inverse[total], -1)
