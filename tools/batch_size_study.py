@@ -122,6 +122,13 @@ _PROCESSES = flags.DEFINE_integer(
 _SPECTRA = flags.DEFINE_string(
     "spectra", None, "A spectra.json of tools.spectra: predict the steps."
 )
+_EXPONENT = flags.DEFINE_float(
+    "noise_exponent",
+    0.0,
+    "--spectra: the gradient noise falls as this power of the loss; 0: it "
+    "stays. With 1 it is in proportion.",
+    lower_bound=0,
+)
 _REPORT = flags.DEFINE_bool("report_only", False, "Run no trial.")
 
 
@@ -279,7 +286,7 @@ def main(argv: list[str]) -> None:
     directory = pathlib.Path(_DIRECTORY.value)
     spectra = pathlib.Path(_SPECTRA.value) if _SPECTRA.value else None
     if _REPORT.value:
-        report.write(directory, spectra, also())
+        report.write(directory, spectra, also(), _EXPONENT.value)
         return
     asked = study(argv[1:])
     if spectra is not None:
@@ -302,7 +309,7 @@ def main(argv: list[str]) -> None:
             f"Interrupted: {len(store.records)} trials are in {directory}; the "
             "same command goes on from there"
         ) from None
-    report.write(directory, spectra)
+    report.write(directory, spectra, noise_exponent=_EXPONENT.value)
 
 
 if __name__ == "__main__":

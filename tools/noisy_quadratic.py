@@ -5,6 +5,7 @@
     python -m tools.noisy_quadratic --power=0,0.25,0.5,0.75 --json
     python -m tools.noisy_quadratic --figure=3a
     python -m tools.noisy_quadratic --compare_bins=100
+    python -m tools.noisy_quadratic --noise_exponent=1 --batch_sizes=16,256
 
 Zhang et al. 2019, section 3: a quadratic loss with noisy gradients, whose
 expected risk has an exact closed form. The learning rate and the momentum or
@@ -12,7 +13,10 @@ averaging coefficient, or a schedule of 50 rates, are tuned for each batch size.
 By default h_i = c_i = 1/i for 10,000 coordinates that start from N(0, I), and
 the risk to reach is 0.01. --spectrum reads any other: a row for each
 eigenvalue, of h, or h and c, or h, c and E[theta(0)^2]. --figure makes a
-picture like one of the paper's: 1, 2, 3a, 3b, 3c, 4, 11, 13, 14 or 15.
+picture like one of the paper's: 1, 2, 3a, 3b, 3c, 4, 11, 13, 14 or 15. With
+--noise_exponent the noise is c_i (L / L_0)^q, which falls with the expected
+risk L (`tools/quadratic/falling.py`): exact too, but of at most 100,000 steps,
+as each is made.
 
 Steps to 0.01 (the bound d / 2N at batch size 1 is 500,000):
 
@@ -77,6 +81,13 @@ _MAX_STEPS = flags.DEFINE_integer(
     study.MAX_STEPS,
     "Where a target counts as unreachable.",
     lower_bound=1,
+)
+_EXPONENT = flags.DEFINE_float(
+    "noise_exponent",
+    0.0,
+    "The noise falls as this power of the risk; 0: it stays. Not with "
+    "schedules and --figure.",
+    lower_bound=0,
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON lines.")
 _PLOT = flags.DEFINE_string("plot", None, "The picture to write.")
@@ -222,6 +233,11 @@ def main(argv: list[str]) -> None:
         )
     if _FIGURE.value and flags.FLAGS["optimizer"].present:
         raise SystemExit("--optimizer: --figure has its own; leave one out.")
+    if _EXPONENT.value and (_FIGURE.value or "schedule" in _OPTIMIZER.value):
+        raise SystemExit(
+            "--noise_exponent: --figure and the schedule have noise that "
+            "stays; leave one out."
+        )
     if _BINS.value and _COMPARE.value:
         raise SystemExit(
             "--compare_bins: compares with none; leave --bins out."
@@ -236,7 +252,7 @@ def main(argv: list[str]) -> None:
         noisy = noisy.binned(_BINS.value) if _BINS.value else noisy
         settings = figures.Settings(
             noisy, _TARGET.value, sizes, powers, _MAX_MOMENTUM.value,
-            _MAX_STEPS.value, ask,
+            _MAX_STEPS.value, ask, _EXPONENT.value,
         )  # fmt: skip
         if _FIGURE.value:
             figure = FIGURES[_FIGURE.value](settings)

