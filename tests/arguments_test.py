@@ -4,6 +4,7 @@ import inspect
 import typing
 
 import keras
+import numpy as np
 import pytest
 from classifier import small
 
@@ -35,10 +36,11 @@ def test_did_you_mean(name, meant):
         tfkfac.KFAC(**{name: 0.1})
 
 
-def test_a_name_like_no_other():
+@pytest.mark.parametrize("name", ["xyzzy", "nesterov", "factors"])
+def test_a_name_like_no_other(name):
     with pytest.raises(TypeError) as raised:
-        tfkfac.KFAC(xyzzy=1)
-    assert str(raised.value) == "KFAC(xyzzy=...): there is no such argument."
+        tfkfac.KFAC(**{name: 1})
+    assert str(raised.value) == f"KFAC({name}=...): there is no such argument."
 
 
 def test_what_is_meant_is_there():
@@ -68,7 +70,13 @@ def test_a_model_of_another_kind_is_named_by_its_type():
 
 @pytest.mark.parametrize(
     "factors, inverses, said",
-    [(10, 3, True), (10, 10, False), (1, 10, False), ("auto", 3, False)],
+    [
+        (10, 3, True),
+        (np.int64(10), np.int64(3), True),
+        (10, 10, False),
+        (1, 10, False),
+        ("auto", 3, False),
+    ],
 )
 def test_inverses_of_the_same_factors_are_remarked_on(
     caplog, factors, inverses, said

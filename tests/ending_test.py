@@ -37,6 +37,12 @@ def test_where_horovod_has_stopped_nobody_is_waited_for():
     assert ending.Ending(meet).wait()
 
 
+def test_a_forked_process_does_not_wait(monkeypatch):
+    made = ending.Ending(lambda: None)
+    monkeypatch.setattr(ending.os, "getpid", lambda: -1)
+    assert not made.wait()
+
+
 def test_a_program_that_failed_does_not_wait(monkeypatch):
     monkeypatch.setattr(sys, "last_value", ValueError(), raising=False)
     met = threading.Event()

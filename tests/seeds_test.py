@@ -1,6 +1,8 @@
 """`tools.seeds`: the runs of presets from several seeds."""
 
 import json
+import runpy
+import sys
 
 import pytest
 import small_data
@@ -122,9 +124,11 @@ def test_bad_input(argv, message, flags):
         flags(*argv)
 
 
-def test_dry_run_of_two_presets(flags, capsys):
-    """Table 1 has the epochs and the iterations."""
-    flags("--presets=ma_sgd,zhang_resnet8", "--seeds=0,1", "--dry_run")
+def test_dry_run_of_two_presets(capsys, monkeypatch):
+    """As a program. Table 1 has the epochs and the iterations."""
+    argv = ["--presets=ma_sgd,zhang_resnet8", "--seeds=0,1", "--dry_run"]
+    monkeypatch.setattr(sys, "argv", ["seeds", *argv])
+    runpy.run_path(seeds.__file__, run_name="__main__")
     text = capsys.readouterr().out
     # 100 epochs of 50,000 / 128, and of 45,000 / 256.
     assert "| ma_sgd | 128 | 100 | 39,063 | " in text

@@ -8,7 +8,7 @@ import tensorflow as tf
 from own_models import Function, summary, trained
 from tensorflow.python.ops import gen_math_ops
 
-from tfkfac import tensorflow_compat
+from tfkfac import tensorflow_compat, tracing
 
 
 class Doubling:
@@ -96,3 +96,34 @@ def test_other_threads_are_not_heard():
     text = summary(trained(own, eager=True))
     assert others and "own/w  ProductBlock  4, 5" in text
     assert gen_math_ops.mat_mul is before
+
+
+def test_functions_that_are_not_optimized():
+    """In this thread alone, whatever happens within."""
+    config = tf.compat.v1.ConfigProto
+    current = tensorflow_compat.context.context()
+
+    def optimizes():
+        serialized = current.function_call_options.config_proto_serialized
+        rewrites = config.FromString(serialized).graph_options.rewrite_options
+        return not rewrites.disable_meta_optimizer
+
+    elsewhere = []
+    with pytest.raises(ZeroDivisionError), tensorflow_compat.unoptimized():
+        assert not optimizes()
+        with tensorflow_compat.unoptimized():
+            pass
+        thread = threading.Thread(target=lambda: elsewhere.append(optimizes()))
+        thread.start()
+        thread.join()
+        assert not optimizes() and elsewhere == [True]
+        raise ZeroDivisionError
+    assert optimizes()
+
+
+def test_a_graph_calls_functions_that_are_not_optimized():
+    inner = tracing.apart(lambda: tf.constant(1.0))
+    graph = tf.function(inner).get_concrete_function().graph.as_graph_def()
+    (call,) = [n for n in graph.node if "PartitionedCall" in n.op]
+    found = tf.compat.v1.ConfigProto.FromString(call.attr["config_proto"].s)
+    assert found.graph_options.rewrite_options.disable_meta_optimizer

@@ -85,6 +85,7 @@ def test_what_cannot_be_verified():
     ids=["empty", "uneven", "data set", "iterator", "a tuple"],
 )
 def test_what_is_no_batch(batch, said):
+    """An input in a tuple is one, as it is for `fit`."""
     model, _ = classifier.compiled()
     with pytest.raises((TypeError, ValueError), match=said):
         tfkfac.verify(model, *batch)

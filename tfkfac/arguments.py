@@ -3,6 +3,7 @@ for."""
 
 import difflib
 import inspect
+import numbers
 from collections.abc import Collection
 from typing import Any, Literal, get_args
 
@@ -86,7 +87,7 @@ def check_names(given: Collection[str], own: Collection[str]) -> None:
     for name in given:
         if name in known:
             continue
-        alike = difflib.get_close_matches(name, sorted(known), 1)
+        alike = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.7)
         meant = _ELSEWHERE.get(name) or (alike[0] if alike else None)
         raise TypeError(
             f"KFAC({name}=...): there is no such argument"
@@ -125,7 +126,7 @@ def remark_on_periods(factors: Any, inverses: Any) -> None:
     Args:
         factors, inverses: The two periods, as given.
     """
-    both = isinstance(factors, int) and isinstance(inverses, int)
+    both = all(isinstance(x, numbers.Integral) for x in (factors, inverses))
     if both and inverses < factors:
         logging.warning(
             "KFAC(factor_update_period=%d, inverse_update_period=%d): factors "

@@ -1,10 +1,11 @@
 """Functions that a graph calls, where it would hold a copy for each layer."""
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
+
+from tfkfac.tensorflow_compat import unoptimized
 
 
 def traced_once(
@@ -13,8 +14,8 @@ def traced_once(
     """Makes a graph call `function`, traced once for equal shapes and types.
 
     Layers of equal shapes share one trace, and TensorFlow does not optimize
-    its body (`_as_it_is`), so that the first step takes less time. Eager calls
-    go to `function` itself. A trace takes as long as some 25 operations.
+    its body, so that the first step takes less time. Eager calls go to
+    `function` itself. A trace takes as long as some 25 operations.
 
     Args:
         function: Of tensors, without side effects.
@@ -32,7 +33,7 @@ def traced_once(
     def call(*args):
         if tf.executing_eagerly():
             return function(*args)
-        with _as_it_is():
+        with unoptimized():
             return in_graph(*args)
 
     return call
@@ -68,27 +69,10 @@ def apart(branch: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
     def call():
         if tf.executing_eagerly():
             return branch()
-        with _as_it_is():
+        with unoptimized():
             return in_graph()
 
     return call
-
-
-@contextlib.contextmanager
-def _as_it_is():
-    """Has TensorFlow not optimize the functions whose calls a graph is given.
-
-    On ResNet-20 that saves 2 of the first step's 13 seconds, while the steps
-    with factors and inversions take as long as before.
-    """
-    optimizer = tf.config.optimizer
-    name = "disable_meta_optimizer"
-    before = optimizer.get_experimental_options().get(name, False)
-    optimizer.set_experimental_options({name: True})
-    try:
-        yield
-    finally:
-        optimizer.set_experimental_options({name: before})
 
 
 def on_host(

@@ -26,7 +26,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from tools.sweep import budget
 from trainers import command_line, extras, output, presets, run_files
@@ -280,4 +280,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parsed)
+    main(parsed(sys.argv))

@@ -2,11 +2,12 @@
 
 import atexit
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable
 
-PATIENCE = 10.0  # Seconds.
+PATIENCE = 5.0  # Seconds.
 
 
 class Ending:
@@ -25,6 +26,7 @@ class Ending:
         self, meet: Callable[[], object], seconds: float = PATIENCE
     ) -> None:
         self._meet, self._seconds = meet, seconds
+        self._process = os.getpid()
         self._ended, self._met = threading.Event(), threading.Event()
         # Begun here, as a program that ends can begin no thread.
         threading.Thread(target=self._run, daemon=True).start()
@@ -40,10 +42,11 @@ class Ending:
     def wait(self) -> bool:
         """Returns whether the ranks have met.
 
-        A program that ends with an error does not wait, so that the others
-        are told at once.
+        A program that ends with an exception does not wait, so that the
+        others are told at once; one that ends by `sys.exit` is not known from
+        one that is through. Neither does a process that this one has forked.
         """
-        if hasattr(sys, "last_value"):
+        if hasattr(sys, "last_value") or os.getpid() != self._process:
             return False
         self._ended.set()
         return self._met.wait(self._seconds)

@@ -69,7 +69,8 @@ def verify(
     attached = _attached(model, step)
     run = step or model.train_step
     positive_integer("seed", seed, least=0, of="verify")
-    if isinstance(x, tuple) and len(getattr(model, "inputs", None) or ()) == 1:
+    inputs = getattr(model, "inputs", None) or ()
+    if isinstance(x, tuple) and y is None and len(x) > len(inputs) == 1:
         raise TypeError(
             f"verify: x is a tuple, and {model.name!r} has one input: give the "
             "parts of a batch one by one, as verify(model, *batch)."
