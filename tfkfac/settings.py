@@ -193,7 +193,12 @@ def check_learning_rate(value: Any) -> None:
     """Raises ValueError for what no step could be made with."""
     sound = callable(value) or hasattr(value, "dtype")  # A schedule, a tensor.
     if is_number(value):
-        sound = value == 0 or 0 < stored(value) < math.inf
+        if value > 0 and stored(value) == 0:
+            raise ValueError(
+                f"KFAC(learning_rate={value!r}): is 0 in "
+                f"{keras.config.floatx()}: give 0, or a larger number."
+            )
+        sound = value >= 0 and stored(value) < math.inf
     if not sound:
         raise ValueError(
             f"KFAC(learning_rate={value!r}): must be a number, at least 0 and "
