@@ -25,7 +25,8 @@ exclude_patterns = ["_build", "*/report.md"]  # Included, if at all.
 
 html_theme = "furo"
 html_title = f"tfkfac {version}"
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 default_role = "code"
