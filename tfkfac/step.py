@@ -226,9 +226,7 @@ class Step:
                 self.estimator.readings.count("factors")
             return tf.constant(True)
 
-        tf.cond(
-            self.factors_are_due(), apart(factors), lambda: tf.constant(False)
-        )
+        tf.cond(self.factors_are_due(), apart(factors), false)
 
     def _dampings(self):
         """Returns the damping of each kind of block by its name."""

@@ -191,10 +191,7 @@ def spaces() -> dict[str, dict[str, tuple]]:
 
 def bounds_of(found: dict[str, dict[str, space.Range]]) -> dict:
     """Returns what a study holds of search spaces."""
-    return {
-        name: {key: (r.low, r.high, r.scale) for key, r in ranges.items()}
-        for name, ranges in found.items()
-    }
+    return {name: space.bounds(ranges) for name, ranges in found.items()}
 
 
 def also() -> dict[str, float]:

@@ -33,6 +33,8 @@ import time
 
 from absl import app, flags
 
+from trainers import launcher
+
 _RANKS = flags.DEFINE_list(
     "ranks", ["1", "2", "4"], "To measure; may be empty."
 )
@@ -169,9 +171,7 @@ def launch(ranks: int) -> dict[str, float]:
         arguments = [a for a in sys.argv[1:] if not a.startswith("--ranks")]
         command = [sys.executable, "-m", "tools.scaling_benchmark", *arguments]
         command.append(f"--worker={folder}")
-        if ranks > 1:
-            horovodrun = pathlib.Path(sys.executable).parent / "horovodrun"
-            command = [str(horovodrun), "-np", str(ranks), *command]
+        command = launcher.on_ranks(command, ranks)
         one_thread = {
             f"TF_NUM_{kind}OP_THREADS": "1" for kind in ("INTRA", "INTER")
         }

@@ -28,8 +28,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from tools import markdown_tables
 from tools.sweep import budget
-from trainers import command_line, extras, output, presets, run_files
+from trainers import command_line, extras, launcher, output, presets, run_files
 
 FLAGS = flags.FlagValues()  # Of their own, beside those of other programs.
 _PRESETS = flags.DEFINE_list(
@@ -76,9 +77,7 @@ def command(
         return None
     trainer = presets.PRESETS[preset].trainer
     words = [sys.executable, "-m", f"trainers.{trainer}"]
-    if ranks > 1:
-        horovodrun = pathlib.Path(sys.executable).parent / "horovodrun"
-        words = [str(horovodrun), "-np", str(ranks), *words]
+    words = launcher.on_ranks(words, ranks)
     words += [f"--preset={preset}", *more]
     words += [f"--seed={seed}", f"--model_dir={folder}"]
     if any(folder.glob(run_files.CHECKPOINT)):
@@ -113,10 +112,9 @@ def table(logs: dict[str, list[list[dict]]]) -> str:
     Args:
         logs: From a preset to the logs of its runs.
     """
-    lines = [
-        "| preset | runs | epochs | iterations | accuracy, % | loss | hours |",
-        "|" + " --- |" * 7,
-    ]
+    head = ["preset", "runs", "epochs", "iterations"]
+    head += ["accuracy, %", "loss", "hours"]
+    rows = []
     for preset, runs in logs.items():
         if not runs:
             continue
@@ -130,8 +128,8 @@ def table(logs: dict[str, list[list[dict]]]) -> str:
             spread([r["val_loss"] for r in last]),
             spread([r["seconds"] / 3600 for r in last]),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_tables.table(head, rows)
 
 
 def spread(values: list[float]) -> str:
@@ -214,17 +212,15 @@ def due(run: command_line.Run) -> tuple[int, int]:
 
 def plans(names: Sequence[str], seeds: int, more, speed: float) -> str:
     """Returns the plans of presets and their sum, in Markdown."""
-    lines, hours = [], 0.0
+    rows, hours = [], 0.0
     for name in names:
         found = plan(name, more, speed)
         hours += seeds * found["hours"]
-        if not lines:
-            lines += [f"| preset | {' | '.join(found)} | runs |"]
-            lines += ["|" + " --- |" * (len(found) + 2)]
         cells = [f"{x:,.4g}" if isinstance(x, float) else f"{x:,}"
                  for x in found.values()]  # fmt: skip
-        lines.append(f"| {name} | {' | '.join(cells)} | {seeds} |")
-    return "\n".join(lines) + f"\n\n{hours:,.4g} hours at {speed:.3g} FLOP/s"
+        rows.append([name, *cells, seeds])
+    said = markdown_tables.table(["preset", *found, "runs"], rows)
+    return f"{said}\n\n{hours:,.4g} hours at {speed:.3g} FLOP/s"
 
 
 def chosen() -> tuple[list[str], list[int]]:

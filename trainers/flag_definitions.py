@@ -318,18 +318,14 @@ def define_settings(define: Definitions) -> None:
     define.enum("fallback", None, ["adam", "gradient"], text)
     text = "K-FAC: Adam's rate there, the first one; by default 0.003."
     define.number("fallback_learning_rate", None, text)
-    text = (
-        "K-FAC: what the factors' products are computed in, float16 by Osawa "
-    )
-    text += "et al. 2019, 3.4; averages and inverses are float32."
+    text = "K-FAC: what the factors' products are computed in, float16 by "
+    text += "Osawa et al. 2019, 3.4; averages and inverses are float32."
     kinds = ["float32", "float16", "bfloat16"]
     define.enum("factor_dtype", None, kinds, text)
     text = "K-FAC: what the factors are sent in between ranks."
     define.enum("communication_dtype", None, ["float32", "float16"], text)
-    text = (
-        "K-FAC: how the two uses of a tied embedding are added (Zhang et al. "
-    )
-    text += "2019, A.1: pooled)."
+    text = "K-FAC: how the two uses of a tied embedding are added (Zhang et "
+    text += "al. 2019, A.1: pooled)."
     define.enum("tied", None, ["pooled", "balanced"], text)
     text = "K-FAC: factors with longer sides keep their diagonal alone; 0 for "
     text += "no bound."

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from tools import markdown_tables
 from tools.sweep import trials
 from tools.sweep.trials import Study
 from trainers.command_line import Run, input_shape
@@ -153,21 +154,19 @@ def _evaluations(study, run):
 
 def table(study: Study, speed: float = SPEED) -> str:
     """Returns the rows and their sum in Markdown."""
-    lines = [
-        "| optimizer | batch size | trials | steps of each | evaluations of "
-        "each | hours |",
-        "|" + " --- |" * 6,
-    ]
+    head = ["optimizer", "batch size", "trials", "steps of each"]
+    head += ["evaluations of each", "hours"]
     every = rows(study, speed)
-    for r in every:
-        cells = [r.label, r.batch_size, f"{r.trials:,}", f"{r.steps:,}"]
-        cells += [f"{r.evaluations:,}", f"{r.hours:,.3g}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+    cells = [
+        [r.label, r.batch_size, f"{r.trials:,}", f"{r.steps:,}"]
+        + [f"{r.evaluations:,}", f"{r.hours:,.3g}"]
+        for r in every
+    ]
     count = sum(r.trials for r in every)
     steps = sum(r.trials * r.steps for r in every)
     hours = sum(r.hours for r in every)
     until = "" if not study.stop else ", if none ends at its target"
-    return "\n".join(lines) + (
+    return markdown_tables.table(head, cells) + (
         f"\n\n{count:,} trials, {steps:,} steps, {hours:,.4g} hours at "
         f"{speed:.3g} FLOP/s{until}; seed of the search {trials.TUNING_SEED}"
     )

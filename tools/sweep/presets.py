@@ -12,11 +12,6 @@ from tools.sweep import space, trials
 _SIZES = tuple(2**k for k in range(4, 15))  # 16 to 16,384.
 
 
-def _bounds(ranges: dict[str, space.Range]) -> dict:
-    """Returns what `trials.Study.spaces` holds of an arm."""
-    return {name: (r.low, r.high, r.scale) for name, r in ranges.items()}
-
-
 def _zhang(
     run: str,
     target: float,
@@ -65,7 +60,7 @@ def _zhang(
         flags=(f"--preset={run}",),
         arms={name: (name, ()) for name in names},
         batch_sizes=batch_sizes,
-        spaces={name: _bounds(of) for name, of in ranges.items()},
+        spaces={name: space.bounds(of) for name, of in ranges.items()},
         search="quasi",
         trials=budget,
         seeds=(),
@@ -97,7 +92,7 @@ def _ma(
         "arms": arms,
         "batch_sizes": tuple(128 * 2**k for k in range(8)),
         "spaces": {
-            name: _bounds(space.GRID[name])
+            name: space.bounds(space.GRID[name])
             for name in {arm for arm, _ in arms.values()}
         },
         "search": "grid",

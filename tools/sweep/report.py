@@ -4,7 +4,7 @@ import json
 import pathlib
 import statistics
 
-from tools import forms
+from tools import forms, markdown_tables
 from tools.sweep import (
     analysis,
     figures,
@@ -98,9 +98,9 @@ def older(records: list[dict]) -> list[str]:
 
 def table(found: list[Result]) -> str:
     """Returns the best settings and their steps in Markdown."""
-    head = "| optimizer | batch size | steps to the target | epochs | seconds "
-    head += "of training | tried, diverged | best settings |"
-    lines = [head, "|" + " --- |" * 7]
+    head = ["optimizer", "batch size", "steps to the target", "epochs"]
+    head += ["seconds of training", "tried, diverged", "best settings"]
+    rows = []
     for r in found:
         runs = [str(run["steps"] or "-") for run in r.runs]
         failed = r.failed(trials.DIVERGED) + r.failed(trials.CRASHED)
@@ -114,15 +114,16 @@ def table(found: list[Result]) -> str:
             f"{len(r.tried)}, {failed}",
             ", ".join(f"{key} {value:.3g}" for key, value in settings),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_tables.table(head, rows)
 
 
 def fits(study: Study, found: list[Result]) -> str:
     """Returns where the scaling of each arm ends, in Markdown."""
-    head = "| optimizer | fewest steps | critical batch size | error of the fit"
-    head += " | within 40 % of halving up to | speed-up at the largest |"
-    lines = [head, "|" + " --- |" * 6]
+    head = ["optimizer", "fewest steps", "critical batch size"]
+    head += ["error of the fit", "within 40 % of halving up to"]
+    head += ["speed-up at the largest"]
+    rows = []
     for label in study.arms:
         of_arm = [r for r in found if r.label == label and r.steps]
         if len(of_arm) < 3:
@@ -139,8 +140,8 @@ def fits(study: Study, found: list[Result]) -> str:
             str(analysis.perfect_up_to(sizes, steps)),
             f"{ratio:.3g} of {sizes[-1] / sizes[0]:.3g}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_tables.table(head, rows)
 
 
 def predict(
@@ -197,14 +198,13 @@ def comparison(
     found: list[Result], predicted: dict[str, dict[int, int | None]]
 ) -> str:
     """Returns the predicted beside the measured steps, in Markdown."""
-    lines = ["| optimizer | batch size | measured | predicted |"]
-    lines.append("|" + " --- |" * 4)
+    rows = []
     for r in found:
         if r.batch_size in predicted.get(r.label, ()):
             said = predicted[r.label][r.batch_size]
-            cells = [r.label, r.batch_size, r.steps or "-", said or "-"]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+            rows.append([r.label, r.batch_size, r.steps or "-", said or "-"])
+    head = ["optimizer", "batch size", "measured", "predicted"]
+    return markdown_tables.table(head, rows)
 
 
 def warnings(study: Study, found: list[Result]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 
+from tools import markdown_tables
 from tools.sweep import analysis, curves, panels
 from tools.sweep.analysis import Result
 from tools.sweep.trials import Study
@@ -112,10 +113,10 @@ def table(found: list[Result], train_size: int) -> str:
     epochs, and steps, as the cell with the least was given.
     """
     in_epochs, in_steps = map(min, given(found, train_size))
-    head = f"| optimizer | batch size | configurations | {GOOD:g} or more at "
-    head += f"the end | after {in_epochs:.3g} epochs | after {in_steps:.0f} "
-    head += "steps | median at the end |"
-    lines = [head, "|" + " --- |" * 7]
+    head = ["optimizer", "batch size", "configurations"]
+    head += [f"{GOOD:g} or more at the end", f"after {in_epochs:.3g} epochs"]
+    head += [f"after {in_steps:.0f} steps", "median at the end"]
+    rows = []
     for r in found:
         shares = []
         for step in (math.inf, in_epochs * train_size / r.batch_size, in_steps):
@@ -124,9 +125,8 @@ def table(found: list[Result], train_size: int) -> str:
             shares.append(f"{good / len(r.tried):.0%}" if values else "-")
         values = sorted(analysis.values_at(r, "val_accuracy"))
         median = f"{values[len(values) // 2]:.3g}" if values else "-"
-        cells = [r.label, str(r.batch_size), str(len(r.tried)), *shares, median]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([r.label, r.batch_size, len(r.tried), *shares, median])
+    return markdown_tables.table(head, rows)
 
 
 def damping(

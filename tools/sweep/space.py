@@ -142,6 +142,11 @@ def quasi_random(space: dict[str, Range], count: int) -> list[dict]:
     return [_settings(space, point) for point in points]
 
 
+def bounds(ranges: dict[str, Range]) -> dict[str, tuple]:
+    """Returns what a study holds of an arm's search space."""
+    return {name: (r.low, r.high, r.scale) for name, r in ranges.items()}
+
+
 def grid(space: dict[str, Range], points: int) -> list[dict]:
     """Returns all settings of a grid with so many points on each side."""
     if points < 2:

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable
 
+from tools import markdown_tables
 from tools.time_to_target import runs, tasks
 from tools.time_to_target.studies import Study
 
@@ -107,7 +108,7 @@ def markdown(study: Study, table: dict[str, Row]) -> str:
     if study.stay:
         head.append("worst after / target")
     head.append("settings")
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    rows = []
     for task, row in table.items():
         for label, found in row.items():
             cells = [task, label, *(cell(found) for cell in columns.values())]
@@ -115,8 +116,8 @@ def markdown(study: Study, table: dict[str, Row]) -> str:
                 cells.append(f"{worst(task, found):.2f}")
             given = found["arguments"].items()
             cells += [", ".join(f"{k} {v}" for k, v in given) or "as it comes"]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append(cells)
+    return markdown_tables.table(head, rows)
 
 
 def worst(task: str, found: dict) -> float:
