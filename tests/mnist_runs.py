@@ -2,7 +2,8 @@
 
 import keras
 
-from trainers import command_line, harness, mnist
+from trainers import command_line, mnist
+from trainers import train as trained
 
 
 def check(*argv, trainer=mnist.TRAINER):
@@ -13,7 +14,7 @@ def check(*argv, trainer=mnist.TRAINER):
 def train(*argv):
     """Returns the summary of a run of `mnist`."""
     keras.utils.clear_session(free_memory=False)
-    return harness.main(check(*argv))
+    return trained.main(check(*argv))
 
 
 def resume(path, *argv):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import tfkfac
-from trainers import data, mnist
+from trainers import data
+from trainers.configs import mnist
 
 
 def columns(path):
@@ -58,7 +59,7 @@ def check_kfac(path, summary, line):
     assert summary["train_loss"] == log["loss"][2]
     assert summary["steps"] == 34
     assert summary["optimizer"] == "kfac"
-    assert summary["settings"] == mnist.SETTINGS["kfac"]
+    assert summary["settings"] == mnist.SETTINGS["kfac"].given()
     assert line.startswith(
         f"kfac: test accuracy {summary['test_accuracy']:.4f}, "
         f"test loss {summary['test_loss']:.4f} after 34 steps"
@@ -81,7 +82,7 @@ def check_losses(path, summary, names):
     others = summary["compare"]
     assert [run["optimizer"] for run in others] == names[1:]
     assert [run["settings"] for run in others] == [
-        mnist.SETTINGS[name] for name in names[1:]
+        mnist.SETTINGS[name].given() for name in names[1:]
     ]
     assert all(run["steps"] == summary["steps"] for run in others)
     assert all(summary["train_loss"] < run["train_loss"] for run in others)

@@ -12,7 +12,7 @@ import pytest
 import small_data
 import tensorflow as tf
 
-from trainers import command_line, data, harness, imagenet
+from trainers import command_line, data, imagenet, train
 from trainers.data import on_disk
 
 
@@ -181,7 +181,7 @@ def test_corrupt_record_ends_a_run(tmp_path, monkeypatch):
             keras.layers.Dense(1000),
         ]
     )
-    monkeypatch.setattr(harness, "make_model", lambda run: small)
+    monkeypatch.setattr(train, "make_model", lambda run: small)
     argv = ["--optimizer=sgd", "--batch_size=48", "--steps=1", "--verbose=0"]
     argv += ["--overwrite", f"--data_dir={tmp_path}"]
     argv += [f"--model_dir={tmp_path}/run"]
@@ -202,7 +202,7 @@ def test_corrupt_record_ends_a_run(tmp_path, monkeypatch):
         run = command_line.parse(imagenet.TRAINER, argv)
         message = f"--dataset=imagenet2012: {re.escape(str(path))}: {reason}"
         with pytest.raises(SystemExit, match=message):
-            harness.main(run)
+            train.main(run)
         path.write_bytes(before)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tools.sweep import figures, presets, store, trials
 from tools.time_to_target import studies
-from trainers import presets as runs
+from trainers import configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "batch_size"
@@ -54,8 +54,8 @@ def test_commands_are_of_programs_with_such_flags(command):
     source = pathlib.Path(found.origin).read_text()
     names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
     known = {
-        "preset": presets.PRESETS.keys() | runs.PRESETS.keys(),
-        "presets": runs.PRESETS.keys(),
+        "preset": presets.PRESETS.keys() | configs.trainers_of_presets().keys(),
+        "presets": configs.trainers_of_presets().keys(),
         "study": studies.STUDIES.keys(),
     }
     own = words[: words.index("--")] if "--" in words else words
@@ -69,7 +69,7 @@ def test_commands_are_of_programs_with_such_flags(command):
 
 
 def test_presets_and_pictures_that_are_named():
-    for name in (*presets.PRESETS, *runs.PRESETS):
+    for name in (*presets.PRESETS, *configs.trainers_of_presets()):
         if not re.fullmatch("ma_(kfac|sgd|alexnet)", name):  # Of the studies.
             assert name in PAGE, name
     drawn = {*figures.FIGURES, "steps", "steps_accuracy", "steps_loss"}

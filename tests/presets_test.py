@@ -11,33 +11,26 @@ import tensorflow as tf
 
 import tfkfac
 from trainers import (
-    cifar,
     command_line,
+    configs,
     constraints,
     dry_run,
     imagenet,
-    lm1b,
-    mnist,
     optimizers,
 )
 from trainers.data import augmentation, records
-from trainers.presets import PRESETS
 
-TRAINERS = {
-    module.TRAINER.name: module.TRAINER
-    for module in (cifar, imagenet, lm1b, mnist)
-}
+TRAINERS = configs.trainers_of_presets()
 IMAGENET = 1_281_167
 
 
 def resolve(preset, *argv):
     """Returns the run of a preset, as published, and its optimizer."""
-    trainer = TRAINERS[PRESETS[preset].trainer]
     argv = [f"--preset={preset}", "--dry_run", "--data_dir=/nowhere", *argv]
-    run = command_line.parse(trainer, argv)
-    name = run.args.optimizer
+    run = command_line.parse(TRAINERS[preset], argv)
+    name = run.config.optimizer
     optimizer = optimizers.make(
-        name, None, run.args, run.settings[name], run.steps
+        name, None, run.config, run.settings[name], run.steps
     )
     return run, optimizer
 
@@ -68,7 +61,7 @@ def test_iterations_of_osawa(batch_size, iterations):
     run, optimizer = resolve(f"osawa_{batch_size}")
     assert run.steps.total == iterations
     assert run.steps.ends(None, None)[-1] == iterations
-    settings, args = run.settings["kfac"], run.args
+    settings, args = run.settings["kfac"], run.config
     gamma, target = settings["damping"], settings["damping_target"]
     alpha = 2 * np.log10(gamma / target) / settings["damping_warmup"]
     for t in range(50):
@@ -96,8 +89,8 @@ def test_iterations_of_osawa(batch_size, iterations):
 def test_osawa_by_hand():
     """131,072: e = 10 at t = 97.7, the rate 0.07 (97.6 / 104.6)^2.9."""
     run, optimizer = resolve("osawa_131072")
-    assert (run.args.mixup, run.args.random_erasing) == (1.0, True)
-    assert run.args.weight_rescaling
+    assert (run.config.mixup, run.config.random_erasing) == (1.0, True)
+    assert run.config.weight_rescaling
     values = at(optimizer, 98)  # e = 10.02606; (97.57394 / 104.6)^2.9
     assert values["learning_rate"] == pytest.approx(0.0572169, rel=1e-5)
     assert values["momentum"] == pytest.approx(0.760167, rel=1e-5)
@@ -148,7 +141,7 @@ def test_an_example_of_lm1b_is_a_sentence():
     ceil(29,998,018 / 256) = 117,180 steps; 303,010 of 30,301,028 are held out.
     """
     run, _ = resolve("zhang_lm1b")
-    assert (run.args.packed, run.args.validation) == (False, True)
+    assert (run.config.packed, run.config.validation) == (False, True)
     assert run.steps.train_size == 30_301_028 - 303_010
     assert dry_run.steps_of(run)["steps"] == 117_180
     assert dry_run.steps_of(run)["counted"].endswith("each an example")
@@ -190,7 +183,7 @@ def test_budget_of_ma(preset, batch_size, epochs):
     run, optimizer = resolve(preset, f"--batch_size={batch_size}")
     assert run.steps.epochs == epochs
     assert run.steps.total == -(-epochs * 50_000 // batch_size)
-    rate = run.settings[run.args.optimizer]["learning_rate"]
+    rate = run.settings[run.config.optimizer]["learning_rate"]
     for part, factor in ((0.4, 0.1), (0.8, 0.01)):
         t = -(-int(part * epochs) * 50_000 // batch_size)
         before, after = (
@@ -224,21 +217,24 @@ def test_zhang():
     for name, size in (("mnist", 55_000), ("fmnist", 55_000)):
         run, optimizer = resolve(f"zhang_{name}")
         assert run.steps.train_size == size
-        assert run.args.model == "simple_cnn"
+        assert run.config.model == "simple_cnn"
         assert at(optimizer, 0) == at(optimizer, run.steps.total - 1)
     for name in ("resnet32", "vgg11"):
         run, optimizer = resolve(f"zhang_{name}", "--learning_rate=0.5")
         total = -(-200 * 45_000 // 256)
         assert run.steps.total == total
-        assert run.args.label_smoothing == 0.1
-        assert run.args.model == f"{name}_ghost"
+        assert run.config.label_smoothing == 0.1
+        assert run.config.model == f"{name}_ghost"
         # alpha (1 - (1 - gamma) t / T), then held.
         for t in (0, 1000, total, 2 * total):
             expected = 0.5 * (1 - 0.99 * min(t / total, 1))
             found = at(optimizer, t)["learning_rate"]
             assert found == pytest.approx(expected, rel=1e-5)
     run, _ = resolve("zhang_resnet8")
-    assert (run.args.label_smoothing, run.args.schedule) == (0.0, "constant")
+    assert (run.config.label_smoothing, run.config.schedule) == (
+        0.0,
+        "constant",
+    )
     _, optimizer = resolve("zhang_lm1b")
     values = at(optimizer, 5)
     assert values["momentum"] == pytest.approx(0.9)
@@ -253,9 +249,9 @@ def test_flags_override_presets_and_other_optimizers_take_their_own():
         "--noweight_rescaling",
     )
     assert run.steps.total == -(-2 * IMAGENET // 4096)
-    assert not run.args.weight_rescaling
+    assert not run.config.weight_rescaling
     assert isinstance(optimizer, keras.optimizers.SGD) and optimizer.nesterov
-    assert run.args.mixup == 0.4
+    assert run.config.mixup == 0.4
     assert set(run.settings["nesterov"]) == {
         "learning_rate",
         "momentum",
@@ -342,7 +338,7 @@ def test_dry_run_is_readable(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "dataset: mnist" in lines and "optimizer: momentum" in lines
+    assert "  dataset: mnist" in lines and "  optimizer: momentum" in lines
     assert any("simple_cnn" in line for line in lines)
     assert any(line.split() == ["steps", "2149"] for line in lines)
     assert any("optimizer_bytes" in line for line in lines)

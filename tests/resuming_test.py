@@ -13,7 +13,7 @@ import pytest
 from mnist_runs import resume, train
 
 import tfkfac
-from trainers import callbacks, checkpoints, data, output
+from trainers import callbacks, checkpoints, data, run_directory
 
 
 def interrupt(monkeypatch, step):
@@ -243,7 +243,7 @@ def test_finished_run_is_resumed_as_it_is(run_dir):
     found = resume(path)
     for key in ("train_loss", "test_loss", "steps", "seconds"):
         assert found[key] == expected[key]
-    output.clear(path)
+    run_directory.clear(path)
     left = {p for p in path.rglob("*") if p.is_file()}
     assert left - {path / ".lock"} == {mine}
 

@@ -9,7 +9,7 @@ import small_data
 
 from tools import seeds
 from tools.sweep import budget
-from trainers import command_line, harness, imagenet, mnist, presets
+from trainers import command_line, configs, imagenet, mnist, train
 
 LOG = [
     {"step": 5, "epoch": 0.5, "val_accuracy": 0.2, "val_loss": 2.0},
@@ -72,7 +72,7 @@ def test_what_is_left_of_a_run(tmp_path):
 def run_here(words, check):
     """Runs a command of the tool in this process."""
     assert words[1:3] == ["-m", "trainers.mnist"] and check
-    harness.main(command_line.parse(mnist.TRAINER, words[3:]))
+    train.main(command_line.parse(mnist.TRAINER, words[3:]))
 
 
 @pytest.fixture
@@ -140,11 +140,11 @@ def test_dry_run_of_all_presets(flags, capsys, monkeypatch):
     """Of Osawa's 131,072: 978 steps at 4 FLOPs an example and 7 beside them."""
     cost = budget.Cost(gradient=3, factors=1, inversion=5, preconditioning=2)
     monkeypatch.setattr(budget, "cost", lambda run: cost)
-    names = ",".join(presets.PRESETS)
+    names = ",".join(configs.trainers_of_presets())
     flags(f"--presets={names}", "--seeds=0,1", "--dry_run", "--flops=1000")
     rows = capsys.readouterr().out.splitlines()[2:-2]
     found = {row.split(" | ")[0].removeprefix("| "): row for row in rows}
-    assert found.keys() == presets.PRESETS.keys()
+    assert found.keys() == configs.trainers_of_presets().keys()
     hours = 978 * (131_072 * 4 + 7) / 1000 / 3600
     row = f"| osawa_131072 | 131,072 | 100 | 978 | {hours:,.4g} | 2 |"
     assert found["osawa_131072"] == row

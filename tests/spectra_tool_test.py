@@ -12,7 +12,8 @@ import pytest
 import tfkfac
 from tfkfac import analysis
 from tools.quadratic import model as quadratic
-from trainers import checkpoints, cifar, command_line, harness, output
+from trainers import checkpoints, cifar, command_line, run_directory
+from trainers import train as trained
 from trainers.data import memory
 
 EXAMPLES = 150
@@ -42,7 +43,7 @@ print(json.dumps("tensorflow" in sys.modules))
 def train(folder, *more):
     """Leaves a run of four updates behind."""
     argv = [*RUN, "--steps=4", f"--model_dir={folder}", *more]
-    harness.main(command_line.parse(cifar.TRAINER, argv))
+    trained.main(command_line.parse(cifar.TRAINER, argv))
     return folder
 
 
@@ -110,14 +111,14 @@ def test_what_is_refused(tmp_path):
     plain = train(tmp_path / "sgd", "--optimizer=sgd")
     bare = train(tmp_path / "bare", "--keep_checkpoints=0")
     other = shutil.copytree(bare, tmp_path / "other")
-    (other / output.CHECKPOINTS).mkdir(exist_ok=True)
-    (other / output.CHECKPOINTS / "00000001.keras").touch()
-    saved = json.loads((other / output.CONFIGURATION).read_text())
+    (other / run_directory.CHECKPOINTS).mkdir(exist_ok=True)
+    (other / run_directory.CHECKPOINTS / "00000001.keras").touch()
+    saved = json.loads((other / run_directory.CONFIGURATION).read_text())
     saved["dataset"] = "cifar10"  # None of that trainer's.
-    (other / output.CONFIGURATION).write_text(json.dumps(saved))
+    (other / run_directory.CONFIGURATION).write_text(json.dumps(saved))
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / output.CONFIGURATION).write_text("{")
+    (broken / run_directory.CONFIGURATION).write_text("{")
     folders = [None, tmp_path / "none", broken, plain, bare]
     command_lines = [[f"--model_dir={x}"] if x else [] for x in folders]
     command_lines.append(["--trainer=mnist", f"--model_dir={other}"])

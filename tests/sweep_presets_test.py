@@ -11,7 +11,7 @@ from sweeps import DIGITS, study
 from tools import batch_size_study
 from tools.sweep import budget, space, trials
 from tools.sweep.presets import PRESETS
-from trainers import presets as runs
+from trainers import configs
 
 ARMS = ["sgd", "momentum", "adam", "adam_without_momentum"]
 ARMS += ["kfac", "kfac_without_momentum"]
@@ -64,11 +64,11 @@ def test_the_studies_of_ma():
     # 800 epochs of 50,000 images; in four micro-steps.
     run = asked.run("K-FAC", 16_384, dry=True)
     assert run.steps.total == -(-800 * 50_000 // 16_384) == 2442
-    assert run.args.gradient_accumulation_steps == 4
+    assert run.config.gradient_accumulation_steps == 4
     rates = [s["learning_rate"] for s in asked.settings("SGD")]
     assert (min(rates), max(rates)) == (0.05, 9.62)
     fixed = PRESETS["ma_schedules"].run("K-FAC, fixed", 1024, dry=True)
-    places = [fixed.steps.boundary(p) for p in fixed.args.decay_at]
+    places = [fixed.steps.boundary(p) for p in fixed.config.decay_at]
     assert places == [-(-e * 50_000 // 1024) for e in (40, 80)]
     damping = PRESETS["ma_damping"]
     assert damping.batch_sizes == (128, 8192)
@@ -187,9 +187,6 @@ def test_two_steps_of_each_study(name, data_dir):
     found = made.train(trials.Task(0, settings, 100))
     assert found["curve"]["step"] == [0, 1, 2]
     assert np.isfinite(found["curve"]["loss"]).all()
-    assert (
-        made.run.args.dataset
-        == runs.PRESETS[asked.flags[0].removeprefix("--preset=")].flags[
-            "dataset"
-        ]
-    )
+    name = asked.flags[0].removeprefix("--preset=")
+    preset = configs.trainers_of_presets()[name].presets[name]
+    assert made.run.config.dataset == preset.dataset

@@ -14,7 +14,7 @@ from tools import batch_size_study
 from tools.sweep import space, trials, workers
 from tools.sweep.store import Store
 from tools.sweep.trials import TUNING_SEED
-from trainers import command_line, harness, mnist
+from trainers import command_line, mnist, train
 
 
 @pytest.mark.parametrize("label", ["kfac", "ema", "adam"])
@@ -40,7 +40,7 @@ def test_a_trial_is_the_trainers_run(label, tmp_path):
     argv += [f"--seed={TUNING_SEED}", "--evaluation_period=21"]
     argv += [f"--model_dir={tmp_path}/run"]
     run = command_line.parse(mnist.TRAINER, argv)
-    _, _, log = harness.train(run, optimizer, run.model_dir)
+    _, _, log = train.train(run, optimizer, run.model_dir)
     assert log[-1]["step"] == found[0]["curve"]["step"][-1] == 21
     for name in ("val_loss", "val_accuracy"):
         assert log[-1][name] == pytest.approx(

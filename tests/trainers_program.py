@@ -8,7 +8,6 @@ is the rank; at `step`, if it is given, the last rank gets a SIGTERM. What rank
 refusal, it writes to <file>.out.
 """
 
-import importlib
 import json
 import os
 import pathlib
@@ -18,19 +17,19 @@ import sys
 import keras
 
 import tfkfac
-from trainers import callbacks, command_line, harness, launcher
+from trainers import callbacks, command_line, configs, launch, train
 
 
 def run(name: str, argv: list[str], step: int | None = None):
     """Returns the summary of a run, or what it exited with."""
-    trainer = importlib.import_module(f"trainers.{name}").TRAINER
+    trainer = configs.trainer(name)
     keras.utils.clear_session()
     signal_at(step)
     try:
-        rank = str(launcher.rank())
+        rank = str(launch.rank())
         argv = [flag.replace("RANK", rank) for flag in argv]
         run = command_line.parse(trainer, ["--verbose=0", *argv])
-        return harness.main(run)
+        return train.main(run)
     except SystemExit as end:
         return end.code
 

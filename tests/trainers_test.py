@@ -10,7 +10,7 @@ import small_data
 from distributed_test import launch
 
 from tools.fault_campaign.trained import weights
-from trainers import presets
+from trainers import configs
 
 # Few layers, so that graphs are quick; data and path are those of the preset.
 MODELS = {
@@ -19,11 +19,12 @@ MODELS = {
     "mnist": "small_cnn",
     "lm1b": "small_transformer",
 }
+PRESETS = configs.trainers_of_presets()
 GHOSTS = "zhang_resnet32"  # With a model that has them.
 # Of Osawa's ten, which differ in numbers (`presets_test`), three.
 RUN = [
     name
-    for name in presets.PRESETS
+    for name in PRESETS
     if not re.fullmatch(
         "osawa_(4096|8192|16384|32768|65536|32768_(late|diagonal))", name
     )
@@ -53,7 +54,7 @@ TOKENS += ["--optimizer=adam"]
 
 def of_preset(name, data_dir):
     """Returns the command of two steps of a preset."""
-    trainer = presets.PRESETS[name].trainer
+    trainer = PRESETS[name].name
     model, size = MODELS[trainer], 8
     if name == GHOSTS:
         model, size = "resnet8_ghost", 64
@@ -134,7 +135,7 @@ def test_on_two_ranks(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         results = execute(2, folder, commands(folder, data_dir))
     for name in RUN:
-        check_preset(name, presets.PRESETS[name], folder, results[name])
+        check_preset(name, PRESETS[name].presets[name], folder, results[name])
     check_against_one_process(results, tmp_path)
     check_tokens(folder / "tokens", results["tokens"])
     for name in RESUMED_RUNS:
@@ -146,8 +147,8 @@ def check_preset(name, preset, folder, result):
     """Two steps, and all that a run leaves behind."""
     assert isinstance(result, dict), (name, result)
     assert (result["steps"], result["ranks"]) == (2, 2), name
-    assert result["dataset"] == preset.flags["dataset"]
-    assert result["optimizer"] == preset.flags["optimizer"]
+    assert result["dataset"] == preset.dataset
+    assert result["optimizer"] == preset.optimizer
     assert np.isfinite(result["train_loss"]), name
     saved = json.loads((folder / name / "summary.json").read_text())
     assert saved["train_loss"] == result["train_loss"]

@@ -43,7 +43,7 @@ from absl import app, flags
 
 from tools.sweep import budget, presets, report, space, trials, workers
 from tools.sweep.store import Store
-from trainers import extras
+from trainers import launch
 
 _TRAINER = flags.DEFINE_enum(
     "trainer", "mnist", ["cifar", "imagenet", "lm1b", "mnist"], "Whose flags."
@@ -278,8 +278,8 @@ def main(argv: list[str]) -> None:
         return
     if _DIRECTORY.value is None:
         raise SystemExit("--study_dir: give a directory")
-    extras.require("matplotlib", "plot", "tools.batch_size_study")
-    extras.require("scipy", "studies", "tools.batch_size_study")
+    launch.require_package("matplotlib", "plot", "tools.batch_size_study")
+    launch.require_package("scipy", "studies", "tools.batch_size_study")
     directory = pathlib.Path(_DIRECTORY.value)
     spectra = pathlib.Path(_SPECTRA.value) if _SPECTRA.value else None
     if _REPORT.value:

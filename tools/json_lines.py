@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from trainers import locks
+from trainers import files
 
 
 class Lines:
@@ -27,7 +27,7 @@ class Lines:
         directory = path.parent
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._file = locks.taken(path)
+            self._file = files.taken(path)
         except BlockingIOError as error:
             raise ValueError(f"{directory}: another command runs it") from error
         except OSError as error:

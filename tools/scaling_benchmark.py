@@ -33,7 +33,7 @@ import time
 
 from absl import app, flags
 
-from trainers import launcher
+from trainers import launch
 
 _RANKS = flags.DEFINE_list(
     "ranks", ["1", "2", "4"], "To measure; may be empty."
@@ -165,13 +165,13 @@ def measure() -> dict[str, float]:
     }
 
 
-def launch(ranks: int) -> dict[str, float]:
+def measured(ranks: int) -> dict[str, float]:
     """Returns the means over the ranks of what each has measured."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [a for a in sys.argv[1:] if not a.startswith("--ranks")]
         command = [sys.executable, "-m", "tools.scaling_benchmark", *arguments]
         command.append(f"--worker={folder}")
-        command = launcher.on_ranks(command, ranks)
+        command = launch.on_ranks(command, ranks)
         one_thread = {
             f"TF_NUM_{kind}OP_THREADS": "1" for kind in ("INTRA", "INTER")
         }
@@ -193,7 +193,7 @@ def measured_rows() -> list[dict]:
     cores = len(os.sched_getaffinity(0))
     rows = []
     for ranks in map(int, _RANKS.value):
-        row = {"ranks": ranks, "cores": cores, **launch(ranks)}
+        row = {"ranks": ranks, "cores": cores, **measured(ranks)}
         rows.append(row)
         row["step / first"] = row["step"] / rows[0]["step"]
     return rows

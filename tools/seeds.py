@@ -4,7 +4,7 @@
     python -m tools.seeds --presets=osawa_32768 --seeds=0,1,2 --ranks=1024 \\
         --runs_dir=runs -- --data_dir=/data
 
-Each run is one of the trainer that has the preset (`trainers/presets.py`), on
+Each run is one of the trainer that has the preset (`trainers/configs/`), on
 --ranks processes, with the flags after --, in <runs_dir>/<preset>/seed_<seed>.
 What is finished there is not run again, and what was interrupted goes on. Then
 <runs_dir>/seeds.md has a row for each preset, the mean and the deviation of its
@@ -17,7 +17,6 @@ and iterations that --dry_run prints are those of the paper (8,192: 5,474, where
 the paper has 5,434, a misprint).
 """
 
-import importlib
 import json
 import math
 import pathlib
@@ -30,11 +29,11 @@ from absl import flags
 
 from tools import markdown_tables
 from tools.sweep import budget
-from trainers import command_line, extras, launcher, output, presets, run_files
+from trainers import command_line, configs, files, launch, run_directory
 
 FLAGS = flags.FlagValues()  # Of their own, beside those of other programs.
 _PRESETS = flags.DEFINE_list(
-    "presets", [], "Of trainers/presets.py.", flag_values=FLAGS
+    "presets", [], "Of trainers/configs/.", flag_values=FLAGS
 )
 _SEEDS = flags.DEFINE_list(
     "seeds", ["0", "1", "2"], "Of each preset.", flag_values=FLAGS
@@ -75,20 +74,20 @@ def command(
     """
     if finished(folder):
         return None
-    trainer = presets.PRESETS[preset].trainer
+    trainer = configs.trainers_of_presets()[preset].name
     words = [sys.executable, "-m", f"trainers.{trainer}"]
-    words = launcher.on_ranks(words, ranks)
+    words = launch.on_ranks(words, ranks)
     words += [f"--preset={preset}", *more]
     words += [f"--seed={seed}", f"--model_dir={folder}"]
-    if any(folder.glob(run_files.CHECKPOINT)):
+    if any(folder.glob(run_directory.CHECKPOINT)):
         return [*words, "--resume"]
-    begun = (folder / run_files.CONFIGURATION).exists()
+    begun = (folder / run_directory.CONFIGURATION).exists()
     return [*words, "--overwrite"] if begun else words
 
 
 def finished(folder: pathlib.Path) -> dict | None:
     """Returns the summary of a run that has ended, else None."""
-    path = folder / run_files.SUMMARY
+    path = folder / run_directory.SUMMARY
     if not path.exists():
         return None
     try:
@@ -102,7 +101,7 @@ def finished(folder: pathlib.Path) -> dict | None:
 
 def records(folder: pathlib.Path) -> list[dict]:
     """Returns the log of a run."""
-    lines = (folder / run_files.RECORDS).read_text().splitlines()
+    lines = (folder / run_directory.RECORDS).read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -165,15 +164,13 @@ def plan(preset: str, more: Sequence[str], speed: float) -> dict:
     The statistics and the inversions are taken as often as the schedules of
     their periods have them.
     """
-    module = importlib.import_module(
-        f"trainers.{presets.PRESETS[preset].trainer}"
-    )
+    trainer = configs.trainers_of_presets()[preset]
     argv = [f"--preset={preset}", *more, "--dry_run"]
-    run = command_line.parse(module.TRAINER, argv)
+    run = command_line.parse(trainer, argv)
     cost, steps = budget.cost(run), run.steps.total
-    size = run.args.batch_size
+    size = run.config.batch_size
     flops = steps * cost.step(size, False, (1, 1))
-    if run.args.optimizer.startswith("kfac"):
+    if run.config.optimizer.startswith("kfac"):
         factors, inverses = due(run)
         flops += factors * size * cost.factors + inverses * cost.inversion
         flops += steps * cost.preconditioning
@@ -192,9 +189,9 @@ def due(run: command_line.Run) -> tuple[int, int]:
     from tfkfac.distributed.loss_scale import unwrapped
     from trainers import optimizers
 
-    name, total = run.args.optimizer, run.steps.total
+    name, total = run.config.optimizer, run.steps.total
     made = unwrapped(
-        optimizers.make(name, None, run.args, run.settings[name], run.steps)
+        optimizers.make(name, None, run.config, run.settings[name], run.steps)
     )
     counts = []
     for period in made.periods.values():
@@ -226,10 +223,10 @@ def plans(names: Sequence[str], seeds: int, more, speed: float) -> str:
 def chosen() -> tuple[list[str], list[int]]:
     """Returns the presets and the seeds; exits where one is wrong."""
     names, seeds = _PRESETS.value, _SEEDS.value
-    if not names or not set(names) <= presets.PRESETS.keys():
+    known = configs.trainers_of_presets()
+    if not names or not set(names) <= known.keys():
         raise SystemExit(
-            f"--presets={','.join(names)}: give some of "
-            f"{', '.join(presets.PRESETS)}"
+            f"--presets={','.join(names)}: give some of {', '.join(known)}"
         )
     if not seeds or not all(seed.isdecimal() for seed in seeds):
         raise SystemExit(f"--seeds={','.join(seeds)}: give whole numbers")
@@ -254,7 +251,7 @@ def main(argv: list[str]) -> None:
         return
     if _DIRECTORY.value is None:
         raise SystemExit("--runs_dir: give a directory")
-    extras.require("matplotlib", "plot", "tools.seeds")
+    launch.require_package("matplotlib", "plot", "tools.seeds")
     directory = pathlib.Path(_DIRECTORY.value)
     logs: dict[str, list[list[dict]]] = {name: [] for name in names}
     for name in names:
@@ -268,9 +265,9 @@ def main(argv: list[str]) -> None:
     if not any(logs.values()):
         raise SystemExit(f"--runs_dir={directory}: holds no finished run yet")
     text = table(logs)
-    with output.whole(directory / "seeds.md") as partial:
+    with files.whole(directory / "seeds.md") as partial:
         partial.write_text(text + "\n")
-    with output.whole(directory / "seeds.png") as partial:
+    with files.whole(directory / "seeds.png") as partial:
         picture(logs).savefig(partial, dpi=110)
     print(text)
 

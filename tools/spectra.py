@@ -40,14 +40,13 @@ near each other while the model does not yet fit the labels better than it
 predicts them.
 """
 
-import importlib
 import json
 import pathlib
 
 import numpy as np
 from absl import app, flags
 
-from trainers import extras, output, reopened
+from trainers import configs, files, launch, reopened
 
 _TRAINER = flags.DEFINE_enum(
     "trainer", "cifar", ["cifar", "imagenet", "lm1b", "mnist"], "Its program."
@@ -80,15 +79,16 @@ def open_run():
     """Returns the run of the flags; exits where there is none with K-FAC."""
     if _MODEL_DIR.value is None:
         raise SystemExit("--model_dir: give the directory of a run")
-    extras.require("matplotlib", "plot", "tools.spectra")
-    trainer = importlib.import_module(f"trainers.{_TRAINER.value}").TRAINER
+    launch.require_package("matplotlib", "plot", "tools.spectra")
+    trainer = configs.trainer(_TRAINER.value)
     places = {"data_dir": _DATA_DIR.value, "text_dir": _TEXT_DIR.value}
     more = [f"--{name}={place}" for name, place in places.items() if place]
     run = reopened.run(trainer, _MODEL_DIR.value, more)
-    if not run.args.optimizer.startswith("kfac"):
+    if not run.config.optimizer.startswith("kfac"):
         raise SystemExit(
             f"--model_dir={run.model_dir}: was trained with --optimizer="
-            f"{run.args.optimizer}, which has no factors; give a run with kfac"
+            f"{run.config.optimizer}, which has no factors; give a run with "
+            "kfac"
         )
     return run
 
@@ -115,12 +115,12 @@ def watch_movement(run, path: pathlib.Path) -> list[dict]:
         path: Where to write a JSON line for each update of the factors.
     """
     import tfkfac
-    from trainers import harness
+    from trainers import train
 
-    model = harness.build(run, run.args.optimizer)
+    model = train.build(run, run.config.optimizer)
     model.steps_per_execution = 1
-    micro_steps = run.args.gradient_accumulation_steps
-    data = run.data.train(run.args.batch_size // micro_steps, run.args.seed)
+    micro_steps = run.config.gradient_accumulation_steps
+    data = run.data.train(run.config.batch_size // micro_steps, run.config.seed)
     path.unlink(missing_ok=True)
     watch = tfkfac.callbacks.FactorMovement(path)
     model.fit(
@@ -167,7 +167,7 @@ def write(folder: pathlib.Path, spectra: dict, measured: list) -> dict:
     rows = [[m.curvature, m.variance] for m in measured if m.curvature > 0]
     np.savetxt(folder / "measured.txt", rows, header="curvature, variance")
     found = report.summary(spectra, measured)
-    output.write_json(folder / "spectra.json", found)
+    files.write_json(folder / "spectra.json", found)
     return found
 
 
@@ -185,7 +185,7 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(_OUTPUT.value or run.model_dir / "spectra")
     folder.mkdir(parents=True, exist_ok=True)
     found = write(folder, spectra, measured)
-    title = f"{run.args.model} on {run.args.dataset}"
+    title = f"{run.config.model} on {run.config.dataset}"
     figures = {
         "eigenvalues": report.eigenvalues(title, spectra),
         "noise": report.noise(title, measured),
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> None:
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
     if _JSON.value:
-        print(json.dumps(output.plain(found)))
+        print(json.dumps(files.plain(found)))
     else:
         print(report.text(found))
         print(f"Written to {folder}/")

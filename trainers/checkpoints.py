@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trainers import output, run_files
+from trainers import files, run_directory
 
 _STATE, _OF_RANKS = "run.json", "of_ranks.npz"
 _OF_A_RECORD = {  # What is read of it when a run goes on.
@@ -34,7 +34,7 @@ def latest(model_dir: pathlib.Path) -> pathlib.Path | None:
 
 def numbered(model_dir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints of a run, the last one last."""
-    return sorted(model_dir.glob(run_files.CHECKPOINT))
+    return sorted(model_dir.glob(run_directory.CHECKPOINT))
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
@@ -122,10 +122,10 @@ def save(
     own = [variable.numpy() for variable in _own_variables(model)]
     of_ranks = ranks.gather_objects(own)
     gather(model)
-    path = model_dir / run_files.CHECKPOINTS / f"{state['step']:08d}.keras"
+    path = model_dir / run_directory.CHECKPOINTS / f"{state['step']:08d}.keras"
     if ranks.rank > 0:
         return path
-    output.make_folder(path.parent)
+    run_directory.make_folder(path.parent)
     state = {**state, "ranks": len(of_ranks), "variables": len(own)}
     arrays = io.BytesIO()
     named = {
@@ -134,7 +134,7 @@ def save(
         for i, value in enumerate(values)
     }
     np.savez(arrays, **named)
-    with output.whole(path) as partial:
+    with files.whole(path) as partial:
         model.save(partial)
         with zipfile.ZipFile(partial, "a") as file:
             file.writestr(_STATE, json.dumps(state))
@@ -170,7 +170,9 @@ def restore(
         SystemExit: The file is not whole, or is of another run.
     """
     state, of_ranks = read(path)
-    if found := output.differences(configuration, state["configuration"]):
+    if found := run_directory.differences(
+        configuration, state["configuration"]
+    ):
         raise SystemExit(
             f"--resume: {path} is of another run: {'; '.join(found)}; remove "
             "it to go on from the checkpoint before it"

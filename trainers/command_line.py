@@ -1,4 +1,4 @@
-"""From the command line to a run, and what can be wrong with it.
+"""From the command line to a run; what is wrong with it ends the program.
 
 Nothing here needs TensorFlow: bad input is refused before it is imported.
 """
@@ -6,55 +6,48 @@ Nothing here needs TensorFlow: bad input is refused before it is imported.
 import dataclasses
 import os
 import pathlib
+import re
+import sys
+import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from absl import flags
+from absl import app, flags
 
-from trainers import (
-    agreement,
-    data,
-    flag_definitions,
-    launcher,
-    output,
-    presets,
-    refusals,
-    run_files,
-)
+from trainers import launch, refusals, run_directory
 from trainers import steps as steps_of_run
-from trainers.data import catalog
-from trainers.flag_definitions import SETTINGS, WITHOUT_MOMENTUM
+from trainers.config import Config, Settings, TextConfig
 from trainers.steps import Steps
 
-flags.disclaim_key_flags()  # As in flag_definitions.
+if typing.TYPE_CHECKING:
+    from trainers.data.images import ImageData
+    from trainers.data.tokens import TokenData
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """What a trainer chooses from, and its defaults.
+    """What a program chooses from.
 
     Attributes:
         name: Of the program, trainers.<name>.
-        datasets: Names for --dataset, the default first.
-        models: Names for --model, the default first.
-        settings: The arguments of each optimizer.
-        batch_size: The default.
-        epochs: The default.
-        text: Whether the data is text.
-        of_datasets: From a data set to (defaults of flags, settings by
-            optimizer) that take the place of those above.
+        datasets: Names for --dataset.
+        models: Names for --model.
+        default: The run without a flag.
+        of_datasets: The runs of data sets that have one of their own.
+        presets: The runs of papers, by the names that --preset takes.
     """
 
     name: str
     datasets: tuple[str, ...]
     models: tuple[str, ...]
-    settings: dict[str, dict]
-    batch_size: int
-    epochs: int
-    text: bool = False
-    of_datasets: dict[str, tuple[dict, dict]] = dataclasses.field(
-        default_factory=dict
-    )
+    default: Config
+    of_datasets: dict[str, Config] = dataclasses.field(default_factory=dict)
+    presets: dict[str, Config] = dataclasses.field(default_factory=dict)
+
+    @property
+    def text(self) -> bool:
+        """Whether the data is text."""
+        return isinstance(self.default, TextConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +56,7 @@ class Run:
 
     Attributes:
         trainer: The trainer.
-        args: The flags, those of the preset among them.
+        config: The flags, those of the preset among them.
         data: The data set; None in a dry run where it is not on disk.
         settings: The arguments of --optimizer and of each in --compare, by the
             names of the flags.
@@ -73,37 +66,124 @@ class Run:
     """
 
     trainer: Trainer
-    args: flags.FlagValues
-    data: data.ImageData | data.TokenData | None
-    settings: dict[str, dict]
+    config: Any  # Of the trainer's kind of `Config`.
+    data: "ImageData | TokenData | None"
+    settings: dict[str, dict[str, Any]]
     steps: Steps
     model_dir: pathlib.Path | None
 
     def configuration(self) -> dict[str, Any]:
         """Returns all that the run depends on."""
-        names = flag_definitions.configuration(self.trainer.text)
-        found = {name: getattr(self.args, name) for name in names}
+        found = {
+            field.name: getattr(self.config, field.name)
+            for field in _fields(self.config)
+            if not field.metadata.get("may_change")
+        }
         return {
             **found,
             "train_size": self.steps.train_size,
-            "settings": self.settings[self.args.optimizer],
+            "settings": self.settings[self.config.optimizer],
         }
 
 
-def define_flags(trainer: Trainer, flag_values: flags.FlagValues) -> None:
-    """Defines the flags of `trainer`, in `flag_values`."""
-    define = flag_definitions.Definitions(flag_values)
-    flag_definitions.define_run(trainer, define)
-    flag_definitions.define_data(trainer, define)
-    flag_definitions.define_training(define)
-    flag_definitions.define_settings(define)
+def main(trainer: Trainer, text: str = "") -> None:
+    """Runs a trainer with the flags of the command line.
+
+    Args:
+        trainer: The trainer.
+        text: What --help says before the flags.
+    """
+    define_flags(trainer, flags.FLAGS)
+
+    @launch.in_a_sentence()
+    def run(argv):
+        refuse_words(argv[1:])
+        checked = check(trainer, flags.FLAGS)
+        # After the checks: TensorFlow is slow.
+        if checked.config.dry_run:
+            from trainers import dry_run
+
+            dry_run.main(checked)
+            return
+        from trainers import train
+
+        train.main(checked)
+
+    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+        print(help_of(trainer, text))
+        return
+    app.run(run, flags_parser=parsed)
 
 
-def flags_of(trainer: Trainer, args: flags.FlagValues) -> dict[str, Any]:
-    """Returns the values of all flags of `trainer`."""
+@launch.in_a_sentence()
+def parsed(argv: Sequence[str]) -> list[str]:
+    """Returns what is no flag of a command line; exits where one is wrong."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except UnicodeDecodeError as error:
+        files = re.findall(r"-flagfile[= ](\S+)", " ".join(argv))
+        raise SystemExit(
+            f"--flagfile={', '.join(files)}: is no text ({error.reason}); "
+            "give a file with a flag in each line"
+        ) from error
+
+
+def help_of(trainer: Trainer, text: str) -> str:
+    """Returns what --help prints: a text, and the flags in four groups."""
     own = flags.FlagValues()
     define_flags(trainer, own)
-    return {name: args[name].value for name in sorted(own)}
+    return f"{text}\n{own.get_help(include_special_flags=False)}"
+
+
+def _fields(config) -> list[dataclasses.Field]:
+    """Returns the fields that are flags."""
+    return [f for f in dataclasses.fields(config) if f.metadata]
+
+
+def define_flags(trainer: Trainer, flag_values: flags.FlagValues) -> None:
+    """Defines the flags of a trainer in `flag_values`."""
+    choices = {"dataset": trainer.datasets, "model": trainer.models}
+    for field in _fields(trainer.default):
+        default = getattr(trainer.default, field.name)
+        named = choices.get(field.name)
+        _define(type(trainer.default), field, default, named, flag_values)
+    for field in _fields(Settings):
+        _define(Settings, field, None, None, flag_values)
+    if trainer.presets:
+        flag_values["preset"].help += f" Of {', '.join(trainer.presets)}."
+
+
+def _define(cls, field, default, choices, flag_values) -> None:
+    """Defines the flag of a field, in the group of the class that has it."""
+    kind = typing.get_type_hints(cls)[field.name]
+    if type(None) in typing.get_args(kind):
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+    owner = next(c for c in cls.__mro__ if field.name in c.__annotations__)
+    name, rules = field.name, field.metadata
+    common = {"flag_values": flag_values, "module_name": owner.GROUP}
+    text = rules["help"]
+    if choices:
+        flags.DEFINE_enum(name, default, list(choices), text, **common)
+    elif kind is bool:
+        flags.DEFINE_boolean(name, default, text, **common)
+    elif kind is int:
+        bounds = rules.get("least"), rules.get("most")
+        flags.DEFINE_integer(name, default, text, *bounds, **common)
+    elif kind is float:
+        flags.DEFINE_float(name, default, text, **common)
+        sound = rules.get("sound", lambda x: 0 < x < float("inf"))
+        flags.register_validator(
+            name,
+            lambda value: value is None or sound(value),
+            message=f"must be {rules.get('kind', 'greater than 0')}",
+            flag_values=flag_values,
+        )
+    elif typing.get_origin(kind) is tuple:
+        flags.DEFINE_list(name, list(default), text, **common)
+    else:
+        flags.DEFINE_string(name, default, text, **common)
 
 
 def parse(trainer: Trainer, argv: Sequence[str]) -> Run:
@@ -131,113 +211,106 @@ def refuse_words(words: Sequence[str]) -> None:
 
 def check(trainer: Trainer, args: flags.FlagValues) -> Run:
     """Returns the run that `args` ask for, or exits with what is wrong."""
-    given = flags_of(trainer, args)
-    more_settings = _apply_defaults(trainer, args)
-    refusals.check_compare(args)
-    refusals.check_combinations(args)
-    refusals.check_batch(args)
+    config = _config(trainer, args)
+    refusals.check_compare(config)
+    refusals.check_combinations(config)
+    refusals.check_batch(config)
     settings = {
-        name: _defaults([trainer.settings, *more_settings], name)
-        for name in (args.optimizer, *args.compare)
+        name: refusals.settings_of(config.settings, name)
+        for name in (config.optimizer, *config.compare)
     }
-    settings[args.optimizer] |= _given(args)
-    refusals.check_settings(args, settings[args.optimizer])
-    if not args.dry_run:
-        del given["verbose"]  # Each may tell as much as it likes.
-        agreement.require_same_flags(given)
-    found, size = _load(trainer, args)
-    epochs = args.epochs
-    if args.adjust_epochs:
-        epochs = steps_of_run.adjusted(epochs, args.batch_size)
-    steps = Steps(size, args.batch_size, epochs)
-    for place in args.decay_at if args.schedule == "steps" else []:
+    given = {
+        field.name: args[field.name].value
+        for field in _fields(Settings)
+        if args[field.name].value is not None
+    }
+    refusals.check_given(config.optimizer, given)
+    settings[config.optimizer] |= given
+    refusals.check_settings(config, settings[config.optimizer], given)
+    if not config.dry_run:
+        names = [f.name for f in (*_fields(config), *_fields(Settings))]
+        names.remove("verbose")  # Each may tell as much as it likes.
+        launch.require_same_flags({name: args[name].value for name in names})
+    found, size = _load(trainer, config)
+    epochs = config.epochs
+    if config.adjust_epochs:
+        epochs = steps_of_run.adjusted(epochs, config.batch_size)
+    steps = Steps(size, config.batch_size, epochs)
+    for place in config.decay_at if config.schedule == "steps" else []:
         steps.boundary(place)
-    if args.batch_size > size:
+    if config.batch_size > size:
         raise SystemExit(
-            f"--batch_size={args.batch_size}: {args.dataset} has {size:,} "
+            f"--batch_size={config.batch_size}: {config.dataset} has {size:,} "
             "training examples; give at most that many"
         )
-    run = Run(trainer, args, found, settings, steps, None)
-    if args.dry_run:
+    run = Run(trainer, config, found, settings, steps, None)
+    if config.dry_run:
         return run
     return dataclasses.replace(run, model_dir=_model_dir(run))
 
 
-def _apply_defaults(trainer, args) -> list[dict[str, dict]]:
-    """Gives flags the values of the preset, else those of the data set.
-
-    Returns:
-        Settings by optimizer, the more special ones last.
-    """
-    preset = _preset(trainer, args)
-    chosen = preset.flags if preset else {}
-    dataset = args.dataset
-    if not args["dataset"].present:
-        dataset = chosen.get("dataset", dataset)
-    of_dataset, settings = trainer.of_datasets.get(dataset, ({}, {}))
-    for name, value in {**of_dataset, **chosen}.items():
-        if not args[name].present:
-            args[name].value = value
-    return [settings, preset.settings if preset else {}]
+def _config(trainer, args) -> Config:
+    """Returns the run of the preset, else of the data set, with what is given
+    on the command line in place of its own."""
+    base = trainer.of_datasets.get(args.dataset, trainer.default)
+    if args.preset is not None:
+        base = _preset(trainer, args.preset)
+    given = {}
+    for field in _fields(base):
+        if args[field.name].present:
+            value = args[field.name].value
+            given[field.name] = tuple(value) if type(value) is list else value
+    return dataclasses.replace(base, **given)
 
 
-def _preset(trainer, args):
-    if args.preset is None:
-        return None
-    preset = presets.PRESETS.get(args.preset)
-    if preset is None:
-        raise SystemExit(
-            f"--preset={args.preset}: choose from {', '.join(presets.PRESETS)}"
-        )
-    if preset.trainer != trainer.name:
-        raise SystemExit(
-            f"--preset={args.preset} is a run of another program: "
-            f"python -m trainers.{preset.trainer} --preset={args.preset}"
-        )
-    return preset
+def _preset(trainer, name) -> Config:
+    if name in trainer.presets:
+        return trainer.presets[name]
+    from trainers import configs
+
+    others = configs.trainers_of_presets()
+    if name not in others:
+        raise SystemExit(f"--preset={name}: choose from {', '.join(others)}")
+    raise SystemExit(
+        f"--preset={name} is a run of another program: "
+        f"python -m trainers.{others[name].name} --preset={name}"
+    )
 
 
-def _defaults(levels, optimizer):
-    """Returns the settings of an optimizer without the command line."""
-    name, changed = WITHOUT_MOMENTUM.get(optimizer, (optimizer, {}))
-    found = {}
-    for settings in levels:
-        found |= settings.get(name, {})
-    return found | changed
-
-
-def _given(args):
-    """Returns the settings of --optimizer on the command line."""
-    name, changed = WITHOUT_MOMENTUM.get(args.optimizer, (args.optimizer, {}))
-    every = dict.fromkeys(s for names in SETTINGS.values() for s in names)
-    given = {s: args[s].value for s in every if args[s].value is not None}
-    for setting in given:
-        if setting not in SETTINGS[name] or setting in changed:
-            raise SystemExit(
-                f"--{setting} is no setting of --optimizer={args.optimizer}: "
-                "leave it out"
-            )
-    return given
-
-
-def _load(trainer, args):
+def _load(trainer, config):
     """Returns the data and the number of training examples.
 
     In a dry run the published number serves where nothing is on disk.
     """
-    options = data.Options(
-        validation=args.validation,
-        text_dir=args.text_dir,
-        **(_text_options(args) if trainer.text else _image_options(args)),
-    )
-    size = data.published_size(args.dataset, args.validation)
-    published = args.dry_run and size is not None
-    if published and trainer.text:  # To count sequences would take hours.
-        given = (args.dataset, args.data_dir, options)
-        if not data.tokens.prepared(*given):
-            return None, size
+    if trainer.text:
+        from trainers.data import tokens as kind
+
+        options = kind.Options(
+            validation=config.validation,
+            text_dir=config.text_dir,
+            vocabulary=config.vocabulary,
+            length=config.length,
+            packed=config.packed,
+        )
+    else:
+        from trainers.data import images as kind
+
+        options = kind.Options(
+            validation=config.validation,
+            text_dir=config.text_dir,
+            augment=config.augment,
+            mixup=config.mixup,
+            random_erasing=config.random_erasing,
+            one_hot=config.label_smoothing > 0 or config.mixup is not None,
+        )
+    size = kind.published_size(config.dataset, config.validation)
+    published = config.dry_run and size is not None
+    given = (config.dataset, config.data_dir, options)
+    # To count sequences would take hours.
+    if published and trainer.text and not kind.prepared(*given):
+        return None, size
     try:
-        found = data.load(args.dataset, args.data_dir, options)
+        found = kind.load(*given)
     except SystemExit:
         if published:
             return None, size
@@ -245,40 +318,18 @@ def _load(trainer, args):
     return found, found.train_size
 
 
-def _image_options(args):
-    return {
-        "augment": args.augment,
-        "mixup": args.mixup,
-        "random_erasing": args.random_erasing,
-        "one_hot": args.label_smoothing > 0 or args.mixup is not None,
-    }
-
-
-def _text_options(args):
-    return {
-        "vocabulary": args.vocabulary,
-        "length": args.length,
-        "packed": args.packed,
-    }
-
-
-def input_shape(run: Run) -> tuple[int, ...]:
-    """Returns the shape of a model's image, or of its tokens."""
-    if run.trainer.text:
-        return (run.args.length,)
-    return catalog.CATALOG[run.args.dataset].shape
-
-
 def _model_dir(run):
     """Returns where to write; on rank 0, which writes, it is made."""
-    args = run.args
-    if args.resume:
-        found = output.resumed(args.model_dir, run.configuration())
-    elif launcher.rank() > 0:
+    config = run.config
+    if config.resume:
+        found = run_directory.resumed(config.model_dir, run.configuration())
+    elif launch.rank() > 0:
         return pathlib.Path(os.devnull)
     else:
-        found = output.make_model_dir(
-            args.model_dir, f"{args.dataset}_{args.optimizer}", args.overwrite
+        found = run_directory.make_model_dir(
+            config.model_dir,
+            f"{config.dataset}_{config.optimizer}",
+            config.overwrite,
         )
-    run_files.refuse_files(found, args.optimizer, args.compare)
+    run_directory.refuse_files(found, config.optimizer, config.compare)
     return found

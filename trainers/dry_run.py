@@ -1,5 +1,6 @@
 """What a run would do, without training: --dry_run."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -8,28 +9,27 @@ import tensorflow as tf
 
 import tfkfac
 from tfkfac.distributed.loss_scale import unwrapped
-from trainers import harness, launcher, optimizers, output
-from trainers.command_line import Run, flags_of, input_shape
+from trainers import files, launch, optimizers, train
+from trainers.command_line import Run
+from trainers.config import Settings
 from trainers.refusals import number_of_ranks
 
 
 def main(run: Run) -> None:
-    """Prints configuration, model, steps, schedules and plan on rank 0."""
-    if launcher.rank() > 0:
+    """Prints flags, model, steps, schedules and plan on rank 0."""
+    if launch.rank() > 0:
         return
-    args = run.args
-    harness.configure(run)
-    model = harness.make_model(run)
+    train.configure(run)
+    model = train.make_model(run)
+    name = run.config.optimizer
     optimizer = unwrapped(  # Attached to no model, it takes no memory.
-        optimizers.make(
-            args.optimizer, None, args, run.settings[args.optimizer], run.steps
-        )
+        optimizers.make(name, None, run.config, run.settings[name], run.steps)
     )
     values = schedules(run, optimizer)
     plan = plan_of(run, model, optimizer)
-    if args.json:
+    if run.config.json:
         found = {
-            "flags": flags_of(run.trainer, run.args),
+            "flags": flags_of(run),
             "configuration": run.configuration(),
             "optimizer": optimizer.get_config(),
             "model": {
@@ -41,16 +41,55 @@ def main(run: Run) -> None:
             "schedules": values,
             "plan": plan if isinstance(plan, dict) else plan.to_dict(),
         }
-        print(json.dumps(output.plain(found), indent=2, default=str))
+        print(json.dumps(files.plain(found), indent=2, default=str))
         return
-    for values_of in (flags_of(run.trainer, run.args), optimizer.get_config()):
-        for name, value in values_of.items():
-            print(f"{name}: {value}")
-        print()
+    print_flags(run)
     model.summary()
     print_table([steps_of(run)])
+    print()
     print_table(values)
+    print()
     print(plan)
+
+
+def flags_of(run: Run) -> dict[str, Any]:
+    """Returns the values of all flags; settings that are not given are None."""
+    found = dataclasses.asdict(run.config)
+    del found["settings"]
+    settings = dataclasses.asdict(Settings())
+    return found | settings | run.settings[run.config.optimizer]
+
+
+def print_flags(run: Run) -> None:
+    """Prints what is set, by the groups of --help, then settings.
+
+    Of the flags, those that are not as a run without any has them; what is
+    left out is what --help says.
+    """
+    groups: dict[str, list[str]] = {}
+    for cls in reversed(type(run.config).__mro__[:-1]):
+        rows = groups.setdefault(getattr(cls, "GROUP", ""), [])
+        for name in cls.__annotations__:
+            known = type(run.config).__dataclass_fields__.get(name)
+            if known is None or not known.metadata:
+                continue
+            value = getattr(run.config, name)
+            if value != known.default:
+                rows.append(f"  {name}: {_shown(value)}")
+    name = run.config.optimizer
+    groups[f"settings of {name}"] = [
+        f"  {key}: {_shown(value)}" for key, value in run.settings[name].items()
+    ]
+    for group, rows in groups.items():
+        if rows:
+            print(f"{group}:", *rows, "", sep="\n")
+
+
+def _shown(value) -> str:
+    """Returns a value as a flag has it, in rounded numbers."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def layers_of(model: keras.Model) -> list[dict[str, Any]]:
@@ -70,17 +109,17 @@ def layers_of(model: keras.Model) -> list[dict[str, Any]]:
 
 def steps_of(run: Run) -> dict[str, Any]:
     """Returns how many steps there are, and of what size."""
-    ranks = number_of_ranks(run.args)
-    micro_steps = run.args.gradient_accumulation_steps
+    ranks = number_of_ranks(run.config)
+    micro_steps = run.config.gradient_accumulation_steps
     return {
         "training_examples": run.steps.train_size,
         "counted": _counted(run),
         "ranks": ranks,
-        "batch_of_a_rank": run.args.batch_size // (ranks * micro_steps),
+        "batch_of_a_rank": run.config.batch_size // (ranks * micro_steps),
         "micro_steps": micro_steps,
         "steps_per_epoch": run.steps.per_epoch,
         "epochs": run.steps.epochs,
-        "steps": run.steps.ends(None, run.args.steps)[-1],
+        "steps": run.steps.ends(None, run.config.steps)[-1],
     }
 
 
@@ -91,12 +130,12 @@ def _counted(run):
         return "on disk"
     if not run.trainer.text:
         return "published"
-    if not run.args.packed:
+    if not run.config.packed:
         return "published sentences, each an example"
     return (
         f"published sentences; the run's examples are pieces of "
-        f"{run.args.length} tokens, whose number, and so that of the steps, is "
-        "not known before the tokens are made"
+        f"{run.config.length} tokens, whose number, and so that of the steps, "
+        "is not known before the tokens are made"
     )
 
 
@@ -106,7 +145,7 @@ def schedules(
     """Returns the values of what changes, at some updates."""
     total = run.steps.total
     at = {0, 1, 10, 100, total // 4, total // 2, 3 * total // 4, total - 1}
-    warmup = run.settings[run.args.optimizer].get("damping_warmup")
+    warmup = run.settings[run.config.optimizer].get("damping_warmup")
     at |= {int(warmup)} if warmup else set()
     rows = []
     for t in sorted(t for t in at if t < total):
@@ -143,14 +182,14 @@ def plan_of(
             for v in optimizer.variables
         )
         return {"optimizer_bytes": sum(sizes)}
-    args = run.args
-    settings = run.settings[args.optimizer]
+    config = run.config
+    settings = run.settings[config.optimizer]
     inverter = settings.get("inverter", "cholesky")
     dtype = "int32" if run.trainer.text else "float32"
     return tfkfac.plan(
         model,
         batch_size=steps_of(run)["batch_of_a_rank"],
-        ranks=number_of_ranks(args),
+        ranks=number_of_ranks(config),
         strategy=optimizer.strategy,
         fisher=optimizer.fisher,
         inverter="eigen" if inverter == "eigen" else "cholesky",
@@ -160,7 +199,7 @@ def plan_of(
         max_factor_size=optimizer.max_factor_size,
         communication_dtype=optimizer.communication_dtype,
         **{name: p.most or 1 for name, p in optimizer.periods.items()},
-        inputs=tf.TensorSpec([None, *input_shape(run)], dtype),
+        inputs=tf.TensorSpec([None, *train.input_shape(run)], dtype),
     )
 
 

@@ -71,6 +71,23 @@ def build_metrics(model: keras.Model) -> None:
     model.reset_metrics()
 
 
+def of_training(model: keras.Model, ranks) -> dict[str, float]:
+    """Returns the metrics of the epoch that is trained, over all ranks.
+
+    Args:
+        model: The compiled model.
+        ranks: A `tfkfac.communicator.Communicator`.
+    """
+    loss, compiled = model.metrics
+    own = {
+        metric.name: np.array([metric.total, metric.count], "float64")
+        for metric in (loss, *compiled.metrics)
+    }
+    every = ranks.gather_objects(own)
+    sums = {name: sum(found[name] for found in every) for name in own}
+    return {name: float(total / n) for name, (total, n) in sums.items()}
+
+
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
     """Within it the model has the moving averages of its weights, if any."""

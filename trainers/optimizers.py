@@ -1,4 +1,4 @@
-"""Optimizers by the name that --optimizer gives them."""
+"""Optimizers and their schedules, by the names that the flags give them."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import keras
 import tensorflow as tf
 
 import tfkfac
-from trainers import schemes
-from trainers.flag_definitions import WITHOUT_MOMENTUM
+from tfkfac import schedules
+from trainers.config import Config
+from trainers.refusals import WITHOUT_MOMENTUM
 from trainers.steps import Steps
 
 _MAKERS = {
@@ -18,8 +19,8 @@ _MAKERS = {
     "adamw": keras.optimizers.AdamW,
     "muon": keras.optimizers.Muon,
 }
-# Settings that `schemes.kfac` makes arguments of.
-_IN_SCHEMES = (
+# Settings that `_kfac_schedules` makes arguments of.
+_SCHEDULED = (
     "damping_target",
     "damping_warmup",
     "norm_damping_factor",
@@ -28,9 +29,18 @@ _IN_SCHEMES = (
     "update_interval_after",
 )
 
+_INTERVALS = {
+    "growing": tfkfac.GrowingInterval,
+    "late": tfkfac.LateInterval,
+}
+
 
 def make(
-    name: str, model: keras.Model, args, settings: dict[str, Any], steps: Steps
+    name: str,
+    model: keras.Model | None,
+    config: Config,
+    settings: dict[str, Any],
+    steps: Steps,
 ) -> keras.optimizers.Optimizer:
     """Returns the optimizer for `model`.
 
@@ -39,15 +49,15 @@ def make(
     Args:
         name: As --optimizer.
         model: A built model.
-        args: The flags.
+        config: The flags.
         settings: Of the optimizer, by the names of the flags.
         steps: Those of the run.
     """
     name, _ = WITHOUT_MOMENTUM.get(name, (name, {}))
-    rate = schemes.learning_rate(args, settings["learning_rate"], steps)
-    common = _common(args, settings)
+    rate = learning_rate(config, settings["learning_rate"], steps)
+    common = _common(config, settings)
     if name == "kfac":
-        return _kfac(model, args, settings, rate, steps, common)
+        return _kfac(model, config, settings, rate, steps, common)
     arguments = {
         key: value
         for key, value in settings.items()
@@ -59,35 +69,39 @@ def make(
         # As its documentation asks for; its own defaults decay all weights.
         arguments["exclude_layers"] = ["logits"]
         arguments["adam_weight_decay"] = common["weight_decay"]
-    micro_steps = args.gradient_accumulation_steps
+    micro_steps = config.gradient_accumulation_steps
     if micro_steps > 1 and callable(rate):
         rate = OfUpdates(rate, micro_steps)
     optimizer = _MAKERS[name](rate, **arguments, **common)
-    if args.mixed_precision == "float16":  # Else `compile` does, out of sight.
+    if (
+        config.mixed_precision == "float16"
+    ):  # Else `compile` does, out of sight.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return tfkfac.distribute(optimizer)
 
 
-def _common(args, settings):
+def _common(config, settings):
     """Returns the arguments that all optimizers have."""
     decay = settings.get("weight_decay")
-    if args.weight_decay_mode == "l2":
+    if config.weight_decay_mode == "l2":
         decay = None
     common = {"weight_decay": decay or None}
-    if args.gradient_accumulation_steps > 1:
-        common["gradient_accumulation_steps"] = args.gradient_accumulation_steps
-    if args.ema is not None:
-        common |= {"use_ema": True, "ema_momentum": args.ema}
+    if config.gradient_accumulation_steps > 1:
+        common["gradient_accumulation_steps"] = (
+            config.gradient_accumulation_steps
+        )
+    if config.ema is not None:
+        common |= {"use_ema": True, "ema_momentum": config.ema}
     return common
 
 
-def _kfac(model, args, settings, rate, steps, common):
+def _kfac(model, config, settings, rate, steps, common):
     arguments = {
         key: value
         for key, value in settings.items()
-        if key not in (*_IN_SCHEMES, "learning_rate", "weight_decay")
+        if key not in (*_SCHEDULED, "learning_rate", "weight_decay")
     }
-    arguments |= schemes.kfac(args, settings, rate, steps)
+    arguments |= _kfac_schedules(config, settings, rate, steps)
     if arguments.get("kl_clip") == float("inf"):
         arguments["kl_clip"] = None
     if arguments.get("inverter") == "cholesky_unit_pi":
@@ -96,7 +110,86 @@ def _kfac(model, args, settings, rate, steps, common):
         arguments["max_factor_size"] = None
     strategy = str(arguments.get("strategy", "owner"))
     arguments["strategy"] = int(strategy) if strategy.isdigit() else strategy
-    return tfkfac.KFAC(rate, **arguments, **common, seed=args.seed, model=model)
+    return tfkfac.KFAC(
+        rate, **arguments, **common, seed=config.seed, model=model
+    )
+
+
+def learning_rate(
+    config: Config, initial: float, steps: Steps
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """Returns the learning rate, a number where it is constant.
+
+    Args:
+        config: The flags; `schedule` and the `decay_` ones are read.
+        initial: What it starts with.
+        steps: Those of the run.
+    """
+    end = steps.epochs if config.decay_end is None else config.decay_end
+    if config.schedule == "polynomial":
+        return schedules.EpochPolynomialDecay(
+            initial,
+            steps.per_epoch,
+            start=config.decay_start,
+            end=end,
+            power=config.decay_power,
+        )
+    if config.schedule == "linear":
+        # Zhang et al. 2019, F.3: alpha (1 - (1 - gamma) t / T), then held.
+        return keras.optimizers.schedules.PolynomialDecay(
+            initial, steps.at_epoch(end), initial * config.decay_to, power=1.0
+        )
+    if config.schedule == "steps":
+        at = sorted({steps.boundary(place) for place in config.decay_at})
+        values = [initial * config.decay_factor**i for i in range(len(at) + 1)]
+        # Keras keeps a value up to and including its boundary.
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            [t - 1 for t in at], values
+        )
+    return initial
+
+
+def _kfac_schedules(
+    config: Config, settings: dict[str, Any], rate: Any, steps: Steps
+) -> dict[str, Any]:
+    """Returns the arguments of `KFAC` that are made of several settings.
+
+    Args:
+        config: The flags.
+        settings: Of the optimizer, by the names of the flags.
+        rate: The learning rate.
+        steps: Those of the run.
+    """
+    found = {}
+    factor = settings.get("norm_damping_factor")
+    if "damping" in settings:
+        initial, target = settings["damping"], settings.get("damping_target")
+
+        def damping(scale):
+            if target is None:
+                return scale * initial
+            return schedules.WarmupDamping(
+                scale * initial, scale * target, settings["damping_warmup"]
+            )
+
+        found["damping"] = damping(1)
+        if factor is not None:
+            found["norm_damping"] = damping(factor)
+    if settings.get("couple_momentum") and callable(rate):
+        found["momentum"] = schedules.CoupledMomentum(
+            settings["momentum"], rate
+        )
+    if settings.get("fallback_learning_rate") is not None:
+        found["fallback_learning_rate"] = learning_rate(
+            config, settings["fallback_learning_rate"], steps
+        )
+    interval = _INTERVALS.get(settings.get("update_interval"))
+    if interval is not None:
+        after = settings.get("update_interval_after", 0)
+        period = interval(steps.per_epoch, after=after)
+        found["factor_update_period"] = period
+        found["inverse_update_period"] = period
+    return found
 
 
 @keras.saving.register_keras_serializable(package="trainers")

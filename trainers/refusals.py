@@ -1,71 +1,116 @@
 """What flags cannot be asked for together, each refused in a sentence."""
 
+import dataclasses
 import math
+import typing
 from typing import Any
 
-from absl import flags
-
-from trainers import extras, launcher
-from trainers.flag_definitions import OPTIMIZERS
+from trainers import launch
+from trainers.config import Config, Optimizer, Settings
 
 GHOST_BATCH = 32  # Examples that are normalized together (Zhang et al., F.2).
+OPTIMIZERS: tuple[str, ...] = typing.get_args(Optimizer)
+# Names for what a setting of another optimizer makes.
+WITHOUT_MOMENTUM: dict[str, tuple[str, dict[str, Any]]] = {
+    "kfac_without_momentum": ("kfac", {"momentum": 0.0}),
+    "adam_without_momentum": ("adam", {"beta_1": 0.0}),
+}
+_MOMENTUM = ("learning_rate", "momentum", "weight_decay")
+_ADAM = ("learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay")
+SETTINGS = {
+    "kfac": [
+        field.name
+        for field in dataclasses.fields(Settings)
+        if field.name in _MOMENTUM or field.metadata["help"].startswith("K-FAC")
+    ],
+    "sgd": ("learning_rate", "weight_decay"),
+    "momentum": _MOMENTUM,
+    "nesterov": _MOMENTUM,
+    "adam": _ADAM,
+    "adamw": _ADAM,
+    "muon": _MOMENTUM,
+}
 
 
-def number_of_ranks(args: flags.FlagValues) -> int:
+def settings_of(
+    settings: dict[str, Settings], optimizer: str
+) -> dict[str, Any]:
+    """Returns the arguments of an optimizer without the command line."""
+    name, implied = WITHOUT_MOMENTUM.get(optimizer, (optimizer, {}))
+    return settings.get(name, Settings()).given() | implied
+
+
+def check_given(optimizer: str, given: dict[str, Any]) -> None:
+    """Exits where a setting is not one of --optimizer.
+
+    Args:
+        optimizer: The optimizer.
+        given: Its settings on the command line.
+    """
+    name, implied = WITHOUT_MOMENTUM.get(optimizer, (optimizer, {}))
+    for setting in given:
+        if setting not in SETTINGS[name] or setting in implied:
+            raise SystemExit(
+                f"--{setting} is no setting of --optimizer={optimizer}: "
+                "leave it out"
+            )
+
+
+def number_of_ranks(config: Config) -> int:
     """Returns how many processes the launcher has started, or --ranks."""
-    return args.ranks or launcher.size()
+    return config.ranks or launch.size()
 
 
-def check_compare(args: flags.FlagValues) -> None:
+def check_compare(config: Config) -> None:
     """Exits where --compare names no optimizer, or one of them twice."""
-    for i, name in enumerate(args.compare):
+    for i, name in enumerate(config.compare):
         if name not in OPTIMIZERS:
             raise SystemExit(
                 f"--compare: {name!r} is no optimizer; choose from "
                 f"{', '.join(OPTIMIZERS)}"
             )
-        if name in (args.optimizer, *args.compare[:i]):
+        if name in (config.optimizer, *config.compare[:i]):
             raise SystemExit(f"--compare: {name} is trained already")
 
 
-def check_combinations(args: flags.FlagValues) -> None:
+def check_combinations(config: Config) -> None:
     """Exits where flags do not go together, or need what is not installed."""
     refused = [
-        (args.compare and args.resume, "--resume: not with --compare"),
-        (args.overwrite and args.resume, "--resume: not with --overwrite"),
+        (config.compare and config.resume, "--resume: not with --compare"),
+        (config.overwrite and config.resume, "--resume: not with --overwrite"),
         (
-            args.resume and args.model_dir is None,
+            config.resume and config.model_dir is None,
             "--resume: give the run's directory as --model_dir",
         ),
         (
-            args.model_dir is not None and not args.model_dir.strip(),
+            config.model_dir is not None and not config.model_dir.strip(),
             "--model_dir: is empty; give a directory, or leave it out",
         ),
         (
-            "://" in (args.model_dir or ""),
-            f"--model_dir={args.model_dir}: is no local directory; give one",
+            "://" in (config.model_dir or ""),
+            f"--model_dir={config.model_dir}: is no local directory; give one",
         ),
         (
-            (args.target_metric is None) != (args.target_value is None),
+            (config.target_metric is None) != (config.target_value is None),
             "--target_metric and --target_value: give both",
         ),
-        (args.json and not args.dry_run, "--json: only with --dry_run"),
+        (config.json and not config.dry_run, "--json: only with --dry_run"),
         (
-            args.health
+            config.health
             and not any(
                 name.startswith("kfac")
-                for name in (args.optimizer, *args.compare)
+                for name in (config.optimizer, *config.compare)
             ),
             "--health: it tells how K-FAC is; give --optimizer=kfac",
         ),
-        (args.ranks and not args.dry_run, "--ranks: only with --dry_run"),
+        (config.ranks and not config.dry_run, "--ranks: only with --dry_run"),
         (
-            args.compare and args.steps_per_execution > 1,
+            config.compare and config.steps_per_execution > 1,
             "--steps_per_execution: not with --compare, which needs the loss "
             "of each step",
         ),
         (
-            args.ema is not None and args.gradient_accumulation_steps > 1,
+            config.ema is not None and config.gradient_accumulation_steps > 1,
             "--ema: not with --gradient_accumulation_steps, as Keras averages "
             "at every micro-step",
         ),
@@ -73,34 +118,42 @@ def check_combinations(args: flags.FlagValues) -> None:
     for wrong, sentence in refused:
         if wrong:
             raise SystemExit(sentence)
-    if args.compare and not args.dry_run:
-        extras.require("matplotlib", "plot", "--compare")
-    if args.tensorboard:
-        extras.require("tensorboard", "tensorboard", "--tensorboard")
+    if config.compare and not config.dry_run:
+        launch.require_package("matplotlib", "plot", "--compare")
+    if config.tensorboard:
+        launch.require_package("tensorboard", "tensorboard", "--tensorboard")
 
 
-def check_batch(args: flags.FlagValues) -> None:
+def check_batch(config: Config) -> None:
     """Exits where the batch cannot be shared out."""
     ranks, micro_steps = (
-        number_of_ranks(args),
-        args.gradient_accumulation_steps,
+        number_of_ranks(config),
+        config.gradient_accumulation_steps,
     )
     parts = f"{ranks} rank{'s' * (ranks > 1)}"
     if micro_steps > 1:
         parts += f" in {micro_steps} micro-steps"
     multiple, of_groups = ranks * micro_steps, ""
-    if args.model.endswith("_ghost"):
+    if config.model.endswith("_ghost"):
         multiple *= GHOST_BATCH
-        of_groups = f" and groups of {GHOST_BATCH} of --model={args.model}"
-    if args.batch_size % multiple:
+        of_groups = f" and groups of {GHOST_BATCH} of --model={config.model}"
+    if config.batch_size % multiple:
         raise SystemExit(
-            f"--batch_size={args.batch_size}: cannot be shared out to {parts}"
+            f"--batch_size={config.batch_size}: cannot be shared out to {parts}"
             f"{of_groups}; give a multiple of {multiple}"
         )
 
 
-def check_settings(args: flags.FlagValues, settings: dict[str, Any]) -> None:
-    """Exits where the settings of --optimizer contradict each other."""
+def check_settings(
+    config: Config, settings: dict[str, Any], given: dict[str, Any]
+) -> None:
+    """Exits where the settings of --optimizer contradict each other.
+
+    Args:
+        config: The flags.
+        settings: All of them.
+        given: Those on the command line.
+    """
     target, warmup = (
         settings.get(f"damping_{name}") for name in ("target", "warmup")
     )
@@ -126,17 +179,17 @@ def check_settings(args: flags.FlagValues, settings: dict[str, Any]) -> None:
         )
     interval = settings.get("update_interval", "none")
     for name in ("factor_update_period", "inverse_update_period"):
-        if interval != "none" and getattr(args, name) is not None:
+        if interval != "none" and name in given:
             raise SystemExit(
                 f"--{name}: the period is that of --update_interval={interval};"
                 " leave it out, or give --update_interval=none"
             )
     if settings.get("update_interval_after") and interval == "none":
         raise SystemExit("--update_interval_after: only with --update_interval")
-    if args.schedule == "steps" and not args.decay_at:
+    if config.schedule == "steps" and not config.decay_at:
         raise SystemExit("--decay_at: is empty; give one or more places")
-    start, end = args.decay_start, args.decay_end
-    if args.schedule == "polynomial" and (end or math.inf) <= start:
+    start, end = config.decay_start, config.decay_end
+    if config.schedule == "polynomial" and (end or math.inf) <= start:
         raise SystemExit(
             f"--decay_end={end}: must be after --decay_start={start}"
         )

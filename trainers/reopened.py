@@ -4,8 +4,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from trainers import checkpoints, command_line, output, run_files
-from trainers.flag_definitions import WITHOUT_MOMENTUM
+from trainers import checkpoints, command_line, run_directory
+from trainers.refusals import WITHOUT_MOMENTUM
 
 if TYPE_CHECKING:
     import keras
@@ -27,11 +27,11 @@ def run(
     """
     path = pathlib.Path(model_dir)
     try:
-        configuration = output.read_configuration(path)
+        configuration = run_directory.read_configuration(path)
     except (OSError, ValueError):
         raise SystemExit(
             f"--model_dir={model_dir}: has no readable "
-            f"{run_files.CONFIGURATION}; give the directory of a run of "
+            f"{run_directory.CONFIGURATION}; give the directory of a run of "
             f"trainers.{trainer.name}"
         ) from None
     if not checkpoints.numbered(path):
@@ -49,7 +49,7 @@ def run(
             f"{trainer.name}: {error}"
         ) from None
     # The state is the same with any; a number may not divide one rank.
-    found.settings[found.args.optimizer].pop("strategy", None)
+    found.settings[found.config.optimizer].pop("strategy", None)
     return found
 
 
@@ -83,13 +83,13 @@ def models(
     """
     # After the checks: TensorFlow is slow.
     from tfkfac.distributed import communicator
-    from trainers import evaluation, harness
+    from trainers import evaluation, train
 
-    harness.configure(run)
-    model = harness.build(run, run.args.optimizer)
+    train.configure(run)
+    model = train.build(run, run.config.optimizer)
     evaluation.build_metrics(model)
     ranks = communicator.current()
-    configuration = output.read_configuration(run.model_dir)
+    configuration = run_directory.read_configuration(run.model_dir)
     for path in checkpoints.numbered(run.model_dir):
         state, own = checkpoints.restore(path, model, ranks, configuration)
         checkpoints.assign_own(model, own)

@@ -19,9 +19,9 @@ from trainers import (
     callbacks,
     checkpoints,
     evaluation,
-    output,
+    files,
     report,
-    run_files,
+    run_directory,
 )
 from trainers.command_line import Run
 
@@ -42,8 +42,7 @@ class Training:
     Attributes:
         step: The updates made.
         seconds: Those spent in `fit`, the first step's tracing among them.
-        records: The log: "step", "epoch", the metrics, "learning_rate",
-            "seconds", one for each evaluation.
+        log: What each evaluation has found.
         interruption: The callback that ends it on Ctrl-C.
     """
 
@@ -53,50 +52,48 @@ class Training:
         self.run, self.name, self.model = run, name, model
         self.directory = directory
         self.step, self.seconds = 0, 0.0
-        self.records: list[dict[str, float]] = []
         self._ranks = communicator.current()
-        self._main = name == run.args.optimizer
-        self._micro_steps = run.args.gradient_accumulation_steps
+        self.log = report.Log(run, name, directory, self._ranks.rank)
+        self._main = name == run.config.optimizer
+        self._micro_steps = run.config.gradient_accumulation_steps
         self.interruption = callbacks.Interruption(
             self._ranks, self._save_within, self._micro_steps
         )
-        self._losses = callbacks.StepLosses() if run.args.compare else None
+        self._losses = callbacks.StepLosses() if run.config.compare else None
+        self._callbacks = [
+            callbacks.StopOnNaN(self._ranks),
+            self.interruption,
+        ]
+        kfac = isinstance(unwrapped(model.optimizer), tfkfac.KFAC)
+        if run.config.health and kfac:
+            self._callbacks.append(tfkfac.callbacks.Health(directory))
+        if self._losses is not None:
+            self._callbacks.append(self._losses)
         self._distributed = tfkfac.callbacks.Distributed()
-        self._health = []
-        if run.args.health and isinstance(
-            unwrapped(model.optimizer), tfkfac.KFAC
-        ):
-            self._health = [tfkfac.callbacks.Health(directory)]
         self._own = None  # What each rank had for itself, to be restored.
         self._stream = None
         self._evaluation = evaluation.Evaluation(
             model, self._ranks, lambda: self.interruption.requested
         )
-        self._writer = None
-        if run.args.tensorboard and self._ranks.rank == 0:
-            folder = run.model_dir / run_files.EVENTS / name
-            self._writer = tf.summary.create_file_writer(str(folder))
         evaluation.build_metrics(model)
 
     def restore(self) -> None:
         """Goes on from the last checkpoint, where there is one to resume."""
-        args, path = self.run.args, None
+        config, path = self.run.config, None
         if self._ranks.rank == 0:
-            output.make_folder(self.directory)
-        if args.resume:
+            run_directory.make_folder(self.directory)
+        if config.resume:
             path = checkpoints.latest(self.directory)
         if path is not None:
             state, self._own = checkpoints.restore(
                 path, self.model, self._ranks, self.run.configuration()
             )
             self.step, self.seconds = state["step"], state["seconds"]
-            self.records = state["records"]
-            if self._ranks.rank == 0:
-                output.write_records(self.directory, self.records)
+            self.log.restore(state["records"])
         self._stream = iter(
             self.run.data.train(
-                args.batch_size // self._micro_steps,
-                args.seed,
+                config.batch_size // self._micro_steps,
+                config.seed,
                 self._ranks.rank,
                 self._ranks.size,
                 first_step=self.step * self._micro_steps,
@@ -105,10 +102,10 @@ class Training:
 
     def parts(self) -> Iterator[tuple[int, int]]:
         """Yields number and last update of the parts that are left."""
-        args = self.run.args
-        ends = self.run.steps.ends(args.evaluation_period, args.steps)
+        config = self.run.config
+        ends = self.run.steps.ends(config.evaluation_period, config.steps)
         self._count = len(ends)
-        done = self.records[-1]["step"] if self.records else 0
+        done = self.log.records[-1]["step"] if self.log.records else 0
         left = [end for end in ends if end > done and end >= self.step]
         if self.step > done:  # A part was begun: what is left has to end it.
             left = left or [self.step]
@@ -122,9 +119,9 @@ class Training:
         Raises:
             SystemExit: Training has diverged, or was interrupted.
         """
-        args, ranks = self.run.args, self._ranks
+        config, ranks = self.run.config, self._ranks
         self._end, count = end, (end - self.step) * self._micro_steps
-        if self._cut(end) and args.keep_checkpoints:
+        if self._cut(end) and config.keep_checkpoints:
             # Saved as what it is, a part that is begun.
             self.interruption.save_at = count
         own, self._own = self._own, None
@@ -136,15 +133,7 @@ class Training:
         batches = tf.data.Dataset.range(count).map(
             lambda _: self._stream.get_next()
         )
-        of_part = [
-            self._distributed,
-            callbacks.OfRun(self._count, own),
-            callbacks.StopOnNaN(ranks),
-            self.interruption,
-            *self._health,
-        ]
-        if self._losses is not None:
-            of_part.append(self._losses)
+        of_part = callbacks.OfRun(self._count, own)
         self._begin = time.monotonic()
         try:
             self.model.fit(
@@ -152,8 +141,8 @@ class Training:
                 initial_epoch=part,
                 epochs=part + 1,
                 shuffle=False,  # The data is shuffled; this silences a warning.
-                callbacks=of_part,
-                verbose=int(args.verbose == 1 and ranks.rank == 0),
+                callbacks=[self._distributed, of_part, *self._callbacks],
+                verbose=int(config.verbose == 1 and ranks.rank == 0),
             )
         except tf.errors.InvalidArgumentError as error:
             # K-FAC gives up after some gradients in a row that are not finite.
@@ -177,41 +166,29 @@ class Training:
         if found is None:
             self._save(begun=True)
             self._leave()
-        record = {
-            "step": self.step,
-            "epoch": round(self.run.steps.epoch(self.step), 6),
-            **self._train_metrics(),
-            **{f"val_{key}": value for key, value in found.items()},
-            "learning_rate": float(self.model.optimizer.learning_rate),
-            "seconds": round(self.seconds, 3),
-        }
-        self.records.append(record)
-        if self._ranks.rank == 0:
-            self._log(record)
-        save = self._main and self.run.args.keep_checkpoints
+        self.log.add(
+            {
+                "step": self.step,
+                "epoch": round(self.run.steps.epoch(self.step), 6),
+                **self._train_metrics(),
+                **{f"val_{key}": value for key, value in found.items()},
+                "learning_rate": float(self.model.optimizer.learning_rate),
+                "seconds": round(self.seconds, 3),
+            }
+        )
+        save = self._main and self.run.config.keep_checkpoints
         if save and not self._cut(self.step):
             self._save()
-
-    def _log(self, record):
-        output.write_records(self.directory, self.records)
-        if self.run.args.verbose:
-            shown = [f"{key} {value:.6g}" for key, value in record.items()]
-            print(f"{self.name}: {', '.join(shown)}", flush=True)
-        if self._writer is not None:
-            with self._writer.as_default(step=self.step):
-                for key, value in record.items():
-                    tf.summary.scalar(key, value)
-            self._writer.flush()
 
     def target_reached(self) -> bool:
         """Returns whether the last record is as good as --target_value."""
         metric, value = (
-            self.run.args.target_metric,
-            self.run.args.target_value,
+            self.run.config.target_metric,
+            self.run.config.target_value,
         )
-        if metric is None or not self.records:
+        if metric is None or not self.log.records:
             return False
-        found = self.records[-1][metric]
+        found = self.log.records[-1][metric]
         return found <= value if metric.endswith("loss") else found >= value
 
     def finish(self) -> dict[str, Any]:
@@ -219,7 +196,7 @@ class Training:
 
         With --ema the model has the averaged weights from here on.
         """
-        last = self.records[-1]
+        last = self.log.records[-1]
         self.interruption.requested = False  # It is as good as done.
         optimizer = unwrapped(self.model.optimizer)
         if optimizer.use_ema:
@@ -237,9 +214,11 @@ class Training:
         )
         if self._ranks.rank == 0:
             if self._main:
-                with output.whole(self.directory / "model.keras") as path:
+                with files.whole(self.directory / "model.keras") as path:
                     self.model.save(path)
-            report.write_curves(self.run, self.directory, self.records, result)
+            report.write_curves(
+                self.run, self.directory, self.log.records, self.name
+            )
             report.print_result(result, list(found)[-1], self._ranks.size)
         return result
 
@@ -251,9 +230,12 @@ class Training:
         return np.mean(every, axis=0).tolist()
 
     def _evaluate(self, split, averaged=True):
-        args, ranks = self.run.args, self._ranks
+        config, ranks = self.run.config, self._ranks
         batches = self.run.data.evaluation(
-            split, args.batch_size // self._micro_steps, ranks.rank, ranks.size
+            split,
+            config.batch_size // self._micro_steps,
+            ranks.rank,
+            ranks.size,
         )
         if not averaged:
             return self._evaluation(batches)
@@ -261,15 +243,7 @@ class Training:
             return self._evaluation(batches)
 
     def _train_metrics(self):
-        """Returns those of the part: sums by counts, both over all ranks."""
-        loss, compiled = self.model.metrics
-        own = {
-            metric.name: np.array([metric.total, metric.count], "float64")
-            for metric in (loss, *compiled.metrics)
-        }
-        every = self._ranks.gather_objects(own)
-        sums = {name: sum(found[name] for found in every) for name in own}
-        return {name: float(total / n) for name, (total, n) in sums.items()}
+        return evaluation.of_training(self.model, self._ranks)
 
     def _save_within(self, micro_steps):
         """Saves after so many micro-steps of this call of `fit`."""
@@ -284,7 +258,7 @@ class Training:
 
     def _cut(self, end):
         """Returns whether --steps ends the run there, within a part."""
-        every = self.run.steps.ends(self.run.args.evaluation_period, None)
+        every = self.run.steps.ends(self.run.config.evaluation_period, None)
         return self._main and end not in every
 
     def _save(self, begun=False):
@@ -294,13 +268,13 @@ class Training:
             begun: Whether the part goes on, and so do its metrics.
         """
         state = {
-            "configuration": output.plain(self.run.configuration()),
+            "configuration": files.plain(self.run.configuration()),
             "begun": begun,
             "step": self.step,
             "seconds": self.seconds,
-            "records": self.records,
+            "records": self.log.records,
         }
-        keep = self.run.args.keep_checkpoints
+        keep = self.run.config.keep_checkpoints
         self._saved = checkpoints.save(
             self.directory, self.model, self._ranks, state, keep
         )

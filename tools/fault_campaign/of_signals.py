@@ -30,7 +30,7 @@ def _once(owner, name, harm, count=1):
 
 def _phases() -> dict[str, tuple]:
     """Returns what is called in each phase of a run, and which time."""
-    from trainers import evaluation, output
+    from trainers import evaluation, files
 
     batch_end = keras.callbacks.CallbackList, "on_train_batch_end"
     return {
@@ -41,7 +41,7 @@ def _phases() -> dict[str, tuple]:
         "evaluation": (evaluation.Evaluation, "__call__", 1),
         "the write of a checkpoint": (os, "fsync", 1),
         "the second checkpoint": (os, "fsync", 2),
-        "the write of the log": (output.os, "replace", 2),
+        "the write of the log": (files.os, "replace", 2),
         "the write of the model": (keras.Model, "save", 3),
     }
 

@@ -69,7 +69,7 @@ def results(study: Study, records: list[dict], train_size: int) -> list[Result]:
     found = []
     for label in study.arms:
         run = study.run(label, study.batch_sizes[0])
-        momentum = run.settings[run.args.optimizer].get("momentum", 0.0)
+        momentum = run.settings[run.config.optimizer].get("momentum", 0.0)
         for batch_size in study.batch_sizes:
             of_cell = trials.of_cell(records, label, batch_size)
             if of_cell:

@@ -6,7 +6,7 @@ import math
 from tools import markdown_tables
 from tools.sweep import trials
 from tools.sweep.trials import Study
-from trainers.command_line import Run, input_shape
+from trainers.command_line import Run
 
 # FLOPs of products per second: half the peak of a V100, as the prediction of
 # tools.scaling_benchmark has it.
@@ -70,14 +70,16 @@ class Row:
 
 def cost(run: Run) -> Cost:
     """Returns what the model of a run takes, with K-FAC's settings of it."""
-    settings = run.settings[run.args.optimizer]
+    settings = run.settings[run.config.optimizer]
     is_exact = settings.get("inverter") == "eigen"
     options = {
         "fisher": settings.get("fisher", "sampled"),
         "inverter": "eigen" if is_exact else "cholesky",
         "norm_curvature": settings.get("norm_curvature", "diagonal"),
     }
-    key = (run.args.model, input_shape(run), *options.values())
+    from trainers import train
+
+    key = (run.config.model, train.input_shape(run), *options.values())
     if key not in _COSTS:
         _COSTS[key] = _cost(run, options)
     return _COSTS[key]
@@ -90,14 +92,14 @@ def _cost(run, options):
     import tensorflow as tf
 
     import tfkfac
-    from trainers import harness
+    from trainers import train
 
     plan = tfkfac.plan(
-        harness.make_model(run),
+        train.make_model(run),
         batch_size=_BATCH,
         **options,
         inputs=tf.TensorSpec(
-            [None, *input_shape(run)],
+            [None, *train.input_shape(run)],
             "int32" if run.trainer.text else "float32",
         ),
     )
@@ -121,8 +123,8 @@ def rows(study: Study, speed: float = SPEED) -> list[Row]:
         study.cells(), key=lambda cell: (arms.index(cell[0]), cell[1])
     ):
         run = study.run(label, size, dry=True)
-        settings = run.settings[run.args.optimizer]
-        is_kfac = run.args.optimizer.startswith("kfac")
+        settings = run.settings[run.config.optimizer]
+        is_kfac = run.config.optimizer.startswith("kfac")
         periods = tuple(
             int(settings.get(f"{name}_update_period", 1))
             for name in ("factor", "inverse")
@@ -148,7 +150,7 @@ def _trials(study, label):
 
 def _evaluations(study, run):
     """Returns how many there are, and the examples of each."""
-    period = max(1, round(study.evaluation_examples / run.args.batch_size))
+    period = max(1, round(study.evaluation_examples / run.config.batch_size))
     return 1 + math.ceil(study.total(run) / period), 2 * study.split_examples
 
 

@@ -1,6 +1,7 @@
 """An arm at a batch size: one trace, run with any settings."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
@@ -22,7 +23,7 @@ from tools.sweep.trials import (
     Study,
     Task,
 )
-from trainers import evaluation, harness, optimizers, schemes
+from trainers import evaluation, optimizers, train
 
 POINTS = 50  # Of a trial's curve.
 EXPLODED = 10  # Times the training loss before training: what has diverged.
@@ -101,8 +102,8 @@ class Cell:
     def __init__(self, study: Study, label: str, batch_size: int):
         self.study, self.run = study, study.run(label, batch_size)
         self._parts = study.parts(batch_size)
-        harness.configure(self.run)
-        self._settings = self.run.settings[self.run.args.optimizer]
+        train.configure(self.run)
+        self._settings = self.run.settings[self.run.config.optimizer]
         if "kl_clip" in study.space(label):
             self._settings["kl_clip"] = 1.0  # So that there is a variable.
         seeds = {TUNING_SEED, *study.seeds}
@@ -127,8 +128,9 @@ class Cell:
         self._step = step
 
     def _build(self, seed):
-        self.run.args.seed = seed
-        return harness.build(self.run, self.run.args.optimizer)
+        config = dataclasses.replace(self.run.config, seed=seed)
+        run = dataclasses.replace(self.run, config=config)
+        return train.build(run, config.optimizer)
 
     def _start(self, seed):
         """Returns the model's variables as they are initialized."""
@@ -157,8 +159,8 @@ class Cell:
     def _rate(self, names) -> dict:
         """Returns the variables of the learning rate, the first one, and of
         what is tuned of its schedule."""
-        args, steps = self.run.args, self.run.steps
-        schedule = schemes.learning_rate(args, 1.0, steps)
+        args, steps = self.run.config, self.run.steps
+        schedule = optimizers.learning_rate(args, 1.0, steps)
         if not callable(schedule):
             return {"learning_rate": self.optimizer._learning_rate}
         numbers = {"learning_rate": Adjustable(1.0)}
@@ -184,7 +186,7 @@ class Cell:
 
     def _batches_of(self, split):
         """Returns the batches of a split, decoded once."""
-        size = min(self.run.args.batch_size // self._parts, 1024)
+        size = min(self.run.config.batch_size // self._parts, 1024)
         batches = self.run.data.evaluation(split, size)
         count = math.ceil(self.study.split_examples / size)
         return list(itertools.islice(batches, count))
@@ -246,7 +248,7 @@ class Cell:
         Returns:
             The status.
         """
-        size, total = self.run.args.batch_size, self.study.total(self.run)
+        size, total = self.run.config.batch_size, self.study.total(self.run)
         period = max(1, round(self.study.evaluation_examples / size))
         batches = iter(self.run.data.train(size // self._parts, task.seed))
         first = record = self._record(curve, 0, 0.0)

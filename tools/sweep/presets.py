@@ -3,7 +3,7 @@
     python -m tools.batch_size_study --preset=zhang_mnist --dry_run
 
 Model, data and what is fixed are those of the trainer's preset that the flags
-name (`trainers/presets.py`). What a paper does not print is chosen here, and
+name (`trainers/configs/`). What a paper does not print is chosen here, and
 the docstrings say so; flags on the command line override it.
 """
 

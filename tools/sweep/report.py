@@ -15,7 +15,7 @@ from tools.sweep import (
 )
 from tools.sweep.analysis import Result
 from tools.sweep.trials import Study
-from trainers import output
+from trainers import files
 
 
 def write(
@@ -74,12 +74,12 @@ def write(
 
 def _save(directory, text, drawn):
     """Writes the text, then the pictures that there are, and prints it."""
-    with output.whole(directory / "report.md") as partial:
+    with files.whole(directory / "report.md") as partial:
         partial.write_text(text + "\n")
     print(text)
     for name, figure in drawn.items():
         if figure is not None:
-            with output.whole(directory / f"{name}.png") as partial:
+            with files.whole(directory / f"{name}.png") as partial:
                 figure.savefig(partial, dpi=110)
     print(f"Written to {directory}/")
 

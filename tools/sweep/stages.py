@@ -17,9 +17,9 @@ def targets(study: Study, found: list[Result], metric: str) -> list[float]:
     if worst is None or study.stop:
         return []
     run = study.run(worst["arm"], worst["batch_size"])
-    if run.args.schedule != "steps":
+    if run.config.schedule != "steps":
         return []
-    ends = [run.steps.boundary(place) for place in run.args.decay_at]
+    ends = [run.steps.boundary(place) for place in run.config.decay_at]
     return analysis.stage_targets(worst["curve"], metric, ends)
 
 

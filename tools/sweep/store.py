@@ -16,7 +16,7 @@ from tools.sweep.trials import (
     TUNING_SEED,
     Study,
 )
-from trainers import output
+from trainers import files
 
 _ROUNDING = 1e-5  # Of settings, which have six digits.
 _FELL = 0.97  # Of the training loss at first: what older trials have learned.
@@ -167,7 +167,7 @@ class Store:
                 "directory"
             )
         self._lines = json_lines.Lines(path, Check(study))
-        output.write_json(settings, study.config())
+        files.write_json(settings, study.config())
         self.records = retold(self._lines.records.copy())
 
     def add(self, record: dict) -> None:

@@ -7,13 +7,12 @@ recorded of every trial, so that one study answers for several targets.
 """
 
 import dataclasses
-import importlib
 import json
 import math
 from typing import Any
 
 from tools.sweep import curves, space
-from trainers import command_line
+from trainers import command_line, configs
 
 TUNING_SEED = 100
 REACHED, MISSED = "reached", "not reached"
@@ -88,7 +87,7 @@ class Study:
         Its epochs are those of the flags, or more to make `least_steps` steps.
         Where it is dry, the published size of the data serves.
         """
-        module = importlib.import_module(f"trainers.{self.trainer}")
+        trainer = configs.trainer(self.trainer)
         name, flags = self.arms[label]
         optimizer, more = space.ARMS[name]
         given = [f"--optimizer={optimizer}", f"--batch_size={batch_size}"]
@@ -96,13 +95,13 @@ class Study:
         self._refuse_accumulation(argv)
         if (parts := self.parts(batch_size)) > 1:
             argv.insert(-1, f"--gradient_accumulation_steps={parts}")
-        run = command_line.parse(module.TRAINER, argv)
+        run = command_line.parse(trainer, argv)
         if run.data is None and not dry:
-            run = command_line.parse(module.TRAINER, argv[:-1])
+            run = command_line.parse(trainer, argv[:-1])
         if run.steps.total < self.least_steps:
             epochs = math.ceil(self.least_steps / run.steps.per_epoch)
             argv += [f"--epochs={epochs}", "--noadjust_epochs"]
-            run = command_line.parse(module.TRAINER, argv)
+            run = command_line.parse(trainer, argv)
         self._refuse(label, run)
         return run
 
@@ -125,12 +124,12 @@ class Study:
     def _refuse(self, label, run):
         """Exits where trials of a cell would not be what is asked."""
         tuned = self.space(label).keys() & set(space.SCHEDULE)
-        if tuned and run.args.schedule != "linear":
+        if tuned and run.config.schedule != "linear":
             raise SystemExit(
                 f"{label}: {', '.join(sorted(tuned))} is of --schedule=linear; "
                 "give that, or leave it out of --space"
             )
-        settings = run.settings[run.args.optimizer]
+        settings = run.settings[run.config.optimizer]
         schedules = {"damping": "damping_target", "momentum": "couple_momentum"}
         for name, flag in schedules.items():
             if name in self.space(label) and settings.get(flag):

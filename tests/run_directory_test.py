@@ -6,12 +6,10 @@ import json
 
 import pytest
 import two_ranks
-from mnist_runs import check, train
+from mnist_runs import check
+from mnist_runs import train as run_mnist
 
-from trainers import (
-    harness,
-    output,
-)
+from trainers import files, run_directory, train
 
 
 @contextlib.contextmanager
@@ -31,7 +29,7 @@ def test_a_second_job_in_a_directory_is_refused(more, run_dir):
     argv = ["--optimizer=momentum", "--epochs=2", f"--model_dir={path}", *more]
     message = f"--model_dir={path}: another job runs in it; wait"
     with another_job(path), pytest.raises(SystemExit, match=message):
-        train(*argv)
+        run_mnist(*argv)
     found = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
     assert found == (before if more else {path / ".lock": b""})
 
@@ -41,7 +39,7 @@ def test_all_ranks_refuse_a_directory_that_is_taken(tmp_path):
 
     def of_rank(ranks):
         try:
-            with harness.claimed(run, ranks):
+            with run_directory.claimed(run, ranks):
                 return "claimed"
         except SystemExit as end:
             return end.code
@@ -57,17 +55,17 @@ def test_what_came_into_a_directory_after_the_flags_were_checked(tmp_path):
     new, resumed = check(f"--model_dir={tmp_path}"), tmp_path / "resumed"
     (tmp_path / "configuration.json").write_text("{}")
     with pytest.raises(SystemExit, match="configuration.json of another run"):
-        harness.main(new)
+        train.main(new)
     assert (tmp_path / "configuration.json").read_text() == "{}"
     resumed.mkdir()
-    configuration = output.plain(new.configuration())
-    output.write_json(resumed / "configuration.json", configuration)
+    configuration = files.plain(new.configuration())
+    files.write_json(resumed / "configuration.json", configuration)
     again = check("--resume", f"--model_dir={resumed}")
-    output.write_json(
+    files.write_json(
         resumed / "configuration.json", {**configuration, "seed": 9}
     )
     with pytest.raises(SystemExit, match="seed is 0 now and was 9"):
-        harness.main(again)
+        train.main(again)
 
 
 def test_another_run_is_kept(tmp_path):
@@ -75,7 +73,7 @@ def test_another_run_is_kept(tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(SystemExit, match="summary.json is there, and no conf"):
         check(model_dir, "--overwrite")
-    output.clear(tmp_path)
+    run_directory.clear(tmp_path)
     assert (tmp_path / "summary.json").exists()
     (tmp_path / "configuration.json").write_text("{}")
     for name in ("checkpoints/00000001.keras", "compare_adam/log.jsonl",
@@ -93,10 +91,10 @@ def test_another_run_is_kept(tmp_path):
     # Until it is known that the new run can be.
     bad = ["--damping=1", "--damping_target=0.001", "--damping_warmup=3"]
     with pytest.raises(SystemExit, match="--optimizer=kfac: WarmupDamping"):
-        harness.main(check(model_dir, "--overwrite", *bad))
+        train.main(check(model_dir, "--overwrite", *bad))
     assert (tmp_path / "summary.json").read_text() == "{}"
     run = check(model_dir, "--overwrite")
-    output.clear(run.model_dir)
+    run_directory.clear(run.model_dir)
     left = {p for p in tmp_path.rglob("*") if not p.is_dir()}
     assert {str(p.relative_to(tmp_path)) for p in left} == mine
     assert not (tmp_path / "checkpoints").exists()
@@ -104,7 +102,7 @@ def test_another_run_is_kept(tmp_path):
 
 def test_only_what_a_run_wrote_is_removed(tmp_path):
     """Of the optimizers that its configuration names."""
-    output.write_configuration(tmp_path, {"optimizer": "kfac"}, ["adam"])
+    run_directory.write_configuration(tmp_path, {"optimizer": "kfac"}, ["adam"])
     of_run = {"loss.csv", "compare_adam/log.csv", "log.csv",
               "checkpoints/partial_00000012.keras",
               "tensorboard/adam/events.out.tfevents.1",
@@ -116,13 +114,13 @@ def test_only_what_a_run_wrote_is_removed(tmp_path):
     for name in of_run | mine:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    output.clear(tmp_path)
+    run_directory.clear(tmp_path)
     left = {p for p in tmp_path.rglob("*") if not p.is_dir()}
     assert {str(p.relative_to(tmp_path)) for p in left} == mine
     # A run without a comparison has no file of one.
     (tmp_path / "loss.csv").touch()
-    output.write_configuration(tmp_path, {"optimizer": "sgd"}, [])
-    output.clear(tmp_path)
+    run_directory.write_configuration(tmp_path, {"optimizer": "sgd"}, [])
+    run_directory.clear(tmp_path)
     assert (tmp_path / "loss.csv").exists()
     assert (tmp_path / "compare_sgd/log.csv").exists()
     assert not (tmp_path / "tensorboard/sgd").exists()
@@ -131,9 +129,9 @@ def test_only_what_a_run_wrote_is_removed(tmp_path):
 def test_the_configuration_is_read_without_what_is_compared(tmp_path):
     """So that such a run can be resumed."""
     configuration = {"seed": 3, "settings": {"learning_rate": 0.5}}
-    output.write_configuration(tmp_path, configuration, ["adam"])
-    assert output.read_configuration(tmp_path) == configuration
-    assert output.resumed(tmp_path, configuration) == tmp_path
+    run_directory.write_configuration(tmp_path, configuration, ["adam"])
+    assert run_directory.read_configuration(tmp_path) == configuration
+    assert run_directory.resumed(tmp_path, configuration) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -156,7 +154,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(name, more, tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "checkpoints").touch()
     with pytest.raises(SystemExit, match="checkpoints: cannot write there"):
-        output.make_folder(tmp_path / "checkpoints")
+        run_directory.make_folder(tmp_path / "checkpoints")
 
 
 def test_a_configuration_of_any_depth_is_compared(tmp_path):
@@ -165,7 +163,7 @@ def test_a_configuration_of_any_depth_is_compared(tmp_path):
         file = tmp_path / "configuration.json"
         file.write_text(f'{{"seed": {deep}}}')
         with pytest.raises(SystemExit, match="corrupt|seed is 3 now and was"):
-            output.resumed(tmp_path, {"seed": 3})
+            run_directory.resumed(tmp_path, {"seed": 3})
 
 
 def test_checkpoints_may_lie_elsewhere(tmp_path):
@@ -176,13 +174,13 @@ def test_checkpoints_may_lie_elsewhere(tmp_path):
     for path in (there / "00000002.keras", there / "mine", run / "log.csv",
                  run / "configuration.json"):  # fmt: skip
         path.write_text("")
-    output.clear(run)
+    run_directory.clear(run)
     assert [path.name for path in there.iterdir()] == ["mine"]
     assert not list(run.glob("*.csv"))
-    output.write_json(run / "a.json", {})
+    files.write_json(run / "a.json", {})
     (run / "partial_a.json").mkdir()
     with pytest.raises(SystemExit, match="partial_a.json is a folder"):
-        output.write_json(run / "a.json", {"b": 1})
+        files.write_json(run / "a.json", {"b": 1})
     assert json.loads((run / "a.json").read_text()) == {}
 
 
@@ -190,27 +188,4 @@ def test_checkpoints_may_lie_elsewhere(tmp_path):
 def test_a_configuration_of_another_form_is_named(text, tmp_path):
     (tmp_path / "configuration.json").write_text(text)
     with pytest.raises(SystemExit, match="configuration.json is corrupt"):
-        output.resumed(str(tmp_path), {"settings": {}})
-
-
-def test_whole_keeps_the_old_file_when_writing_fails(tmp_path):
-    path = tmp_path / "summary.json"
-    output.write_json(path, {"loss": float("nan")})
-    with pytest.raises(TypeError, match="JSON"):
-        output.write_json(path, {"loss": object()})
-    assert json.loads(path.read_text()) == {"loss": "nan"}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, monkeypatch):
-    path = tmp_path / "summary.json"
-    output.write_json(path, {"loss": 1.0})
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(output.pathlib.Path, "write_text", full)
-    with pytest.raises(SystemExit, match="summary.json cannot .*No space left"):
-        output.write_json(path, {"loss": 2.0})
-    assert json.loads(path.read_text()) == {"loss": 1.0}
-    assert list(tmp_path.iterdir()) == [path]
+        run_directory.resumed(str(tmp_path), {"settings": {}})

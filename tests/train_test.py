@@ -7,7 +7,8 @@ import time
 import keras
 import numpy as np
 import pytest
-from mnist_runs import check, train
+from mnist_runs import check
+from mnist_runs import train as run_mnist
 
 from tfkfac.distributed import communicator
 from trainers import (
@@ -15,7 +16,7 @@ from trainers import (
     checkpoints,
     data,
     evaluation,
-    harness,
+    train,
 )
 from trainers.models import MODELS
 from trainers.steps import Steps
@@ -43,12 +44,12 @@ def test_steps_and_ends_of_epochs():
 def test_divergence_is_an_error(argv, tmp_path):
     run = check(*argv, "--epochs=3", f"--model_dir={tmp_path}")
     with pytest.raises(SystemExit, match="diverged within .* lower --learning"):
-        harness.main(run)
+        train.main(run)
     assert not (tmp_path / "summary.json").exists()
 
 
 def test_tensorboard_logs(tmp_path):
-    summary = train(
+    summary = run_mnist(
         "--optimizer=sgd",
         "--tensorboard",
         "--steps=1",
@@ -83,7 +84,9 @@ def test_a_clock_that_jumps_back_counts_for_nothing(tmp_path, monkeypatch):
     for name in ("time", "perf_counter"):
         now = itertools.count(time.time(), -60.0)
         monkeypatch.setattr(time, name, lambda now=now: next(now))
-    summary = train("--optimizer=sgd", "--steps=2", f"--model_dir={tmp_path}")
+    summary = run_mnist(
+        "--optimizer=sgd", "--steps=2", f"--model_dir={tmp_path}"
+    )
     assert 0 < summary["seconds"] < 600
 
 
@@ -91,7 +94,7 @@ def test_a_clock_that_jumps_back_counts_for_nothing(tmp_path, monkeypatch):
     "metric, value", [("val_accuracy", 0.5), ("loss", 2.1)]
 )
 def test_target_ends_a_run(metric, value, tmp_path):
-    summary = train(
+    summary = run_mnist(
         "--optimizer=adam",
         f"--target_metric={metric}",
         f"--target_value={value}",
@@ -129,8 +132,8 @@ def test_evaluation_counts_every_example_once(monkeypatch):
 def test_averaged_weights_are_evaluated(tmp_path):
     """And training goes on from the weights themselves."""
     argv = ["--optimizer=sgd", "--learning_rate=0.5", "--epochs=2"]
-    plain = train(*argv, f"--model_dir={tmp_path / 'plain'}")
-    summary = train(*argv, "--ema=0.8", f"--model_dir={tmp_path / 'ema'}")
+    plain = run_mnist(*argv, f"--model_dir={tmp_path / 'plain'}")
+    summary = run_mnist(*argv, "--ema=0.8", f"--model_dir={tmp_path / 'ema'}")
     assert summary["train_loss"] == plain["train_loss"]
     assert summary["test_loss"] != plain["test_loss"]
     saved = keras.models.load_model(tmp_path / "ema" / "model.keras")

@@ -1,28 +1,57 @@
-"""What a run leaves behind: its directory and whole files in it."""
+"""The directory of a run: what is in it, and whose it is.
+
+configuration.json   all that the run depends on
+summary.json         what came of it, of each optimizer
+log.jsonl, log.csv   a record for each evaluation
+curves.png           the records as curves
+loss.csv, loss.png   with --compare: the loss of each step, the comparison
+model.keras          the model at the end
+checkpoints/         what --resume goes on from
+compare_<name>/      the same of an optimizer that is compared
+"""
 
 import contextlib
-import csv
-import errno
 import itertools
 import json
-import math
 import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trainers import locks, run_files
-from trainers.run_files import (
-    CHECKPOINTS,
-    COMPARE,
-    CONFIGURATION,
-    LOCK,
-    LOG,
-    RECORDS,
-)
+from trainers import files
+from trainers.refusals import OPTIMIZERS
 
-TOO_MANY_FILES = errno.EMFILE, errno.ENFILE  # Of the process, of the system.
+CONFIGURATION, SUMMARY = "configuration.json", "summary.json"
+RECORDS, LOG, CURVES = "log.jsonl", "log.csv", "curves.png"
+CHECKPOINTS, LOCK, EVENTS = "checkpoints", ".lock", "tensorboard"
+CHECKPOINT = f"{CHECKPOINTS}/{'[0-9]' * 8}.keras"
+COMPARE = "compare"  # In the configuration: no part of what a run is.
+_OF_AN_OPTIMIZER = (
+    RECORDS,
+    LOG,
+    CURVES,
+    "health.html",
+    "health.jsonl",
+    "model.keras",
+    CHECKPOINT,
+    CHECKPOINT.replace("/", "/partial_"),
+)
+_OF_A_RUN = (
+    CONFIGURATION,
+    SUMMARY,
+    *_OF_AN_OPTIMIZER,
+    *(
+        f"spectra/{name}"
+        for name in ("spectra.json", "eigenvalues.png", "movement.png",
+                     "noise.png", "measured.txt")
+    ),
+)  # fmt: skip
+
+
+def folder_of(name: str) -> str:
+    """Returns the folder of an optimizer that a run compares."""
+    return f"compare_{name}"
 
 
 def make_model_dir(
@@ -46,14 +75,9 @@ def make_model_dir(
 
 
 def refuse_another(path: pathlib.Path, overwrite: bool) -> None:
-    """Exits where the files of another run are in a directory.
-
-    Args:
-        path: The directory.
-        overwrite: As for `make_model_dir`.
-    """
+    """Exits where another run is in a directory, but for `overwrite`."""
     with _refusal(path):
-        found = run_files.of_run(path)
+        found = of_run(path)
     if found and not (path / CONFIGURATION).exists():
         raise SystemExit(
             f"--model_dir={path}: {found[0].name} is there, and no "
@@ -72,7 +96,7 @@ def locked(model_dir: pathlib.Path) -> Iterator[None]:
     """Within it no other job has the directory; exits where one has."""
     with _refusal(model_dir):
         try:
-            file = locks.taken(model_dir / LOCK)
+            file = files.taken(model_dir / LOCK)
         except BlockingIOError:
             raise SystemExit(
                 f"--model_dir={model_dir}: another job runs in it; wait until "
@@ -82,6 +106,36 @@ def locked(model_dir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def claimed(run, ranks) -> Iterator[None]:
+    """Within it --model_dir is this job's; all ranks exit where it cannot be.
+
+    What was found there when the flags were checked may have changed since.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        try:
+            if ranks.rank == 0:
+                stack.enter_context(locked(run.model_dir))
+                if run.config.resume:
+                    resumed(run.model_dir, run.configuration())
+                else:
+                    refuse_another(run.model_dir, run.config.overwrite)
+        except SystemExit as error:
+            refusal = error.code
+        refusal = ranks.broadcast_object(refusal)
+        if refusal is not None:
+            raise SystemExit(refusal)
+        yield
+
+
+def begin(run) -> None:
+    """Makes the directory that of a run: another one there is removed."""
+    clear(run.model_dir)
+    compared = run.config.compare
+    write_configuration(run.model_dir, run.configuration(), compared)
+
+
 def clear(model_dir: pathlib.Path) -> None:
     """Removes the files of a run, and folders that are empty then.
 
@@ -89,7 +143,7 @@ def clear(model_dir: pathlib.Path) -> None:
     """
     if not (model_dir / CONFIGURATION).exists():
         return
-    found = run_files.of_run(model_dir)
+    found = of_run(model_dir)
     for file in reversed(found):  # Its configuration last: a kill may come.
         file.unlink()
     folders = {p for file in found for p in file.relative_to(model_dir).parents}
@@ -117,7 +171,7 @@ def _refusal(path: pathlib.Path):
     try:
         yield
     except OSError as error:
-        if error.errno in TOO_MANY_FILES:
+        if error.errno in files.TOO_MANY_FILES:
             raise  # Of which the directory is no cause.
         raise SystemExit(
             f"--model_dir={path}: cannot write there ({error.strerror}); "
@@ -132,13 +186,15 @@ def read_configuration(model_dir: pathlib.Path) -> dict[str, Any]:
         OSError: There is none.
         ValueError: The file is not of the form.
     """
-    saved = run_files.configuration(model_dir)
+    saved = _saved(model_dir)
     saved.pop(COMPARE, None)
     return saved
 
 
 def write_configuration(
-    model_dir: pathlib.Path, configuration: dict[str, Any], compare: list[str]
+    model_dir: pathlib.Path,
+    configuration: dict[str, Any],
+    compare: Sequence[str],
 ) -> None:
     """Writes what `read_configuration` reads.
 
@@ -147,8 +203,8 @@ def write_configuration(
         configuration: That of the run.
         compare: The optimizers that it compares, for `clear`.
     """
-    found = {**configuration, COMPARE: compare}
-    write_json(model_dir / CONFIGURATION, found)
+    found = {**configuration, COMPARE: list(compare)}
+    files.write_json(model_dir / CONFIGURATION, found)
 
 
 def resumed(
@@ -173,7 +229,7 @@ def resumed(
             "to go on with; leave --resume out"
         ) from None
     except OSError as error:
-        if error.errno in TOO_MANY_FILES:
+        if error.errno in files.TOO_MANY_FILES:
             raise
         raise SystemExit(
             f"--resume: {file} cannot be read ({error.strerror}): make it "
@@ -205,7 +261,7 @@ def differences(
         configuration: That of the command line.
         saved: One that was written as JSON.
     """
-    configuration = json.loads(json.dumps(plain(configuration)))
+    configuration = json.loads(json.dumps(files.plain(configuration)))
     return [
         f"{key} is {own.get(key)!r} now and was {other.get(key)!r}"
         for own, other in _levels(configuration, saved)
@@ -220,64 +276,74 @@ def _levels(own, other):
     return [(own.pop("settings", {}), other.pop("settings", {})), (own, other)]
 
 
-@contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a path to write to, which becomes `path` when all is written."""
-    partial = path.with_name(f"partial_{path.name}")
-    if partial.is_dir():
-        raise SystemExit(
-            f"{partial} is a folder where a file is to be written: move it away"
-        )
+def _saved(model_dir: pathlib.Path) -> dict[str, Any]:
+    """Returns the configuration in a directory, and what it compares.
+
+    Raises:
+        OSError: There is none.
+        ValueError: The file is not of the form.
+    """
     try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        limit = error.errno in TOO_MANY_FILES
-        mend = "; allow more, as by ulimit -n 1024" if limit else ""
-        raise SystemExit(
-            f"{path} cannot be written ({error.strerror or error}); what was "
-            f"there before is whole{mend}"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+        saved = json.loads((model_dir / CONFIGURATION).read_text())
+    except RecursionError:
+        saved = None
+    if not isinstance(saved, dict) or not isinstance(
+        saved.get("settings", {}), dict
+    ):
+        raise ValueError("it is no configuration")
+    return saved
 
 
-def plain(value: Any) -> Any:
-    """Returns a value for JSON, which has no infinity: "inf", "nan"."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return value if finite else str(value)
+def of_run(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files of the run in a directory, and those alone."""
+    found = (file for p in _patterns(path) for file in sorted(path.glob(p)))
+    return [file for file in found if file.is_file() or file.is_symlink()]
 
 
-def write_json(path: pathlib.Path, value: dict) -> None:
-    with whole(path) as partial:
-        text = json.dumps(plain(value), indent=2, allow_nan=False)
-        partial.write_text(text + "\n")
+def _patterns(path) -> list[str]:
+    """Returns what the files of the run in a directory are called.
+
+    Where its configuration does not say of which optimizers it is, they may be
+    those of all.
+    """
+    try:
+        saved = _saved(path)
+    except (OSError, ValueError):
+        saved = {}
+    compared, own = saved.get(COMPARE), saved.get("optimizer")
+    if not isinstance(compared, list):
+        compared = list(OPTIMIZERS)
+    compared = [name for name in OPTIMIZERS if name in compared]
+    logged = [name for name in OPTIMIZERS if own in (name, None)]
+    found = list(_OF_A_RUN)
+    if compared:
+        found += ["loss.csv", "loss.png"]
+    for name in compared:
+        found += [f"{folder_of(name)}/{file}" for file in _OF_AN_OPTIMIZER]
+    for name in {*logged, *compared}:
+        found.append(f"{EVENTS}/{name}/events.out.tfevents.*")
+    return found
 
 
-def write_records(
-    directory: pathlib.Path, records: Sequence[dict[str, float]]
+def refuse_files(
+    path: pathlib.Path, optimizer: str, compare: Sequence[str]
 ) -> None:
-    """Writes the log: a line of JSON for each record, and a table."""
-    with whole(directory / RECORDS) as partial:
-        lines = [json.dumps(plain(record)) + "\n" for record in records]
-        partial.write_text("".join(lines))
-    with whole(directory / LOG) as partial, partial.open("w") as file:
-        columns = list(records[0]) if records else []
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
+    """Exits where something else is in the place of a folder of a run.
 
-
-def write_losses(path: pathlib.Path, losses: dict[str, list[float]]) -> None:
-    """Writes the training loss of each step, one column per optimizer."""
-    with whole(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", *losses])
-        writer.writerows(
-            [step, *row]
-            for step, row in enumerate(itertools.zip_longest(*losses.values()))
-        )
+    Args:
+        path: The directory of the run.
+        optimizer: Of the run.
+        compare: The optimizers that it compares.
+    """
+    for name in (
+        CHECKPOINTS,
+        *map(folder_of, compare),
+        EVENTS,
+        *(f"{EVENTS}/{name}" for name in (optimizer, *compare)),
+    ):
+        folder = path / name
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise SystemExit(
+                f"--model_dir={path}: {name} is a file where the run needs a "
+                "folder: move it away, or give another directory"
+            )

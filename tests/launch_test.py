@@ -1,4 +1,5 @@
-"""How a trainer ends by an error that is no fault of the program."""
+"""Ranks that were given different values; errors that are no fault of the
+program."""
 
 import errno
 import os
@@ -7,14 +8,17 @@ import subprocess
 import sys
 
 import pytest
+import two_ranks
 
 from tfkfac.distributed.roll_call import RanksError
-from trainers import output, program
+from trainers import command_line, launch, run_directory
+
+FLAGS = {"--seed": 0, "--augment": True, "--data_dir": None}
 
 
 def test_ranks_end_with_a_sentence_in_place_of_a_traceback():
     said = "Rank 1 does not answer"
-    with pytest.raises(SystemExit, match=said), program.in_a_sentence():
+    with pytest.raises(SystemExit, match=said), launch.in_a_sentence():
         raise RanksError(said)
 
 
@@ -22,28 +26,28 @@ def test_ranks_end_with_a_sentence_in_place_of_a_traceback():
 def test_too_many_files(number, tmp_path, monkeypatch):
     error = OSError(number, "Too many open files", "data.npz")
     said = "^data.npz cannot be opened, as too many are open; allow more"
-    with pytest.raises(SystemExit, match=said), program.in_a_sentence():
+    with pytest.raises(SystemExit, match=said), launch.in_a_sentence():
         raise error
 
     def too_many(**kind):
         raise error
 
     # It is no fault of the directory.
-    monkeypatch.setattr(output.tempfile, "TemporaryFile", too_many)
-    with pytest.raises(SystemExit, match=said), program.in_a_sentence():
-        output.make_model_dir(str(tmp_path), "run")
+    monkeypatch.setattr(run_directory.tempfile, "TemporaryFile", too_many)
+    with pytest.raises(SystemExit, match=said), launch.in_a_sentence():
+        run_directory.make_model_dir(str(tmp_path), "run")
 
 
 def test_a_full_disk_is_not_blamed_on_stdout():
     error = OSError(errno.ENOSPC, "No space left on device")
     said = "^a file cannot be written .No space left on device.: what was saved"
-    with pytest.raises(SystemExit, match=said), program.in_a_sentence():
+    with pytest.raises(SystemExit, match=said), launch.in_a_sentence():
         raise error
 
 
 _PRINTS = """
-from trainers import output, program
-with program.in_a_sentence():
+from trainers import launch
+with launch.in_a_sentence():
     print("sound", flush=True)
     input()
     print("lost")
@@ -79,11 +83,41 @@ def test_a_file_of_flags_that_is_no_text_is_named(tmp_path):
     file.write_bytes(b"--epochs=\xff\xfe\n")
     for given in ([f"--flagfile={file}"], ["-flagfile", str(file)]):
         with pytest.raises(SystemExit, match=f"--flagfile={file}: is no text"):
-            program.parsed(["mnist", "--verbose=1", *given])
+            command_line.parsed(["mnist", "--verbose=1", *given])
 
 
 def test_other_errors_keep_their_traceback():
     error = RuntimeError("another")
-    with pytest.raises(RuntimeError) as caught, program.in_a_sentence():
+    with pytest.raises(RuntimeError) as caught, launch.in_a_sentence():
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, None),
+        ({1: {"--seed": 1}}, "rank 1: --seed is 1, on rank 0 it is 0; give"),
+        (
+            {2: {"--augment": False, "--data_dir": "/data"}},
+            "rank 2: --augment is False, on rank 0 it is True; --data_dir is "
+            "/data, on rank 0 it is None; give all ranks the same flags",
+        ),
+    ],
+)
+def test_all_ranks_tell_who_differs(changes, message):
+    def of_rank(ranks):
+        values = {**FLAGS, **changes.get(ranks.rank, {})}
+        try:
+            launch.require_same(values, ranks, "flags")
+        except SystemExit as end:
+            return end.code
+
+    first, *others = two_ranks.run(3, of_rank)
+    assert others == [first] * 2
+    assert first is None if message is None else first.startswith(message)
+
+
+def test_one_process_needs_no_agreement(monkeypatch):
+    monkeypatch.setattr(launch, "require_same", pytest.fail)
+    launch.require_same_flags({"seed": 0})
