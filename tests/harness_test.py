@@ -16,8 +16,8 @@ from trainers import (
     data,
     evaluation,
     harness,
+    models,
 )
-from trainers.models import MODELS
 from trainers.steps import Steps
 
 
@@ -72,11 +72,13 @@ def test_step_losses_are_those_of_the_batches():
 
 
 def test_parameters_of_small_cnn():
-    small_cnn = MODELS["small_cnn"]
+    small_cnn = models.maker("small_cnn")
     assert small_cnn((8, 8, 1), 10).count_params() == 13_706
     assert small_cnn((28, 28, 1), 10).count_params() == 105_866
     # The "Simple CNN" of Zhang et al. 2019, F.2.
-    assert MODELS["simple_cnn"]((28, 28, 1), 10).count_params() == 3_274_634
+    assert (
+        models.maker("simple_cnn")((28, 28, 1), 10).count_params() == 3_274_634
+    )
 
 
 def test_a_clock_that_jumps_back_counts_for_nothing(tmp_path, monkeypatch):
@@ -115,7 +117,7 @@ def test_evaluation_counts_every_example_once(monkeypatch):
     """360 digits in batches of 100, of which the last is filled up."""
     digits = data.load("digits")
     keras.utils.set_random_seed(0)
-    model = MODELS["small_cnn"]((8, 8, 1), 10)
+    model = models.maker("small_cnn")((8, 8, 1), 10)
     ranks = communicator.LocalCommunicator()
     found = evaluation.Evaluation(model, ranks)(digits.evaluation("test", 100))
     x, y, _ = next(iter(digits.evaluation("test", 360)))

@@ -13,9 +13,9 @@ import tfkfac
 from trainers import (
     cifar,
     command_line,
-    constraints,
     dry_run,
     imagenet,
+    layers,
     lm1b,
     mnist,
     optimizers,
@@ -176,7 +176,7 @@ def test_what_is_not_as_printed_stands_in_the_help_of_its_flag():
 def test_rescaled_weights_in_float64():
     """sqrt(2 d_out) / |w|: of [[3, 4]] it is 2 / 5."""
     w = tf.constant([[3.0, 4.0]], "float64")
-    found = constraints.RescaledNorm()(w)
+    found = layers.RescaledNorm()(w)
     assert found.dtype == "float64"
     np.testing.assert_allclose(found, [[1.2, 1.6]], rtol=1e-9)
 

@@ -13,10 +13,9 @@ import tfkfac
 from tfkfac.distributed import communicator, sync
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.distributed.roll_call import RanksError
-from trainers import agreement, constraints, optimizers, output, run_files
+from trainers import agreement, layers, models, optimizers, output, run_files
 from trainers.command_line import Run
 from trainers.data import catalog
-from trainers.models import LANGUAGE_MODELS, MODELS
 from trainers.training import Training
 
 
@@ -171,10 +170,10 @@ def build(run: Run, name: str) -> keras.Model:
     for state in sync.seeds(model):  # As of dropout: by the rank.
         state.assign(state.numpy() + np.array([ranks.rank, 0], "uint32"))
     if args.weight_decay_mode == "l2" and settings.get("weight_decay"):
-        constraints.regularize(model, settings["weight_decay"])
+        layers.regularize(model, settings["weight_decay"])
     optimizer = optimizers.make(name, model, args, settings, run.steps)
     if args.weight_rescaling:
-        constraints.rescale(model, unwrapped(optimizer))
+        layers.rescale(model, unwrapped(optimizer))
     model.compile(
         optimizer=optimizer,
         loss=make_loss(run),
@@ -190,12 +189,11 @@ def build(run: Run, name: str) -> keras.Model:
 def make_model(run: Run) -> keras.Model:
     """Returns the model that --model names, for the data set."""
     args = run.args
+    make = models.maker(args.model)
     if run.trainer.text:
-        return LANGUAGE_MODELS[args.model](
-            args.vocabulary, mask_padding=not args.packed
-        )
+        return make(args.vocabulary, mask_padding=not args.packed)
     known = catalog.CATALOG[args.dataset]
-    return MODELS[args.model](known.shape, known.classes)
+    return make(known.shape, known.classes)
 
 
 def make_loss(run: Run) -> keras.losses.Loss:
