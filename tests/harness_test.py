@@ -13,11 +13,11 @@ from tfkfac.distributed import communicator
 from trainers import (
     callbacks,
     checkpoints,
-    data,
     evaluation,
     harness,
     models,
 )
+from trainers.data import images
 from trainers.steps import Steps
 
 
@@ -115,7 +115,7 @@ def test_target_ends_a_run(metric, value, tmp_path):
 
 def test_evaluation_counts_every_example_once(monkeypatch):
     """360 digits in batches of 100, of which the last is filled up."""
-    digits = data.load("digits")
+    digits = images.load("digits")
     keras.utils.set_random_seed(0)
     model = models.maker("small_cnn")((8, 8, 1), 10)
     ranks = communicator.LocalCommunicator()
@@ -136,7 +136,7 @@ def test_averaged_weights_are_evaluated(tmp_path):
     assert summary["train_loss"] == plain["train_loss"]
     assert summary["test_loss"] != plain["test_loss"]
     saved = keras.models.load_model(tmp_path / "ema" / "model.keras")
-    digits = data.load("digits")
+    digits = images.load("digits")
     ranks = communicator.LocalCommunicator()
     batches = digits.evaluation("test", 128)
     found = evaluation.Evaluation(saved, ranks)(batches)

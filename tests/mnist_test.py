@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import tfkfac
-from trainers import data, mnist
+from trainers import mnist
+from trainers.data import images
 
 
 def columns(path):
@@ -117,7 +118,7 @@ def check_model(path, summary):
     model = keras.models.load_model(path / "model.keras")
     tfkfac.attach(model)
     result = model.evaluate(
-        data.load("digits").evaluation("test", 360), verbose=0
+        images.load("digits").evaluation("test", 360), verbose=0
     )
     expected = [summary["test_loss"], summary["test_accuracy"]]
     np.testing.assert_allclose(result, expected, rtol=1e-4)

@@ -20,7 +20,7 @@ from trainers import (
     mnist,
     optimizers,
 )
-from trainers.data import augmentation, records
+from trainers.data import batches, records
 from trainers.presets import PRESETS
 
 TRAINERS = {
@@ -170,7 +170,7 @@ def test_what_is_not_as_printed_stands_in_the_help_of_its_flag():
         "weight_decay_mode": "1,000 times that of decoupled for SGD at 0.999",
     }.items():
         assert words in args[name].help, name
-    assert augmentation.MEMORY == 128 and records.MEAN_OF == 10_000
+    assert batches.MEMORY == 128 and records.MEAN_OF == 10_000
 
 
 def test_rescaled_weights_in_float64():

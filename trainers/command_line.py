@@ -7,13 +7,12 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from trainers import (
     agreement,
-    data,
     flag_definitions,
     launcher,
     output,
@@ -22,9 +21,12 @@ from trainers import (
     run_files,
 )
 from trainers import steps as steps_of_run
-from trainers.data import catalog
 from trainers.flag_definitions import SETTINGS, WITHOUT_MOMENTUM
 from trainers.steps import Steps
+
+if TYPE_CHECKING:
+    from trainers.data.images import ImageData
+    from trainers.data.tokens import TokenData
 
 flags.disclaim_key_flags()  # As in flag_definitions.
 
@@ -74,7 +76,7 @@ class Run:
 
     trainer: Trainer
     args: flags.FlagValues
-    data: data.ImageData | data.TokenData | None
+    data: "ImageData | TokenData | None"
     settings: dict[str, dict]
     steps: Steps
     model_dir: pathlib.Path | None
@@ -225,19 +227,15 @@ def _load(trainer, args):
 
     In a dry run the published number serves where nothing is on disk.
     """
-    options = data.Options(
-        validation=args.validation,
-        text_dir=args.text_dir,
-        **(_text_options(args) if trainer.text else _image_options(args)),
-    )
+    data, options = _text(args) if trainer.text else _images(args)
+    given = (args.dataset, args.data_dir, options)
     size = data.published_size(args.dataset, args.validation)
     published = args.dry_run and size is not None
-    if published and trainer.text:  # To count sequences would take hours.
-        given = (args.dataset, args.data_dir, options)
-        if not data.tokens.prepared(*given):
-            return None, size
+    # To count sequences would take hours.
+    if published and trainer.text and not data.prepared(*given):
+        return None, size
     try:
-        found = data.load(args.dataset, args.data_dir, options)
+        found = data.load(*given)
     except SystemExit:
         if published:
             return None, size
@@ -245,28 +243,40 @@ def _load(trainer, args):
     return found, found.train_size
 
 
-def _image_options(args):
-    return {
-        "augment": args.augment,
-        "mixup": args.mixup,
-        "random_erasing": args.random_erasing,
-        "one_hot": args.label_smoothing > 0 or args.mixup is not None,
-    }
+def _images(args):
+    """Returns the module of data sets of images, and how one is read."""
+    from trainers.data import images
+
+    return images, images.Options(
+        augment=args.augment,
+        validation=args.validation,
+        mixup=args.mixup,
+        random_erasing=args.random_erasing,
+        one_hot=args.label_smoothing > 0 or args.mixup is not None,
+        text_dir=args.text_dir,
+    )
 
 
-def _text_options(args):
-    return {
-        "vocabulary": args.vocabulary,
-        "length": args.length,
-        "packed": args.packed,
-    }
+def _text(args):
+    """Returns the module of data sets of text, and how one is read."""
+    from trainers.data import tokens
+
+    return tokens, tokens.Options(
+        validation=args.validation,
+        vocabulary=args.vocabulary,
+        length=args.length,
+        packed=args.packed,
+        text_dir=args.text_dir,
+    )
 
 
 def input_shape(run: Run) -> tuple[int, ...]:
     """Returns the shape of a model's image, or of its tokens."""
     if run.trainer.text:
         return (run.args.length,)
-    return catalog.CATALOG[run.args.dataset].shape
+    from trainers.data import images
+
+    return images.CATALOG[run.args.dataset].shape
 
 
 def _model_dir(run):

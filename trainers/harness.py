@@ -15,7 +15,7 @@ from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.distributed.roll_call import RanksError
 from trainers import agreement, layers, models, optimizers, output, run_files
 from trainers.command_line import Run
-from trainers.data import catalog
+from trainers.data import images
 from trainers.training import Training
 
 
@@ -192,7 +192,7 @@ def make_model(run: Run) -> keras.Model:
     make = models.maker(args.model)
     if run.trainer.text:
         return make(args.vocabulary, mask_padding=not args.packed)
-    known = catalog.CATALOG[args.dataset]
+    known = images.CATALOG[args.dataset]
     return make(known.shape, known.classes)
 
 
