@@ -1,5 +1,6 @@
 """Data sets: what is in which batch, on which rank."""
 
+import dataclasses
 import io
 import itertools
 import pathlib
@@ -12,8 +13,8 @@ import pytest
 import small_data
 from PIL import Image
 
-from trainers import data, launch
-from trainers.data import augmentation, order, records
+from trainers import launch
+from trainers.data import images, records, tokens
 
 EVERYTHING = {
     "crop_padding": 1,
@@ -34,7 +35,11 @@ def written(tmp_path_factory):
 
 
 def load(name, data_dir=None, **options):
-    return data.load(name, data_dir, data.Options(**options))
+    """Returns a data set; options that are not for its kind are left out."""
+    kind = tokens if name in tokens.CATALOG else images
+    known = {field.name for field in dataclasses.fields(kind.Options)}
+    options = {key: options[key] for key in options if key in known}
+    return kind.load(name, data_dir, kind.Options(**options))
 
 
 def batches(dataset, count=None):
@@ -89,29 +94,6 @@ def test_resumed_run_continues_bit_for_bit(name, options, step, written):
     uninterrupted = batches(found.train(6, 7, 1, 2), step + 3)
     resumed = batches(found.train(6, 7, 1, 2, first_step=step), 3)
     assert_equal(resumed, uninterrupted[step:])
-
-
-def test_mixup_is_resumed_from_as_few_batches_as_matter(monkeypatch):
-    monkeypatch.setattr(augmentation, "MEMORY", 4)
-    found = load("digits", mixup=0.4)
-    uninterrupted = batches(found.train(8, 7, 1, 2), 10)
-    for step in (3, 9):
-        resumed = batches(found.train(8, 7, 1, 2, first_step=step), 1)
-        assert_equal(resumed, uninterrupted[step : step + 1])
-
-
-def test_every_example_once_an_epoch():
-    part = order.Part(100)
-    found = [i for _, i in batches(order.shuffled(1437, part, 3), 44)]
-    stream = np.concatenate(found)[: 3 * 1437].reshape(3, 1437)
-    for epoch in stream:
-        np.testing.assert_array_equal(np.sort(epoch), np.arange(1437))
-    for a, b in itertools.combinations(stream, 2):
-        assert abs(np.corrcoef(a, b)[0, 1]) < 0.1
-    assert abs(np.corrcoef(stream[0], np.arange(1437))[0, 1]) < 0.1
-    # A batch larger than an epoch.
-    ((step, index),) = batches(order.shuffled(3, order.Part(9), 0, 2), 1)
-    assert step == 2 and sorted(index) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
@@ -175,8 +157,8 @@ def test_images_of_mnist_that_a_package_brings(monkeypatch):
 def test_validation_is_the_end_of_the_training_data(written):
     sizes = {"cifar10": 45_000, "mnist": 55_000, "fashion_mnist": 55_000}
     for name, size in sizes.items():
-        assert data.published_size(name, validation=True) == size
-    assert data.published_size("imagenet2012", validation=True) == 1_281_167
+        assert images.published_size(name, validation=True) == size
+    assert images.published_size("imagenet2012", validation=True) == 1_281_167
     for name in ("digits", "cifar10", "pydocs"):
         whole = load(name, written[0], **TEXT, packed=False)
         parted = load(name, written[0], **TEXT, packed=False, validation=True)
@@ -304,9 +286,8 @@ def test_a_damaged_mean_image_is_named(written, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: data.Options(mixup=0.0), "mixup=0.0: must be greater"),
-        (lambda: data.Options(length=0), "length=0: must be greater"),
-        (lambda: data.Options(crop_padding=-1), "crop_padding=-1: must be 0"),
+        (lambda: images.Options(mixup=0.0), "mixup=0.0: must be greater"),
+        (lambda: images.Options(crop_padding=-1), "crop_padding=-1: must be 0"),
         (lambda: load("digits").train(10, 0, 0, 3), "10: must be a multiple"),
         (lambda: load("digits").train(9, 0, 3, 3), "rank=3: must be from 0"),
         (lambda: load("digits").evaluation("x", 9), "'x': digits has train"),

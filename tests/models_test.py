@@ -1,22 +1,20 @@
-"""Models and layers of the trainers: sizes, coverage, values."""
+"""Models of the trainers: names, sizes, coverage, values."""
 
 import math
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import tfkfac
 from tfkfac import registry
-from trainers.layers import (
-    GhostBatchNormalization,
-    MaskLike,
-    SinusoidalPositions,
-)
-from trainers.models import LANGUAGE_MODELS, MODELS
-from trainers.models.resnet_cifar import resnet_cifar
-from trainers.models.transformer import transformer
+from trainers import models
+from trainers.layers import GhostBatchNormalization
+from trainers.models import resnet50, small_images, transformer
+from trainers.models.small_images import resnet_cifar
+from trainers.models.transformer import MaskLike, SinusoidalPositions
 
 RNG = np.random.default_rng(0)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -31,11 +29,47 @@ def named(model):
 
 
 def tiny_transformer(**options):
-    return transformer(11, blocks=2, width=8, heads=2, hidden=16, **options)
+    return transformer.transformer(
+        11, blocks=2, width=8, heads=2, hidden=16, **options
+    )
 
 
 def images(batch, size, channels=3):
     return RNG.normal(size=(batch, size, size, channels)).astype("float32")
+
+
+# Names.
+
+
+def test_each_name_has_a_maker():
+    for module, names in (
+        (small_images, set(models.NAMES) - {"resnet50"}),
+        (resnet50, {"resnet50"}),
+        (transformer, {*models.LANGUAGE_NAMES}),
+    ):
+        assert {*module.MODELS} == names
+        for name in names:
+            assert models.maker(name) is module.MODELS[name]
+    with pytest.raises(KeyError, match="resnet9"):
+        models.maker("resnet9")
+
+
+def test_one_module_of_models_is_imported():
+    program = """
+import sys
+from trainers import models
+models.maker(sys.argv[1])
+print(*sorted(m for m in sys.modules if m.startswith("trainers.models.")))
+"""
+    for name in ("resnet20", "small_transformer"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, name],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        module = models.maker(name).func.__module__
+        assert done.stdout.split() == [module]
 
 
 # Sizes.
@@ -55,23 +89,24 @@ def images(batch, size, channels=3):
     ],
 )
 def test_parameters_on_32x32_images(name, exactly, published):
-    model = MODELS[name]((32, 32, 3), 10)
+    make = models.maker(name)
+    model = make((32, 32, 3), 10)
     assert model.name == name
     assert parameters(model) == exactly
     if published is not None:
         assert f"{exactly / 1e6:.2f}" == published
     # Curvature is stored by the names of the layers: no numbered ones.
-    again = MODELS[name]((32, 32, 3), 10)
+    again = make((32, 32, 3), 10)
     assert named(again) == named(model)
 
 
-@pytest.mark.parametrize("name", sorted(set(MODELS) - {"resnet50"}))
+@pytest.mark.parametrize("name", sorted(small_images.MODELS))
 def test_models_take_the_smallest_images(name):
-    assert MODELS[name]((8, 8, 1), 10).output_shape == (None, 10)
+    assert models.maker(name)((8, 8, 1), 10).output_shape == (None, 10)
 
 
 def test_transformer_parameters():
-    model = LANGUAGE_MODELS["transformer"]()
+    model = models.maker("transformer")()
     embedding = 32_768 * 512
     attention = 4 * (512 * 512 + 512)
     feed_forward = 512 * 2048 + 2048 + 2048 * 512 + 512
@@ -97,12 +132,12 @@ def assert_covered(model, blocks):
 
 def test_resnet20_is_covered():
     # 19 convolutions, a normalization after each, a dense layer.
-    assert_covered(MODELS["resnet20"]((32, 32, 3), 10), blocks=39)
+    assert_covered(models.maker("resnet20")((32, 32, 3), 10), blocks=39)
 
 
 def test_resnet50():
     """107 layers; the factors take the bytes of Osawa et al. 2019, 5.4."""
-    model = MODELS["resnet50"]((224, 224, 3), 1000)
+    model = models.maker("resnet50")((224, 224, 3), 1000)
     assert parameters(model) == 25_557_032
     kinds = [type(layer) for layer in model.layers]
     assert kinds.count(keras.layers.Conv2D) == 53
@@ -144,8 +179,13 @@ def assert_factors_move(model, x, y):
 
 
 def test_factors_of_a_resnet_move():
-    model = MODELS["resnet20"]((16, 16, 3), 10)
+    model = models.maker("resnet20")((16, 16, 3), 10)
     assert_factors_move(model, images(4, 16), RNG.integers(0, 10, 4))
+
+
+def test_factors_of_ghost_batches_move():
+    model = resnet_cifar((8, 8, 1), 10, depth=8, normalization="ghost")
+    assert_factors_move(model, images(64, 8, 1), RNG.integers(0, 10, 64))
 
 
 def test_factors_of_a_transformer_move():
@@ -219,133 +259,16 @@ def test_positions():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-# Ghost batch normalization.
-
-
-@pytest.mark.parametrize(
-    "shape, axis", [((12, 5), -1), ((12, 3, 2, 5), -1), ((12, 5, 3, 2), 1)]
-)
-def test_ghost_batches_are_batches(shape, axis, float64):
-    x = RNG.normal(size=shape) * 3 + 1
-    options = {
-        "axis": axis,
-        "beta_initializer": "random_normal",
-        "gamma_initializer": "random_normal",
-    }
-    ghost = GhostBatchNormalization(virtual_batch_size=4, **options)
-    ghost.build(shape)
-    start = ghost.get_weights()
-    outputs, moving = [], []
-    for part in np.split(x, 3):
-        layer = keras.layers.BatchNormalization(**options)
-        layer.build(shape)
-        layer.set_weights(start)
-        outputs.append(layer(part, training=True))
-        moving.append(layer.get_weights()[2:])
-    np.testing.assert_allclose(
-        ghost(x, training=True), np.concatenate(outputs), rtol=1e-9, atol=1e-9
-    )
-    for found, expected in zip(ghost.get_weights()[2:], zip(*moving)):
-        np.testing.assert_allclose(found, np.mean(expected, 0), rtol=1e-9)
-    layer.set_weights(ghost.get_weights())
-    for options in ({"training": False}, {}):
-        np.testing.assert_allclose(ghost(x, **options), layer(x, **options))
-    ghost.trainable = False
-    np.testing.assert_allclose(
-        ghost(x, training=True), layer(x, training=False)
-    )
-
-
-def ghost_model(layer):
-    return keras.Sequential(
-        [
-            keras.Input((2, 2, 3)),
-            layer,
-            keras.layers.Flatten(),
-            keras.layers.Dense(4, name="logits"),
-        ]
-    )
-
-
-@pytest.mark.parametrize("curvature", ["diagonal", "unitwise", "full"])
-def test_ghost_curvature_is_the_mean_over_the_groups(curvature):
-    """F = (1 / N) sum p p^T, with each group normalized by itself."""
-    x, y = images(8, 2), RNG.integers(0, 4, 8)
-
-    def factor(layer, x, y, weights=None):
-        model = ghost_model(layer)
-        if weights is not None:
-            model.set_weights(weights)
-        weights = model.get_weights()
-        optimizer = tfkfac.KFAC(
-            norm_curvature=curvature, fisher="empirical", model=model
-        )
-        model.compile(optimizer, LOSS, run_eagerly=True)
-        model.train_on_batch(x, y)
-        state = optimizer.curvature.state()
-        F = state["norm/factor/moment"] / state["norm/factor/weight"]
-        moved = model.get_weights()[3]  # The moving variance.
-        return F, moved, weights
-
-    ghost = GhostBatchNormalization(virtual_batch_size=4, name="norm")
-    found, moved, weights = factor(ghost, x, y)
-    parts = [
-        factor(
-            keras.layers.BatchNormalization(name="norm"), x[i], y[i], weights
-        )
-        for i in (slice(0, 4), slice(4, 8))
-    ]
-    assert np.abs(found).max() > 1e-3
-    np.testing.assert_allclose(
-        found, np.mean([F for F, *_ in parts], 0), rtol=1e-4, atol=1e-7
-    )
-    # The statistics move once a step, though the block normalizes again.
-    np.testing.assert_allclose(
-        moved, np.mean([m for _, m, _ in parts], 0), rtol=1e-5
-    )
-
-
-def test_ghost_factor_moves():
-    model = ghost_model(GhostBatchNormalization(name="norm"))
-    assert_factors_move(model, images(64, 2), RNG.integers(0, 4, 64))
-
-
-def test_ghost_in_a_graph_with_an_unknown_batch():
-    layer = GhostBatchNormalization(virtual_batch_size=4)
-    layer.build((None, 3))
-
-    @tf.function(input_signature=[tf.TensorSpec([None, 3])])
-    def call(x):
-        return layer(x, training=True)
-
-    x = RNG.normal(size=(8, 3)).astype("float32")
-    np.testing.assert_allclose(call(x), layer(x, training=True), rtol=1e-4)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="multiple of"):
-        call(x[:6])
-
-
 # Bad input, and what is saved.
 
 
 def test_errors():
-    layer = GhostBatchNormalization(virtual_batch_size=4, name="ghost")
-    with pytest.raises(ValueError, match="ghost: .*4.* has 6 examples"):
-        layer(np.zeros([6, 3]), training=True)
-    layer(np.zeros([6, 3]), training=False)
-    masked = keras.layers.Masking()(np.zeros([4, 2, 3]))
-    with pytest.raises(ValueError, match="masked"):
-        GhostBatchNormalization(virtual_batch_size=4)(masked, training=True)
-    for option in ({"renorm": True}, {"synchronized": True}):
-        with pytest.raises(ValueError, match=next(iter(option))):
-            GhostBatchNormalization(**option)
-    with pytest.raises(ValueError, match="virtual_batch_size=0"):
-        GhostBatchNormalization(virtual_batch_size=0)
     with pytest.raises(ValueError, match="depth=9"):
         resnet_cifar((8, 8, 1), 10, depth=9)
     with pytest.raises(ValueError, match="normalization='layer'"):
         resnet_cifar((8, 8, 1), 10, depth=8, normalization="layer")
     with pytest.raises(ValueError, match="heads=3"):
-        transformer(11, width=8, heads=3)
+        transformer.transformer(11, width=8, heads=3)
     with pytest.raises(ValueError, match="even"):
         SinusoidalPositions()(np.zeros([1, 2, 3]))
 

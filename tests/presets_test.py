@@ -13,12 +13,12 @@ import tfkfac
 from trainers import (
     command_line,
     configs,
-    constraints,
     dry_run,
     imagenet,
+    layers,
     optimizers,
 )
-from trainers.data import augmentation, records
+from trainers.data import batches, records
 
 TRAINERS = configs.trainers_of_presets()
 IMAGENET = 1_281_167
@@ -163,13 +163,13 @@ def test_what_is_not_as_printed_stands_in_the_help_of_its_flag():
         "weight_decay_mode": "1,000 times that of decoupled for SGD at 0.999",
     }.items():
         assert words in args[name].help, name
-    assert augmentation.MEMORY == 128 and records.MEAN_OF == 10_000
+    assert batches.MEMORY == 128 and records.MEAN_OF == 10_000
 
 
 def test_rescaled_weights_in_float64():
     """sqrt(2 d_out) / |w|: of [[3, 4]] it is 2 / 5."""
     w = tf.constant([[3.0, 4.0]], "float64")
-    found = constraints.RescaledNorm()(w)
+    found = layers.RescaledNorm()(w)
     assert found.dtype == "float64"
     np.testing.assert_allclose(found, [[1.2, 1.6]], rtol=1e-9)
 
@@ -340,5 +340,5 @@ def test_dry_run_is_readable(tmp_path):
     lines = done.stdout.splitlines()
     assert "  dataset: mnist" in lines and "  optimizer: momentum" in lines
     assert any("simple_cnn" in line for line in lines)
-    assert any(line.split() == ["steps", "2149"] for line in lines)
+    assert any(line.split() == ["steps", "2,149"] for line in lines)
     assert any("optimizer_bytes" in line for line in lines)

@@ -13,7 +13,7 @@ import tfkfac
 from tfkfac import schedules
 from tfkfac.blocks import Moment
 from tfkfac.distributed import assignment, packing
-from trainers.data import order
+from trainers.data import batches
 
 FLOATS = st.sampled_from(["float16", "float32", "float64"])
 SIDES = st.integers(0, 5)
@@ -229,21 +229,21 @@ def test_each_example_comes_once_an_epoch(size, part, ranks, seed):
     batch = part * ranks
     steps = -(-2 * size // batch)
 
-    def batches(rank, of, first=0):
-        part_of = order.Part(batch, rank, of)
-        stream = order.shuffled(size, part_of, seed, first)
+    def indices(rank, of, first=0):
+        part_of = batches.Part(batch, rank, of)
+        stream = batches.shuffled(size, part_of, seed, first)
         return [i for _, i in stream.take(steps - first).as_numpy_iterator()]
 
-    whole = batches(0, 1)
+    whole = indices(0, 1)
     stream = np.concatenate(whole)
     for epoch in range(2):
         own = stream[epoch * size : (epoch + 1) * size]
         np.testing.assert_array_equal(np.sort(own), np.arange(size))
-    of_ranks = [batches(rank, ranks) for rank in range(ranks)]
+    of_ranks = [indices(rank, ranks) for rank in range(ranks)]
     for batch_of_all, *parts in zip(whole, *of_ranks):
         np.testing.assert_array_equal(batch_of_all, np.concatenate(parts))
     for resumed, expected in zip(
-        batches(0, 1, steps // 2), whole[steps // 2 :]
+        indices(0, 1, steps // 2), whole[steps // 2 :]
     ):
         np.testing.assert_array_equal(resumed, expected)
 
@@ -253,8 +253,8 @@ def test_each_example_comes_once_an_epoch(size, part, ranks, seed):
 def test_each_example_is_evaluated_once(size, part, ranks):
     found = []
     for rank in range(ranks):
-        batches = order.in_turn(size, order.Part(part * ranks, rank, ranks))
-        for index, weight in batches.as_numpy_iterator():
+        own = batches.Part(part * ranks, rank, ranks)
+        for index, weight in batches.in_turn(size, own).as_numpy_iterator():
             assert index.shape == (part,)
             found += [i for i, w in zip(index, weight) if w]
     assert sorted(found) == list(range(size))

@@ -13,7 +13,8 @@ import pytest
 from mnist_runs import resume, train
 
 import tfkfac
-from trainers import callbacks, checkpoints, data, run_directory
+from trainers import callbacks, checkpoints, run_directory
+from trainers.data import images
 
 
 def interrupt(monkeypatch, step):
@@ -273,7 +274,7 @@ def test_a_begun_part_is_ended(argv, steps, tmp_path):
 
 def evaluated(model):
     """Returns the loss and the accuracy on the test split."""
-    (batch,) = data.load("digits").evaluation("test", 360)
+    (batch,) = images.load("digits").evaluation("test", 360)
     x, y, _ = batch
     return model.evaluate(x, y, verbose=0)
 

@@ -14,7 +14,7 @@ from tfkfac import analysis
 from tools.quadratic import model as quadratic
 from trainers import checkpoints, cifar, command_line, run_directory
 from trainers import train as trained
-from trainers.data import memory
+from trainers.data import on_disk
 
 EXAMPLES = 150
 RUN = ["--dataset=digits", "--model=small_cnn", "--batch_size=64"]
@@ -84,7 +84,7 @@ def test_spectra_of_a_run(tmp_path):
     assert found["checkpoints"][-1]["largest"] == values[0]
     assert [x["layer"] for x in found["layers"]] == [*spectrum]
 
-    images, labels = memory.read_digits("train")
+    images, labels = on_disk.read_digits("train")
     batch = images[:EXAMPLES] / np.float32(16), labels[:EXAMPLES]
     along = analysis.directions(model, 3)
     measured = analysis.measure(model, along, [batch])

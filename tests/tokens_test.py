@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import small_data
 
-from trainers import data
 from trainers.data import once, text, tokens
 
 TEXT = {"vocabulary": 300, "length": 16}
 
 
 def load(name, data_dir, **options):
-    return data.load(name, str(data_dir), data.Options(**options))
+    return tokens.load(name, str(data_dir), tokens.Options(**options))
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +52,20 @@ def hand_made(tmp_path):
 
 def test_packed_sequences_by_hand(hand_made):
     found = tokens.Sequences(
-        hand_made, "train", 0, 3, data.Options(vocabulary=10, length=4)
+        hand_made, "train", 0, 3, tokens.Options(vocabulary=10, length=4)
     )
     x, y = found.inputs_and_targets([1, 0])
     assert len(found) == 2 and x.dtype == y.dtype == np.int32
     np.testing.assert_array_equal(x, [[7, 1, 8, 9], [1, 5, 6, 1]])
     np.testing.assert_array_equal(y, [[1, 8, 9, 4], [5, 6, 1, 7]])
-    five = data.Options(vocabulary=10, length=5)  # Of 10 tokens, 9 are targets.
+    five = tokens.Options(
+        vocabulary=10, length=5
+    )  # Of 10 tokens, 9 are targets.
     assert len(tokens.Sequences(hand_made, "train", 0, 3, five)) == 1
 
 
 def test_padded_sequences_by_hand(hand_made):
-    options = data.Options(vocabulary=10, length=3, packed=False)
+    options = tokens.Options(vocabulary=10, length=3, packed=False)
     found = tokens.Sequences(hand_made, "train", 0, 3, options)
     x, y = found.inputs_and_targets([0, 1, 2])
     np.testing.assert_array_equal(x, [[1, 5, 6], [1, 7, 0], [1, 8, 9]])
@@ -194,19 +195,19 @@ def test_tokens_of_other_data(lm1b, tmp_path, capsys):
 
 def test_whether_tokens_are_there(lm1b, tmp_path):
     path = lm1b[0]
-    options = data.Options(vocabulary=220, length=16, text_dir=str(tmp_path))
+    options = tokens.Options(vocabulary=220, length=16, text_dir=str(tmp_path))
     assert not tokens.prepared("lm1b", str(tmp_path), options)
     assert not tokens.prepared("lm1b", str(path), options)
-    data.load("lm1b", str(path), options)
+    tokens.load("lm1b", str(path), options)
     assert tokens.prepared("lm1b", str(path), options)
 
 
 def test_damaged_tokens_are_named(lm1b):
     found = load("lm1b", lm1b[0], vocabulary=250, length=16)
     file = found.directory / "train.tokens"
-    tokens = np.fromfile(file, "uint16")
-    tokens[1::3] = 59_999
-    tokens.tofile(file)
+    content = np.fromfile(file, "uint16")
+    content[1::3] = 59_999
+    content.tofile(file)
     message = f"{file}: is damaged: tokens are from 0 to 249, and one is 59999"
     message += f"; remove {found.directory}, and it is made again"
     with pytest.raises(ValueError, match=message):
@@ -247,6 +248,17 @@ def test_other_ranks_wait_for_rank_0(tmp_path, monkeypatch):
     waiting.join(timeout=10)
     assert found == [path] and list(tmp_path.iterdir()) == [path]
     assert [file.name for file in path.iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize("option", ["vocabulary", "length"])
+def test_bad_options(option):
+    with pytest.raises(ValueError, match=f"{option}=0: must be greater than 0"):
+        tokens.Options(**{option: 0})
+
+
+def test_unknown_text():
+    with pytest.raises(SystemExit, match="=x: choose from pydocs, lm1b$"):
+        tokens.load("x")
 
 
 def test_sequences_longer_than_the_text(lm1b):

@@ -14,11 +14,11 @@ from tfkfac.distributed import communicator
 from trainers import (
     callbacks,
     checkpoints,
-    data,
     evaluation,
+    models,
     train,
 )
-from trainers.models import MODELS
+from trainers.data import images
 from trainers.steps import Steps
 
 
@@ -73,11 +73,13 @@ def test_step_losses_are_those_of_the_batches():
 
 
 def test_parameters_of_small_cnn():
-    small_cnn = MODELS["small_cnn"]
+    small_cnn = models.maker("small_cnn")
     assert small_cnn((8, 8, 1), 10).count_params() == 13_706
     assert small_cnn((28, 28, 1), 10).count_params() == 105_866
     # The "Simple CNN" of Zhang et al. 2019, F.2.
-    assert MODELS["simple_cnn"]((28, 28, 1), 10).count_params() == 3_274_634
+    assert (
+        models.maker("simple_cnn")((28, 28, 1), 10).count_params() == 3_274_634
+    )
 
 
 def test_a_clock_that_jumps_back_counts_for_nothing(tmp_path, monkeypatch):
@@ -116,9 +118,9 @@ def test_target_ends_a_run(metric, value, tmp_path):
 
 def test_evaluation_counts_every_example_once(monkeypatch):
     """360 digits in batches of 100, of which the last is filled up."""
-    digits = data.load("digits")
+    digits = images.load("digits")
     keras.utils.set_random_seed(0)
-    model = MODELS["small_cnn"]((8, 8, 1), 10)
+    model = models.maker("small_cnn")((8, 8, 1), 10)
     ranks = communicator.LocalCommunicator()
     found = evaluation.Evaluation(model, ranks)(digits.evaluation("test", 100))
     x, y, _ = next(iter(digits.evaluation("test", 360)))
@@ -137,7 +139,7 @@ def test_averaged_weights_are_evaluated(tmp_path):
     assert summary["train_loss"] == plain["train_loss"]
     assert summary["test_loss"] != plain["test_loss"]
     saved = keras.models.load_model(tmp_path / "ema" / "model.keras")
-    digits = data.load("digits")
+    digits = images.load("digits")
     ranks = communicator.LocalCommunicator()
     batches = digits.evaluation("test", 128)
     found = evaluation.Evaluation(saved, ranks)(batches)

@@ -18,7 +18,7 @@ def shape_of(name: str) -> tuple[tuple[int, ...], int]:
 def build_model(name: str) -> tuple[keras.Model, tuple[int, ...], int]:
     """Returns a model, the shape of its images and the number of classes."""
     shape, classes = shape_of(name)
-    return models.MODELS[name](shape, classes), shape, classes
+    return models.maker(name)(shape, classes), shape, classes
 
 
 def register(

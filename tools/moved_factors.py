@@ -16,7 +16,7 @@ from absl import app, flags
 import tfkfac
 from trainers import models
 
-_MODEL = flags.DEFINE_enum("model", "resnet50", list(models.MODELS), "Which.")
+_MODEL = flags.DEFINE_enum("model", "resnet50", models.NAMES, "Which.")
 _SIZE = flags.DEFINE_integer("image_size", 32, "Height and width.", 8)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "Examples in a step.", 1)
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     rng = np.random.default_rng(0)
     shape = (_SIZE.value, _SIZE.value, 3)
-    model = models.MODELS[_MODEL.value](shape, 10)
+    model = models.maker(_MODEL.value)(shape, 10)
     optimizer = tfkfac.KFAC(
         1e-3, kl_clip=1e-3, inverse_update_period=1000, model=model
     )

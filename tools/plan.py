@@ -117,11 +117,11 @@ def build():
     from trainers import models
 
     name = _MODEL.value
-    if name in models.LANGUAGE_MODELS:
-        model = models.LANGUAGE_MODELS[name](_VOCABULARY.value)
+    if name in models.LANGUAGE_NAMES:
+        model = models.maker(name)(_VOCABULARY.value)
         return model, tf.TensorSpec([None, _LENGTH.value], "int32")
-    if name not in models.MODELS:
-        known = [*models.MODELS, *models.LANGUAGE_MODELS]
+    if name not in models.NAMES:
+        known = [*models.NAMES, *models.LANGUAGE_NAMES]
         raise SystemExit(f"--model={name}: must be one of {known}.")
     return build_model(name)[0], None
 
@@ -181,10 +181,9 @@ def measure() -> list[dict]:
     from tools.image_models import build_model
     from trainers import models
 
-    if _MODEL.value not in models.MODELS:
+    if _MODEL.value not in models.NAMES:
         raise SystemExit(
-            f"--model={_MODEL.value}: --measure takes one of "
-            f"{[*models.MODELS]}."
+            f"--model={_MODEL.value}: --measure takes one of {[*models.NAMES]}."
         )
     with counted(tfkfac.init()) as counting:
         model, shape, classes = build_model(_MODEL.value)

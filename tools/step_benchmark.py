@@ -98,14 +98,14 @@ def make_batch():
 
     rng = np.random.default_rng(0)
     count = _BATCH_SIZE.value
-    if _MODEL.value in models.LANGUAGE_MODELS:
+    build = models.maker(_MODEL.value)
+    if _MODEL.value in models.LANGUAGE_NAMES:
         x = rng.integers(1, VOCABULARY, [count, LENGTH])
-        build = models.LANGUAGE_MODELS[_MODEL.value]
         return lambda: build(VOCABULARY), x, np.roll(x, -1, axis=1)
     shape, classes = image_models.shape_of(_MODEL.value)
     x = rng.normal(size=[count, *shape]).astype("float32")
     y = rng.integers(classes, size=count)
-    return lambda: models.MODELS[_MODEL.value](shape, classes), x, y
+    return lambda: build(shape, classes), x, y
 
 
 def make_step(side: str, build, x, y):

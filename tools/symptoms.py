@@ -123,7 +123,7 @@ def train(run: Run, epochs: int, seed: int) -> dict:
     x, held = run.change(data.x), run.change(data.x_validation)
     if np.isnan(held).any():
         held = data.x_validation
-    model = models.MODELS["small_cnn"](x.shape[1:], 10)
+    model = models.maker("small_cnn")(x.shape[1:], 10)
     if run.normalized:
         normalization = keras.layers.Normalization(axis=None)
         normalization.adapt(x)

@@ -112,7 +112,7 @@ def _images(name: str, batch_size: int) -> Made:
 
 
 def _tokens(name: str, batch_size: int) -> Made:
-    model = models.LANGUAGE_MODELS[name](VOCABULARY)
+    model = models.maker(name)(VOCABULARY)
     x, y = _RNG.integers(1, VOCABULARY, (2, batch_size, LENGTH))
     return _compiled(model), x, y
 
@@ -128,9 +128,9 @@ def make(name: str, batch_size: int) -> Made:
     """
     if name in _OTHERS:
         return _OTHERS[name](batch_size)
-    if name in models.MODELS:
+    if name in models.NAMES:
         return _images(name, batch_size)
-    if name in models.LANGUAGE_MODELS:
+    if name in models.LANGUAGE_NAMES:
         return _tokens(name, batch_size)
-    known = [*models.MODELS, *models.LANGUAGE_MODELS, *_OTHERS]
+    known = [*models.NAMES, *models.LANGUAGE_NAMES, *_OTHERS]
     raise SystemExit(f"--model={name}: must be one of {known}.")

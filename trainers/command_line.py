@@ -109,7 +109,7 @@ def main(trainer: Trainer, text: str = "") -> None:
 
         train.main(checked)
 
-    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+    if {"--help", "-help", "-h", "--helpshort"} & set(sys.argv[1:]):
         print(help_of(trainer, text))
         return
     app.run(run, flags_parser=parsed)
@@ -160,9 +160,11 @@ def _define(cls, field, default, choices, flag_values) -> None:
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
-    owner = next(c for c in cls.__mro__ if field.name in c.__annotations__)
     name, rules = field.name, field.metadata
-    common = {"flag_values": flag_values, "module_name": owner.GROUP}
+    common = {
+        "flag_values": flag_values,
+        "module_name": group_of(cls, field.name),
+    }
     text = rules["help"]
     if choices:
         flags.DEFINE_enum(name, default, list(choices), text, **common)
@@ -184,6 +186,11 @@ def _define(cls, field, default, choices, flag_values) -> None:
         flags.DEFINE_list(name, list(default), text, **common)
     else:
         flags.DEFINE_string(name, default, text, **common)
+
+
+def group_of(cls: type, name: str) -> str:
+    """Returns the group of the class that has a field."""
+    return next(c for c in cls.__mro__ if name in c.__annotations__).GROUP
 
 
 def parse(trainer: Trainer, argv: Sequence[str]) -> Run:

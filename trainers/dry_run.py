@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfkfac
 from tfkfac.distributed.loss_scale import unwrapped
 from trainers import files, launch, optimizers, train
-from trainers.command_line import Run
+from trainers.command_line import Run, group_of
 from trainers.config import Settings
 from trainers.refusals import number_of_ranks
 
@@ -44,10 +44,17 @@ def main(run: Run) -> None:
         print(json.dumps(files.plain(found), indent=2, default=str))
         return
     print_flags(run)
-    model.summary()
+    print(f"{model.name}: {model.count_params():,} parameters\n")
     print_table([steps_of(run)])
     print()
-    print_table(values)
+    changing = {
+        key
+        for key in values[0]
+        if key == "step" or len({row[key] for row in values}) > 1
+    }
+    print_table(
+        [{k: v for k, v in row.items() if k in changing} for row in values]
+    )
     print()
     print(plan)
 
@@ -61,28 +68,23 @@ def flags_of(run: Run) -> dict[str, Any]:
 
 
 def print_flags(run: Run) -> None:
-    """Prints what is set, by the groups of --help, then settings.
+    """Prints what is set, by the groups of --help, and the settings.
 
-    Of the flags, those that are not as a run without any has them; what is
-    left out is what --help says.
+    What is left out is as --help says.
     """
-    groups: dict[str, list[str]] = {}
-    for cls in reversed(type(run.config).__mro__[:-1]):
-        rows = groups.setdefault(getattr(cls, "GROUP", ""), [])
-        for name in cls.__annotations__:
-            known = type(run.config).__dataclass_fields__.get(name)
-            if known is None or not known.metadata:
-                continue
-            value = getattr(run.config, name)
-            if value != known.default:
-                rows.append(f"  {name}: {_shown(value)}")
-    name = run.config.optimizer
-    groups[f"settings of {name}"] = [
-        f"  {key}: {_shown(value)}" for key, value in run.settings[name].items()
+    config, groups = run.config, {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        shown = field.metadata and field.name not in ("dry_run", "json")
+        if shown and value != field.default:
+            rows = groups.setdefault(group_of(type(config), field.name), [])
+            rows.append(f"  {field.name}: {_shown(value)}")
+    groups[f"settings of {config.optimizer}"] = [
+        f"  {name}: {_shown(value)}"
+        for name, value in run.settings[config.optimizer].items()
     ]
-    for group, rows in groups.items():
-        if rows:
-            print(f"{group}:", *rows, "", sep="\n")
+    for group in sorted(groups):
+        print(f"{group}:", *groups[group], "", sep="\n")
 
 
 def _shown(value) -> str:
@@ -204,11 +206,14 @@ def plan_of(
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Prints a table, a column for each row."""
+    """Prints a table, a column for each row, in rounded numbers."""
     width = max(len(key) for key in rows[0])
     for key in rows[0]:
-        cells = [
-            f"{row[key]:.5g}" if isinstance(row[key], float) else str(row[key])
-            for row in rows
-        ]
-        print(key.ljust(width), *(cell.rjust(12) for cell in cells))
+        cells = [_rounded(row[key]).rjust(12) for row in rows]
+        print(key.ljust(width), *cells)
+
+
+def _rounded(value) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

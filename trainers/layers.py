@@ -1,4 +1,8 @@
-"""Layers of the trainers' models, and the curvature of those with weights."""
+"""Normalization layers of the trainers' models, with the curvature of their own
+one; regularizers and constraints of kernels, set on models as they are."""
+
+import math
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -160,54 +164,80 @@ class GhostBatchNormalizationBlock(blocks.ScaleShiftBlock):
 tfkfac.register(GhostBatchNormalization, GhostBatchNormalizationBlock)
 
 
+_WITH_KERNEL = (
+    keras.layers.Dense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+)
+
+
+def _layers_with_kernels(model: keras.Model) -> Iterator[keras.Layer]:
+    return (
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, _WITH_KERNEL)
+    )
+
+
+def regularize(model: keras.Model, weight_decay: float) -> None:
+    """Adds weight_decay / 2 |w|^2 to the loss for each kernel w.
+
+    Its gradient is weight_decay w, which goes through the preconditioner and
+    the momentum; decoupled weight decay goes past them.
+    """
+    for layer in _layers_with_kernels(model):
+        layer.kernel_regularizer = keras.regularizers.L2(weight_decay / 2)
+        layer.kernel.regularizer = layer.kernel_regularizer
+
+
+def enforce_constraints(model: keras.Model) -> None:
+    """Applies the constraints to the weights as they are.
+
+    Keras does so after updates alone.
+    """
+    for variable in model.trainable_variables:
+        if variable.constraint is not None:
+            variable.assign(variable.constraint(variable))
+
+
+def rescale(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Has each kernel of dense and convolution layers keep its norm.
+
+    With a `KFAC`, built, the momentum w(t) - w(t-1) of Osawa et al. 2019,
+    equation 17, is that of the weights after the rescaling; the paper leaves
+    this open.
+    """
+    for layer in _layers_with_kernels(model):
+        momentum = None
+        if isinstance(optimizer, tfkfac.KFAC):
+            index = optimizer._get_variable_index(layer.kernel)
+            momentum = optimizer.momenta[index]
+        layer.kernel_constraint = RescaledNorm(momentum)
+        layer.kernel.constraint = layer.kernel_constraint
+
+
 @keras.saving.register_keras_serializable(package="trainers")
-class SinusoidalPositions(keras.layers.Layer):
-    """scale x + P, with P of the positions t (Vaswani et al. 2017, 3.5).
+class RescaledNorm(keras.constraints.Constraint):
+    """w <- sqrt(2 d_out) w / (|w| + 1e-9)  (Osawa et al. 2019, equation 18).
 
-        P[t, 2i] = sin(t / 10000^(2i / d)),  P[t, 2i + 1] = cos(the same)
-
-    for inputs x of shape [batch, time, d]. It has no weights.
+    d_out is the length of the last axis of the kernel w, |w| its Frobenius
+    norm.
 
     Args:
-        scale: What the inputs are multiplied by.
+        momentum: A variable that holds the change of w by the update before
+            this, and to which that by the rescaling is added; None for none.
+            It is not saved with the layer.
     """
 
-    def __init__(self, *, scale: float = 1.0, **kwargs):
-        super().__init__(**kwargs)
-        self.scale = float(scale)
-        self.supports_masking = True
+    def __init__(self, momentum: keras.Variable | None = None):
+        self._momentum = momentum
 
-    def build(self, input_shape):
-        if input_shape[-1] % 2:
-            raise ValueError(
-                f"{self.name}: the last axis must be even, not "
-                f"{input_shape[-1]}."
-            )
-
-    def call(self, inputs):
-        _, time, d = ops.shape(inputs)
-        dtype = keras.backend.result_type(inputs.dtype, "float32")
-        t = ops.arange(time, dtype=dtype)
-        i = ops.arange(d // 2, dtype=dtype)
-        angles = t[:, None] * ops.power(10000.0, -2.0 * i / d)
-        P = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1)
-        P = ops.cast(ops.reshape(P, (time, d)), inputs.dtype)
-        return self.scale * inputs + P
-
-    def get_config(self):
-        return {**super().get_config(), "scale": self.scale}
-
-
-@keras.saving.register_keras_serializable(package="trainers")
-class MaskLike(keras.layers.Layer):
-    """Gives the first of its two inputs the Keras mask of the second."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-
-    def call(self, inputs):
-        return inputs[0]
-
-    def compute_mask(self, inputs, previous_mask):
-        return previous_mask[1]
+    def __call__(self, w):
+        w = ops.convert_to_tensor(w)
+        norm = ops.sqrt(ops.sum(ops.square(w)))
+        scaled = w * (math.sqrt(2 * w.shape[-1]) / (norm + 1e-9))
+        if self._momentum is not None:
+            change = ops.cast(scaled - w, self._momentum.dtype)
+            self._momentum.assign_add(change)
+        return scaled

@@ -19,6 +19,7 @@ from tfkfac.distributed.roll_call import RanksError
 from trainers import (
     files,
     launch,
+    layers,
     models,
     optimizers,
     report,
@@ -131,13 +132,9 @@ def build(run: Run, name: str) -> keras.Model:
     for state in sync.seeds(model):  # As of dropout: by the rank.
         state.assign(state.numpy() + np.array([ranks.rank, 0], "uint32"))
     if config.weight_decay_mode == "l2" and settings.get("weight_decay"):
-        from trainers import layers
-
         layers.regularize(model, settings["weight_decay"])
     optimizer = optimizers.make(name, model, config, settings, run.steps)
     if config.weight_rescaling:
-        from trainers import layers
-
         layers.rescale(model, unwrapped(optimizer))
     model.compile(
         optimizer=optimizer,

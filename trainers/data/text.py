@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from trainers import extras, output
+from trainers import files, launch
 from trainers.data import on_disk, once
 
 PADDING, END, UNKNOWN = range(3)
@@ -78,7 +78,7 @@ def train_tokenizer(
     Raises:
         SystemExit: The text does not give so many tokens, or needs more.
     """
-    extras.require("sentencepiece", "text", f"--dataset={name}")
+    launch.require_package("sentencepiece", "text", f"--dataset={name}")
     import io
 
     import sentencepiece
@@ -215,7 +215,7 @@ def _check(path, vocabulary, splits):
     except (
         OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError
     ) as error:  # fmt: skip
-        if getattr(error, "errno", None) in output.TOO_MANY_FILES:
+        if getattr(error, "errno", None) in files.TOO_MANY_FILES:
             raise
         raise SystemExit(f"{path}: cannot be read ({error}); {mend}") from error
     return {split: meta["splits"][split]["sentences"] for split in splits}

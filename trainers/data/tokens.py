@@ -11,11 +11,59 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainers.data import catalog, on_disk, text
-from trainers.data.options import Options
+from trainers.data import on_disk, text
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A data set of sentences.
+
+    Attributes:
+        splits: The published numbers of sentences; None: by Python's version.
+        holdout: Of how many parts of "train" one, the last, is held out for
+            validation.
+    """
+
+    splits: dict[str, int] | None
+    holdout: int
+
+
+CATALOG = {
+    "pydocs": Text(None, holdout=10),
+    "lm1b": Text({"train": 30_301_028, "test": 306_688}, holdout=100),
+}
+_SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How text is read.
+
+    Attributes:
+        validation: Hold out the last training sentences as a validation split.
+        vocabulary: The number of tokens.
+        length: Tokens in a sequence.
+        packed: Sentences joined and cut into sequences without padding; else
+            each sentence by itself, cut or padded with token 0.
+        text_dir: Where tokenizer and tokens are kept; None: beside the data.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    validation: bool = False
+    vocabulary: int = 32_768
+    length: int = 128
+    packed: bool = True
+    text_dir: str | None = None
+
+    def __post_init__(self):
+        for name in ("vocabulary", "length"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}={value}: must be greater than 0")
 
 
 class Sequences:
@@ -43,11 +91,10 @@ class Sequences:
         ends = np.memmap(path / f"{split}.ends", "int64", "r")
         before = ends[first - 1] if first else 1
         # The end of the sentence before is where the first one begins.
-        self._tokens = np.memmap(
-            path / f"{split}.tokens", text.dtype(options.vocabulary), "r"
-        )[before - 1 : ends[end - 1]]
-        self._ends, self._start = ends[first:end], before - 1
         self._file = path / f"{split}.tokens"
+        tokens = np.memmap(self._file, text.dtype(options.vocabulary), "r")
+        self._tokens = tokens[before - 1 : ends[end - 1]]
+        self._ends, self._start = ends[first:end], before - 1
         self._vocabulary = options.vocabulary
         self._packed, self._length = options.packed, options.length
 
@@ -122,7 +169,7 @@ class TokenData:
     @property
     def eval_splits(self) -> tuple[str, ...]:
         """The splits that `evaluation` takes."""
-        return catalog.evaluated(self.ranges)
+        return on_disk.evaluated(self.ranges)
 
     def sequences(self, split: str) -> Sequences:
         """Returns the sequences of a split."""
@@ -159,12 +206,12 @@ class TokenData:
         """
         import tensorflow as tf
 
-        from trainers.data import order
+        from trainers.data import batches
 
-        part = order.Part(batch_size, rank, ranks)
+        part = batches.Part(batch_size, rank, ranks)
         read = self._reader("train", part.size)
-        batches = order.shuffled(self.train_size, part, seed, first_step)
-        return batches.map(lambda _, i: read(i)).prefetch(tf.data.AUTOTUNE)
+        indices = batches.shuffled(self.train_size, part, seed, first_step)
+        return indices.map(lambda _, i: read(i)).prefetch(tf.data.AUTOTUNE)
 
     def evaluation(
         self, split: str, batch_size: int, rank: int = 0, ranks: int = 1
@@ -187,19 +234,19 @@ class TokenData:
         """
         import tensorflow as tf
 
-        from trainers.data import order
+        from trainers.data import batches
 
         if split not in self.ranges:
             splits = ", ".join(self.ranges)
             raise ValueError(f"split={split!r}: {self.name} has {splits}")
-        part = order.Part(batch_size, rank, ranks)
+        part = batches.Part(batch_size, rank, ranks)
         read = self._reader(split, part.size)
 
         def weighted(index, weights):
             x, y = read(index)
             return x, y, tf.cast(y > 0, tf.float32) * weights[:, tf.newaxis]
 
-        indices = order.in_turn(len(self.sequences(split)), part)
+        indices = batches.in_turn(len(self.sequences(split)), part)
         return indices.map(weighted).prefetch(tf.data.AUTOTUNE)
 
     def explain(self, error: Exception) -> str | None:
@@ -230,7 +277,7 @@ class _Source:
     Attributes:
         read: From a split to its sentences.
         version: Of the text.
-        place: Where its tokens are kept if not in --text_dir.
+        place: Where its tokens are kept.
         sizes: The numbers of sentences where they are known.
     """
 
@@ -240,45 +287,43 @@ class _Source:
     sizes: dict[str, int]
 
 
-_SPLITS = ("train", "test")
-
-
-def _source(name, data_dir) -> _Source:
+def _source(name, data_dir, text_dir) -> _Source:
     if name == "pydocs":
         place = data_dir or os.environ.get("TFDS_DATA_DIR")
         place = pathlib.Path(place or "~/tensorflow_datasets").expanduser()
+        place = pathlib.Path(text_dir or place)
         return _Source(text.pydocs, platform.python_version(), place, {})
     builder = on_disk.builder(name, data_dir, _SPLITS)
     sizes = {s: builder.info.splits[s].num_examples for s in _SPLITS}
     read = functools.partial(text.lm1b, builder)
-    place = pathlib.Path(builder.data_path)
+    place = pathlib.Path(text_dir or builder.data_path)
     return _Source(read, str(builder.version), place, sizes)
-
-
-def _place(source, options):
-    return pathlib.Path(options.text_dir or source.place)
 
 
 def prepared(name: str, data_dir: str | None, options: Options) -> bool:
     """Returns whether `load` finds the tokens on disk."""
     try:
-        source = _source(name, data_dir)
+        source = _source(name, data_dir, options.text_dir)
     except SystemExit:
         return False
-    place, vocabulary = _place(source, options), options.vocabulary
-    return text.directory(name, source.version, vocabulary, place).is_dir()
+    of = (name, source.version, options.vocabulary, source.place)
+    return text.directory(*of).is_dir()
 
 
-def load(name: str, data_dir: str | None, options: Options) -> TokenData:
-    """Returns a data set of text; `trainers.data.load` says more."""
-    source = _source(name, data_dir)
+def load(
+    name: str, data_dir: str | None = None, options: Options | None = None
+) -> TokenData:
+    """Returns a data set of text, whose tokens are made where they are not.
+
+    Args and errors are those of `images.load`.
+    """
+    if name not in CATALOG:
+        raise SystemExit(f"--dataset={name}: choose from {', '.join(CATALOG)}")
+    options = options or Options()
+    source = _source(name, data_dir, options.text_dir)
     sentences = {s: functools.partial(source.read, s) for s in _SPLITS}
     directory, sizes = text.prepare(
-        name,
-        source.version,
-        sentences,
-        options.vocabulary,
-        _place(source, options),
+        name, source.version, sentences, options.vocabulary, source.place
     )
     for split, size in source.sizes.items():
         if size != sizes[split]:
@@ -287,6 +332,19 @@ def load(name: str, data_dir: str | None, options: Options) -> TokenData:
                 f"{size:,} sentences of {split!r}; give another --text_dir or "
                 "remove it"
             )
-    holdout = catalog.CATALOG[name].holdout
-    ranges = catalog.split_ranges(sizes, holdout, options.validation)
+    holdout = CATALOG[name].holdout
+    ranges = on_disk.split_ranges(sizes, holdout, options.validation)
     return TokenData(name, options, directory, ranges)
+
+
+def published_size(name: str, validation: bool = False) -> int | None:
+    """Returns the number of training sentences without looking at the disk.
+
+    For pydocs that is None, as it depends on the version of Python.
+    """
+    known = CATALOG[name]
+    if known.splits is None:
+        return None
+    ranges = on_disk.split_ranges(known.splits, known.holdout, validation)
+    _, _, size = ranges["train"]
+    return size

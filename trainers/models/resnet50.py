@@ -51,3 +51,6 @@ def resnet50(
     x = layers.GlobalAveragePooling2D(name="pooling")(x)
     x = layers.Dense(classes, kernel_initializer="he_normal", name="logits")(x)
     return keras.Model(inputs, x, name=name)
+
+
+MODELS = {"resnet50": resnet50}
