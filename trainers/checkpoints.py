@@ -196,7 +196,7 @@ def restore(
             f"--resume: {path} cannot be restored: {reason}"
         ) from error
     same = len(of_ranks) == ranks.size
-    values = list(of_ranks[ranks.rank if same else 0])
+    values: list[np.ndarray | None] = list(of_ranks[ranks.rank if same else 0])
     metrics = {id(v) for v in model.metrics_variables}
     for i, v in enumerate(own):
         new = ranks.rank > 0 and not same and v.name == "seed_generator_state"

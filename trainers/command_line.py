@@ -9,7 +9,7 @@ import pathlib
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from absl import app, flags
@@ -41,8 +41,8 @@ class Trainer:
     datasets: tuple[str, ...]
     models: tuple[str, ...]
     default: Config
-    of_datasets: dict[str, Config] = dataclasses.field(default_factory=dict)
-    presets: dict[str, Config] = dataclasses.field(default_factory=dict)
+    of_datasets: Mapping[str, Config] = dataclasses.field(default_factory=dict)
+    presets: Mapping[str, Config] = dataclasses.field(default_factory=dict)
 
     @property
     def text(self) -> bool:
@@ -62,15 +62,15 @@ class Run:
             names of the flags.
         steps: How many updates, and where epochs end.
         model_dir: A directory with no other run in it, or the one to resume;
-            None in a dry run.
+            os.devnull in a dry run, and on other ranks than 0.
     """
 
     trainer: Trainer
     config: Any  # Of the trainer's kind of `Config`.
-    data: "ImageData | TokenData | None"
+    data: "ImageData | TokenData"
     settings: dict[str, dict[str, Any]]
     steps: Steps
-    model_dir: pathlib.Path | None
+    model_dir: pathlib.Path
 
     def configuration(self) -> dict[str, Any]:
         """Returns all that the run depends on."""
@@ -116,7 +116,7 @@ def main(trainer: Trainer, text: str = "") -> None:
 
 
 @launch.in_a_sentence()
-def parsed(argv: Sequence[str]) -> list[str]:
+def parsed(argv: list[str]) -> list[str]:
     """Returns what is no flag of a command line; exits where one is wrong."""
     try:
         return app.parse_flags_with_usage(argv)
@@ -188,7 +188,7 @@ def _define(cls, field, default, choices, flag_values) -> None:
         flags.DEFINE_string(name, default, text, **common)
 
 
-def group_of(cls: type, name: str) -> str:
+def group_of(cls: Any, name: str) -> str:
     """Returns the group of the class that has a field."""
     return next(c for c in cls.__mro__ if name in c.__annotations__).GROUP
 
@@ -234,14 +234,15 @@ def check(trainer: Trainer, args: flags.FlagValues) -> Run:
     refusals.check_given(config.optimizer, given)
     settings[config.optimizer] |= given
     refusals.check_settings(config, settings[config.optimizer], given)
+    refusals.drop_periods(settings[config.optimizer])
     if not config.dry_run:
         names = [f.name for f in (*_fields(config), *_fields(Settings))]
         names.remove("verbose")  # Each may tell as much as it likes.
         launch.require_same_flags({name: args[name].value for name in names})
     found, size = _load(trainer, config)
-    epochs = config.epochs
+    epochs: float = config.epochs
     if config.adjust_epochs:
-        epochs = steps_of_run.adjusted(epochs, config.batch_size)
+        epochs = steps_of_run.adjusted(config.epochs, config.batch_size)
     steps = Steps(size, config.batch_size, epochs)
     for place in config.decay_at if config.schedule == "steps" else []:
         steps.boundary(place)
@@ -250,7 +251,8 @@ def check(trainer: Trainer, args: flags.FlagValues) -> Run:
             f"--batch_size={config.batch_size}: {config.dataset} has {size:,} "
             "training examples; give at most that many"
         )
-    run = Run(trainer, config, found, settings, steps, None)
+    nowhere = pathlib.Path(os.devnull)
+    run = Run(trainer, config, found, settings, steps, nowhere)
     if config.dry_run:
         return run
     return dataclasses.replace(run, model_dir=_model_dir(run))

@@ -72,7 +72,8 @@ def print_flags(run: Run) -> None:
 
     What is left out is as --help says.
     """
-    config, groups = run.config, {}
+    config = run.config
+    groups: dict[str, list[str]] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         shown = field.metadata and field.name not in ("dry_run", "json")
@@ -188,6 +189,9 @@ def plan_of(
     settings = run.settings[config.optimizer]
     inverter = settings.get("inverter", "cholesky")
     dtype = "int32" if run.trainer.text else "float32"
+    periods: dict[str, Any] = {
+        name: p.most or 1 for name, p in optimizer.periods.items()
+    }
     return tfkfac.plan(
         model,
         batch_size=steps_of(run)["batch_of_a_rank"],
@@ -200,7 +204,7 @@ def plan_of(
         tied=optimizer.block_options["tied"],
         max_factor_size=optimizer.max_factor_size,
         communication_dtype=optimizer.communication_dtype,
-        **{name: p.most or 1 for name, p in optimizer.periods.items()},
+        **periods,
         inputs=tf.TensorSpec([None, *train.input_shape(run)], dtype),
     )
 

@@ -183,7 +183,7 @@ def _kfac_schedules(
         found["fallback_learning_rate"] = learning_rate(
             config, settings["fallback_learning_rate"], steps
         )
-    interval = _INTERVALS.get(settings.get("update_interval"))
+    interval = _INTERVALS.get(settings.get("update_interval", "none"))
     if interval is not None:
         after = settings.get("update_interval_after", 0)
         period = interval(steps.per_epoch, after=after)

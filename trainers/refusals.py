@@ -15,6 +15,7 @@ WITHOUT_MOMENTUM: dict[str, tuple[str, dict[str, Any]]] = {
     "kfac_without_momentum": ("kfac", {"momentum": 0.0}),
     "adam_without_momentum": ("adam", {"beta_1": 0.0}),
 }
+PERIODS = "factor_update_period", "inverse_update_period"
 _MOMENTUM = ("learning_rate", "momentum", "weight_decay")
 _ADAM = ("learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay")
 SETTINGS = {
@@ -38,6 +39,13 @@ def settings_of(
     """Returns the arguments of an optimizer without the command line."""
     name, implied = WITHOUT_MOMENTUM.get(optimizer, (optimizer, {}))
     return settings.get(name, Settings()).given() | implied
+
+
+def drop_periods(settings: dict[str, Any]) -> None:
+    """Removes the periods where --update_interval has them."""
+    if settings.get("update_interval", "none") != "none":
+        for name in PERIODS:
+            settings.pop(name, None)
 
 
 def check_given(optimizer: str, given: dict[str, Any]) -> None:
@@ -178,7 +186,7 @@ def check_settings(
             f"--fallback_learning_rate={rate}: only with --fallback=adam"
         )
     interval = settings.get("update_interval", "none")
-    for name in ("factor_update_period", "inverse_update_period"):
+    for name in PERIODS:
         if interval != "none" and name in given:
             raise SystemExit(
                 f"--{name}: the period is that of --update_interval={interval};"

@@ -57,7 +57,7 @@ def _flags(configuration) -> list[str]:
     """Returns the flags whose configuration is that of a run."""
     values = dict(configuration)
     values.pop("train_size", None)
-    _, implied = WITHOUT_MOMENTUM.get(values.get("optimizer"), (None, {}))
+    _, implied = WITHOUT_MOMENTUM.get(values.get("optimizer", ""), ("", {}))
     for name, value in values.pop("settings", {}).items():
         if name not in implied:
             values[name] = value

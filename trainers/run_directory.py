@@ -164,6 +164,7 @@ def _fresh(parent: pathlib.Path, name: str) -> pathlib.Path:
         with _refusal(path), contextlib.suppress(FileExistsError):
             path.mkdir(parents=True)
             return path
+    raise AssertionError  # There is always another number.
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 
 
@@ -66,6 +67,7 @@ class Steps:
             limit: Where the run ends before its epochs do; None: nowhere.
         """
         last = min(self.total, limit or self.total)
+        every: Iterable[int]
         if period is None:
             every = map(self.at_epoch, itertools.count(1))
         else:

@@ -70,8 +70,8 @@ class Training:
         if self._losses is not None:
             self._callbacks.append(self._losses)
         self._distributed = tfkfac.callbacks.Distributed()
-        self._own = None  # What each rank had for itself, to be restored.
-        self._stream = None
+        self._own: list | None = None  # What each rank had, to be restored.
+        self._stream: Any = None
         self._evaluation = evaluation.Evaluation(
             model, self._ranks, lambda: self.interruption.requested
         )
@@ -126,7 +126,7 @@ class Training:
             self.interruption.save_at = count
         own, self._own = self._own, None
         if not count:  # Interrupted after the last step of the part.
-            checkpoints.assign_own(self.model, own)
+            checkpoints.assign_own(self.model, own or [])
             average_statistics(self.model)  # Which ends it.
             return
         # Of the one stream of batches, which goes on from part to part.

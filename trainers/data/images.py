@@ -321,10 +321,9 @@ def load(
     if name == "imagenet2012":
         from trainers.data import records
 
-        source = records.Records(builder, ranges, known.classes)
-    else:
-        source = on_disk.Arrays(ranges, read)
-    return ImageData(name, known, options, source)
+        files = records.Records(builder, ranges, known.classes)
+        return ImageData(name, known, options, files)
+    return ImageData(name, known, options, on_disk.Arrays(ranges, read))
 
 
 def published_size(name: str, validation: bool = False) -> int:

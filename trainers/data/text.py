@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def train_tokenizer(
 def prepare(
     name: str,
     version: str,
-    sentences: dict[str, Callable[[], Iterable[str]]],
+    sentences: Mapping[str, Callable[[], Iterable[str]]],
     vocabulary: int,
     parent: pathlib.Path,
 ) -> tuple[pathlib.Path, dict[str, int]]:

@@ -3,6 +3,7 @@
 Each is a function (image_shape, classes, ...) -> keras.Model, to logits.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import keras
@@ -227,7 +228,7 @@ def alexnet(
 
 
 # By the name that --model gives them.
-MODELS = {
+MODELS: dict[str, Callable[..., keras.Model]] = {
     "small_cnn": partial(
         simple_cnn, filters=(16, 32), kernel_size=3, units=64, name="small_cnn"
     ),

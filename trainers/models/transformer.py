@@ -1,6 +1,7 @@
 """The Transformer as a language model."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import keras
@@ -137,7 +138,7 @@ def transformer(
 
 
 # By the name that --model gives them.
-MODELS = {
+MODELS: dict[str, Callable[..., keras.Model]] = {
     "transformer": transformer,
     "small_transformer": partial(
         transformer, width=64, heads=4, hidden=256, name="small_transformer"
