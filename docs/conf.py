@@ -63,14 +63,19 @@ def _pieces(word, ends=_ENDS):
     return [p for part in parts for p in _pieces(part, ends[1:])]
 
 
-def _long_words_break(app, doctree, name):
-    """Long words in tables break at their punctuation, and not elsewhere."""
+def _break_lines(app, doctree, name):
+    """Long words in tables break at their punctuation, numbers do not."""
     if app.builder.format != "html":
         return
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":  # Sphinx' own, between an argument and its text.
+            text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
     for table in doctree.findall(nodes.table):
         for text in list(table.findall(nodes.Text)):
-            words = [_pieces(word) for word in text.split(" ")]
+            unbroken = re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
+            words = [_pieces(word) for word in unbroken.split(" ")]
             if max(map(len, words)) == 1:
+                text.parent.replace(text, nodes.Text(unbroken))
                 continue
             words = [
                 "<wbr>".join(
@@ -113,5 +118,5 @@ def setup(app):
     app.add_html_math_renderer(
         "mathml", (_inline_math, None), (_block_math, None)
     )
-    app.connect("doctree-resolved", _long_words_break)
+    app.connect("doctree-resolved", _break_lines)
     app.connect("autodoc-process-docstring", _plain_to_rst, priority=400)
