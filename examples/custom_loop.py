@@ -3,8 +3,8 @@
     python examples/custom_loop.py
 
 A regression on scikit-learn's diabetes data. `compute_loss` computes the loss,
-so that K-FAC knows its terms; a loss that the loop computes itself is taken to be
-the mean over the examples.
+so that K-FAC knows its terms; a loss that the loop computes itself is taken to
+be the mean over the examples.
 
 The loss falls from 0.83 in the first epoch to 0.38 in the tenth, in 6 s of
 processor time.
