@@ -1,5 +1,6 @@
 """How Sphinx builds these pages: `make docs`."""
 
+import html
 import os
 import pathlib
 import re
@@ -26,9 +27,10 @@ exclude_patterns = ["_build", "*/report.md"]  # Included, if at all.
 html_theme = "furo"
 html_title = f"tfkfac {version}"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["pages.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
+smartquotes_action = "qe"  # No dashes: `--flag` in the text stays a flag.
 default_role = "code"
 
 autodoc_member_order = "bysource"
@@ -48,6 +50,42 @@ def _block_math(self, node):
     formula = latex2mathml.converter.convert(node.astext(), display="block")
     self.body.append(f"{formula}</div>")
     raise nodes.SkipNode
+
+
+_ENDS = (r"(?<=[=,/:.])(?=[\w\"])", r"(?<=[_(])(?=\w)", r"(?<=[a-z])(?=[A-Z])")
+
+
+def _pieces(word, ends=_ENDS):
+    """Where a word of a table may break: the later ends if it is too long."""
+    if len(word) <= 24 or not ends:
+        return [word]
+    parts = re.split(ends[0], word)
+    return [p for part in parts for p in _pieces(part, ends[1:])]
+
+
+def _break_lines(app, doctree, name):
+    """Long words in tables break at their punctuation, numbers do not."""
+    if app.builder.format != "html":
+        return
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":  # Sphinx' own, between an argument and its text.
+            text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
+    for table in doctree.findall(nodes.table):
+        for text in list(table.findall(nodes.Text)):
+            unbroken = re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
+            words = [_pieces(word) for word in unbroken.split(" ")]
+            if max(map(len, words)) == 1:
+                text.parent.replace(text, nodes.Text(unbroken))
+                continue
+            words = [
+                "<wbr>".join(
+                    f'<span class="pre">{html.escape(p)}</span>' for p in word
+                )
+                for word in words
+            ]
+            text.parent.replace(
+                text, nodes.raw("", " ".join(words), format="html")
+            )
 
 
 def _indent(line):
@@ -80,4 +118,5 @@ def setup(app):
     app.add_html_math_renderer(
         "mathml", (_inline_math, None), (_block_math, None)
     )
+    app.connect("doctree-resolved", _break_lines)
     app.connect("autodoc-process-docstring", _plain_to_rst, priority=400)

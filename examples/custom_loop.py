@@ -1,10 +1,10 @@
-"""K-FAC in a training loop of one's own, with a `tf.GradientTape`.
+"""K-FAC in a training loop of your own, with a `tf.GradientTape`.
 
     python examples/custom_loop.py
 
-A regression on scikit-learn's diabetes data. The loss is computed by
-`compute_loss`, so that K-FAC knows its terms; a loss that the loop computes by
-itself is taken for the mean over the examples.
+A regression on scikit-learn's diabetes data. `compute_loss` computes the loss,
+so that K-FAC knows its terms; a loss that the loop computes itself is taken to
+be the mean over the examples.
 
 The loss falls from 0.83 in the first epoch to 0.38 in the tenth, in 6 s of
 processor time.
