@@ -15,9 +15,8 @@ from typing import Any, Literal
 from absl import app, flags
 
 from trainers import launch, refusals, run_directory
-from trainers import steps as steps_of_run
 from trainers.config import Config, Settings, TextConfig
-from trainers.steps import Steps
+from trainers.steps import Steps, adjusted
 
 if typing.TYPE_CHECKING:
     from trainers.data.images import ImageData
@@ -149,6 +148,13 @@ def define_flags(trainer: Trainer, flag_values: flags.FlagValues) -> None:
         _define(type(trainer.default), field, default, named, flag_values)
     for field in _fields(Settings):
         _define(Settings, field, None, None, flag_values)
+        values = [
+            f"{value} of {name}"
+            for name, own in trainer.default.settings.items()
+            if (value := getattr(own, field.name)) is not None
+        ]
+        if values:
+            flag_values[field.name].help += f" Else {', '.join(values)}."
     if trainer.presets:
         flag_values["preset"].help += f" Of {', '.join(trainer.presets)}."
 
@@ -242,7 +248,7 @@ def check(trainer: Trainer, args: flags.FlagValues) -> Run:
     found, size = _load(trainer, config)
     epochs: float = config.epochs
     if config.adjust_epochs:
-        epochs = steps_of_run.adjusted(config.epochs, config.batch_size)
+        epochs = adjusted(config.epochs, config.batch_size)
     steps = Steps(size, config.batch_size, epochs)
     for place in config.decay_at if config.schedule == "steps" else []:
         steps.boundary(place)
