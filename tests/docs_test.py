@@ -1,6 +1,7 @@
 """What README and docs say: code that runs, commands and tests that exist."""
 
 import ast
+import dataclasses
 import importlib.util
 import inspect
 import pathlib
@@ -12,6 +13,7 @@ import pytest
 import tfkfac
 from tfkfac import arguments
 from tools import convolution_pictures
+from trainers.config import ImageConfig, Settings, TextConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,14 +57,15 @@ def commands(path):
 
 
 def flags_of(module):
-    """The words that the sources of a program, and what it uses, quote."""
+    """The flags of all trainers, and what the sources of a program quote."""
     package = module.split(".")[0]
     sources = "".join(
-        path.read_text()
-        for folder in {package, "trainers"}
-        for path in (ROOT / folder).rglob("*.py")
+        path.read_text() for path in (ROOT / package).rglob("*.py")
     )
-    return set(re.findall(r'"-*(\w+)"', sources))
+    fields = (*dataclasses.fields(ImageConfig), *dataclasses.fields(TextConfig))
+    names = {field.name for field in (*fields, *dataclasses.fields(Settings))}
+    names |= {f"no{name}" for name in names}
+    return names | set(re.findall(r'"-*(\w+)"', sources))
 
 
 def test_commands_name_programs_and_their_flags():
