@@ -58,9 +58,8 @@ def test_packed_sequences_by_hand(hand_made):
     assert len(found) == 2 and x.dtype == y.dtype == np.int32
     np.testing.assert_array_equal(x, [[7, 1, 8, 9], [1, 5, 6, 1]])
     np.testing.assert_array_equal(y, [[1, 8, 9, 4], [5, 6, 1, 7]])
-    five = tokens.Options(
-        vocabulary=10, length=5
-    )  # Of 10 tokens, 9 are targets.
+    # Of 10 tokens, 9 are targets.
+    five = tokens.Options(vocabulary=10, length=5)
     assert len(tokens.Sequences(hand_made, "train", 0, 3, five)) == 1
 
 

@@ -227,6 +227,8 @@ def alexnet(
     return keras.Model(inputs, x, name=name)
 
 
+_GHOST = {"normalization": "ghost", "unit_norm": True}
+
 # By the name that --model gives them.
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "small_cnn": partial(
@@ -252,24 +254,14 @@ MODELS: dict[str, Callable[..., keras.Model]] = {
     ),
     "resnet8_bn": partial(resnet_cifar, depth=8, name="resnet8_bn"),
     "resnet8_ghost": partial(
-        resnet_cifar,
-        depth=8,
-        normalization="ghost",
-        unit_norm=True,
-        name="resnet8_ghost",
+        resnet_cifar, depth=8, name="resnet8_ghost", **_GHOST
     ),
     "resnet20": partial(resnet_cifar, depth=20, name="resnet20"),
     "resnet32": partial(resnet_cifar, depth=32, name="resnet32"),
     "resnet32_ghost": partial(
-        resnet_cifar,
-        depth=32,
-        normalization="ghost",
-        unit_norm=True,
-        name="resnet32_ghost",
+        resnet_cifar, depth=32, name="resnet32_ghost", **_GHOST
     ),
     "vgg11": vgg11,
-    "vgg11_ghost": partial(
-        vgg11, normalization="ghost", unit_norm=True, name="vgg11_ghost"
-    ),
+    "vgg11_ghost": partial(vgg11, name="vgg11_ghost", **_GHOST),
     "alexnet": alexnet,
 }
