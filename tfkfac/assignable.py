@@ -146,7 +146,7 @@ class Assignable(keras.optimizers.Optimizer):
 
     @property
     def updates(self) -> tf.Tensor:
-        """t, the number of weight updates made: an int64 scalar."""
+        """t, the number of weight updates made; an int64 scalar."""
         calls = tf.cast(self._iterations.value, tf.int64)
         made = calls // (self.gradient_accumulation_steps or 1)
         return made - self.skip_counter.value
