@@ -58,3 +58,33 @@ def test_learning_rate_schedules_count_updates():
         weights.append(flat(model))
     moved = [np.abs(b - a).max() > 1e-6 for a, b in zip(weights, weights[1:])]
     assert moved == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("lr", "learning_rate"),
+        ("learn_rate", "learning_rate"),
+        ("epsilon", "damping"),
+        ("inv_update_freq", "inverse_update_period"),
+        ("clip_norm", "clipnorm"),
+    ],
+)
+def test_mistaken_names_are_not_assigned(name, meant):
+    optimizer = tfkfac.KFAC()
+    expected = f"no attribute '{name}', .*did you mean {meant}\\?"
+    with pytest.raises(AttributeError, match=expected):
+        setattr(optimizer, name, 0.5)
+    assert not hasattr(optimizer, name)
+
+
+def test_attributes_of_keras_and_of_ones_own_are_assigned():
+    class Own(tfkfac.KFAC):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.rates, self.learning_rates_seen = [], 3
+
+    optimizer = Own()
+    optimizer.weight_decay, optimizer.clipnorm = 0.1, 1.0
+    optimizer._lr = optimizer.anything = 1
+    assert optimizer.learning_rates_seen == 3

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import own_models
 import pytest
 from classifier import LOSS, X, Y, compiled, small
 
@@ -45,3 +46,28 @@ def test_the_optimizer_within_a_loss_scale_is_attached():
     model.compile(keras.optimizers.LossScaleOptimizer(optimizer), LOSS)
     tfkfac.attach(model)
     assert optimizer.require_attached().model is model
+
+
+def test_after_training_failed_for_want_of_it():
+    """The blocks of an own layer are found in the first step, whose function
+    Keras had made by then."""
+    model = keras.Sequential(
+        [keras.Input((4,)), own_models.Own(), keras.layers.Dense(3)]
+    )
+    model.compile(tfkfac.KFAC(0.1), LOSS)
+    with pytest.raises(RuntimeError, match="has no model"):
+        model.fit(X, Y, verbose=0)
+    tfkfac.attach(model)
+    model.fit(X, Y, verbose=0)
+    assert int(model.optimizer.curvature.updates) == 1
+
+
+def test_in_a_callback():
+    """Keras has made its training function then."""
+    model = small()
+    model.compile(tfkfac.KFAC(0.1), LOSS)
+    attach = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: tfkfac.attach(model)
+    )
+    model.fit(X, Y, verbose=0, callbacks=[attach])
+    assert int(model.optimizer.curvature.updates) == 1

@@ -68,3 +68,19 @@ def test_unknown_arguments_are_refused(capsys):
     with pytest.raises(SystemExit):
         build_horovod.main(["--forced"])
     assert "unrecognized arguments: --forced" in capsys.readouterr().err
+
+
+def test_help_lists_the_environment_variables(capsys):
+    with pytest.raises(SystemExit):
+        build_horovod.main(["--help"])
+    said = capsys.readouterr().out
+    assert said.count("Builds Horovod 0.28.1") == 1
+    for name in (
+        "HOROVOD_GPU_OPERATIONS=NCCL",
+        "HOROVOD_NCCL_HOME",
+        "HOROVOD_CUDA_HOME",
+        "HOROVOD_WITH_MPI=1",
+        "MAKEFLAGS=-jN",
+        "TFKFAC_CACHE_DIR",
+    ):
+        assert name in said

@@ -166,3 +166,40 @@ def test_the_glossary_has_the_letters():
     )
     for letter in "AGVUDNR":
         assert f"**{letter}**" in terms
+
+
+def public_docstrings():
+    """(name, object) of what the library exports, with its members."""
+    for name in tfkfac.__all__:
+        of = getattr(tfkfac, name)
+        yield name, of
+        for kind in inspect.getmro(of) if inspect.isclass(of) else ():
+            if kind.__module__.startswith("tfkfac."):
+                for member, value in vars(kind).items():
+                    if not member.startswith("_"):
+                        yield f"{kind.__name__}.{member}", value
+
+
+def test_a_colon_of_a_docstring_does_not_make_a_type():
+    """Sphinx takes what stands before one for the type of what is returned, or
+    of a property."""
+    found = set()
+    for name, of in public_docstrings():
+        text = inspect.getdoc(of) or ""
+        first = [text.partition("\n")[0]] if isinstance(of, property) else []
+        first += re.findall(r"^Returns:\n(.*)", text, re.MULTILINE)
+        if any(":" in re.sub("`.*?`", "", line) for line in first):
+            found.add(name)
+    assert found == set()
+
+
+def test_functions_say_what_they_return():
+    exported = [(name, getattr(tfkfac, name)) for name in tfkfac.__all__]
+    silent = [
+        name
+        for name, of in exported
+        if inspect.isfunction(of)
+        and inspect.signature(of).return_annotation is not None
+        and not re.search("[Rr]eturns", inspect.getdoc(of) or "")
+    ]
+    assert silent == []

@@ -116,6 +116,38 @@ def test_a_table_counts_by_group():
     assert all(len(line) < 260 for line in lines)
 
 
+def record_of(said):
+    return {"name": "a/1", "expected": "survived", "outcome": "survived",
+            "seconds": 1.0, "said": said}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "said, written",
+    [
+        ("\x1b[1mInput 0\x1b[0m is", "Input 0 is"),
+        ("__wrapped__Sparse_x_y_/job", r"\_\_wrapped\_\_Sparse_x_y\_/job"),
+        ("f(*args, **options)", r"f(\*args, \*\*options)"),
+        ("<lambda> of $HOME", r"\<lambda> of \$HOME"),
+        ("give `_init_` or `a*b`", "give `_init_` or `a*b`"),
+    ],
+)
+def test_what_was_said_is_shown_as_it_is(said, written):
+    *_, line = report.table([record_of(said)]).splitlines()
+    assert line == f"| a/1 | survived | survived | 1.0 | {written} |"
+
+
+def test_a_table_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "faults.md"
+    report.write(path, [record_of("of the first")])
+    old = path.read_text()
+    assert old.startswith("# Faults and what came of them\n\n| Group |")
+    path.write_text(old.replace("\n\n|", "\n\nWhat is | here.\n\n|", 1))
+    report.write(path, [record_of("of the second")])
+    expected = old.replace("first", "second")
+    expected = expected.replace("\n\n|", "\n\nWhat is | here.\n\n|", 1)
+    assert path.read_text() == expected
+
+
 def campaign(*argv):
     return subprocess.run(
         [sys.executable, "-m", "tools.fault_campaign", *argv],

@@ -1,5 +1,6 @@
 """Linear layers as A (x) G: rows, masks, groups and the place of the bias."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -106,6 +107,89 @@ def test_masked_rows_are_left_out():
         a = np.c_[x[keep], np.ones(keep.sum())]
         np.testing.assert_allclose(A[0], a.T @ a, rtol=1e-13)
         np.testing.assert_allclose(G[0], g[keep].T @ g[keep], rtol=1e-13)
+
+
+@pytest.mark.parametrize("method", ["input_rows", "output_rows"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda x: x[tf.newaxis],  # For x [batch, time, d] that is too many.
+        lambda x: tf.reshape(x, [-1, 3]),
+        lambda x: tf.reshape(x, [-1, 1, 3]),
+        lambda x: tf.reshape(x, [1, 3, -1]),
+    ],
+    ids=["four axes", "two axes", "groups", "sizes"],
+)
+def test_rows_of_another_shape_are_named(method, rows):
+    class Own(KroneckerBlock):
+        def input_rows(self, inputs):
+            right = tf.reshape(inputs, [1, -1, 3])
+            return rows(inputs) if method == "input_rows" else right
+
+        def output_rows(self, outputs):
+            right = tf.reshape(outputs, [1, -1, 3])
+            return rows(outputs) if method == "output_rows" else right
+
+    layer = dense(3, 3)
+    block = Own(layer, layer.kernel, layer.bias, d_in=3, d_out=3)
+    x = tf.ones([2, 5, 3], tf.float64)
+    last = "d_in" if method == "input_rows" else "d_out"
+    said = rf"{layer.name}: `{method}` of Own.*\[groups, rows, {last}\] = \[1,"
+    with pytest.raises(ValueError, match=said):
+        moments(block, LayerCall(layer, x, None, x, gradient=x))
+
+
+class Weights:
+    """A layer of a kernel and perhaps a bias with these shapes."""
+
+    name, trainable = "own", True
+
+    def __init__(self, kernel, bias=None):
+        self.kernel = keras.Variable(np.zeros(kernel))
+        self.bias = None if bias is None else keras.Variable(np.zeros(bias))
+
+
+def block_of(layer, kind=DenseBlock, **sizes):
+    block = kind.__new__(kind)
+    KroneckerBlock.__init__(block, layer, layer.kernel, layer.bias, **sizes)
+    return block
+
+
+@pytest.mark.parametrize(
+    "kernel, groups",
+    [
+        ((3, 4), 1),
+        ((3, 1, 4), 1),
+        ((3, 2, 4), 2),
+        ((3, 8), 2),
+        ((6, 4), 2),
+        ((3, 1, 2, 4), 2),
+    ],
+)
+def test_layouts_that_may_be_right(kernel, groups):
+    sizes = {"groups": groups, "d_in": 3, "d_out": 4}
+    block = block_of(Weights(kernel, (groups * 4,)), **sizes)
+    V = block.to_matrix([v.value for v in block.variables])
+    assert V.shape == (groups, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "kernel, groups", [((4, 3), 1), ((2, 3, 4), 2), ((3, 4, 2), 2), ((3, 5), 1)]
+)
+def test_layouts_that_are_wrong_are_refused(kernel, groups):
+    sizes = {"groups": groups, "d_in": 3, "d_out": 4}
+    said = r"own: DenseBlock takes its kernel to be \[d_in, groups, d_out\] = "
+    with pytest.raises(ValueError, match=said):
+        block_of(Weights(kernel), **sizes)
+
+    class Own(DenseBlock):
+        def kernel_matrix(self, kernel):
+            return tf.zeros([groups, 3, 4], kernel.dtype)
+
+    block_of(Weights(kernel), Own, **sizes)
+    said = r"takes its bias to be \[groups, d_out\]"
+    with pytest.raises(ValueError, match=said):
+        block_of(Weights(kernel, (7,)), Own, **sizes)
 
 
 def test_a_block_without_rows_says_what_it_lacks():

@@ -7,13 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfkfac.blocks import DenseBlock, LayerCall
-from tfkfac.verification.observer import Use
+from tfkfac.capture.records import Recorded
 from tfkfac.verification.sums import (
     UseSums,
     masked,
     matrix_shape,
     output_product,
 )
+from tfkfac.verification.use import Use
 
 RNG = np.random.default_rng(0)
 
@@ -27,7 +28,7 @@ def use(mask=None):
         s = tf.matmul(x, layer.kernel.value) + layer.bias.value
     g = tf.constant(RNG.normal(size=(2, 3, 5)), tf.float32)
     call = LayerCall(layer, x, mask, s)
-    return Use(call, s, tape, g), DenseBlock(layer)
+    return Use(call, Recorded(call, {}, s, []), tape, g), DenseBlock(layer)
 
 
 def test_dense_layer_by_its_derivative():

@@ -78,6 +78,19 @@ def test_scale_of_a_loss_scale_optimizer():
     assert set(results["loss scale"].values()) == {"ok"}
 
 
+def test_the_sum_of_a_loss_in_half_precision():
+    """Times the scale of its mean it would be more than float16 holds."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = verified.square()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.optimizer.build(model.trainable_variables)
+    results = found(model)
+    assert fails(results["reduction of the loss"]) == []
+    assert float(model.optimizer.dynamic_scale) == 2.0**15
+
+
 def test_what_is_drawn_at_random_is_not_compared():
     model = keras.Sequential(
         [

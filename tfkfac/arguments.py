@@ -87,11 +87,45 @@ def check_names(given: Collection[str], own: Collection[str]) -> None:
     for name in given:
         if name in known:
             continue
-        alike = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.7)
-        meant = _ELSEWHERE.get(name) or (alike[0] if alike else None)
+        meant = likely(name, known)
         raise TypeError(
             f"KFAC({name}=...): there is no such argument"
             + (f"; did you mean {meant}?" if meant else ".")
+        )
+
+
+def likely(name: str, known: Collection[str], alike: float = 0.7) -> str | None:
+    """Returns the argument that a name is mistaken for, or None.
+
+    Args:
+        name: The name.
+        known: The arguments that there are.
+        alike: How much of the two names is to be the same.
+    """
+    found = difflib.get_close_matches(name, sorted(known), 1, cutoff=alike)
+    return _ELSEWHERE.get(name) or (found[0] if found else None)
+
+
+def check_assigned(optimizer: Any, name: str) -> None:
+    """Raises AttributeError for a mistaken name of an argument of KFAC.
+
+    What the optimizer has, such as attributes of Keras', is taken, and what is
+    private, or not much like an argument: it may be a subclass' own.
+
+    Args:
+        optimizer: The optimizer, complete.
+        name: What is assigned to.
+    """
+    of_class = hasattr(type(optimizer), name)
+    if name.startswith("_") or of_class or hasattr(optimizer, name):
+        return
+    own = inspect.signature(type(optimizer).__init__).parameters
+    known = {*own, *of_keras()} - {"self", "kwargs"}
+    meant = likely(name, known, alike=0.85)
+    if meant:
+        raise AttributeError(
+            f"KFAC has no attribute {name!r}, and assigning it would do "
+            f"nothing; did you mean {meant}?"
         )
 
 

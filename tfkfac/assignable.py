@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkfac import settings
+from tfkfac import arguments, keras_compat, settings
 from tfkfac.schedules import Hyperparameter, is_number
 
 # Arguments of `KFAC` that are no numbers, or not in variables.
@@ -94,11 +94,13 @@ class Assignable(keras.optimizers.Optimizer):
     )
 
     def __setattr__(self, name, value):
-        if name in FIXED and getattr(self, "curvature", None) is not None:
-            raise AttributeError(
-                f"KFAC({name}=...) is fixed when the optimizer is made: make "
-                f"one with {name}={value!r}."
-            )
+        if keras_compat.own_attribute(self, "curvature") is not None:
+            if name in FIXED:
+                raise AttributeError(
+                    f"KFAC({name}=...) is fixed when the optimizer is made: "
+                    f"make one with {name}={value!r}."
+                )
+            arguments.check_assigned(self, name)
         super().__setattr__(name, value)
 
     @property
@@ -144,7 +146,7 @@ class Assignable(keras.optimizers.Optimizer):
 
     @property
     def updates(self) -> tf.Tensor:
-        """t, the number of weight updates made: an int64 scalar."""
+        """t, the number of weight updates made; an int64 scalar."""
         calls = tf.cast(self._iterations.value, tf.int64)
         made = calls // (self.gradient_accumulation_steps or 1)
         return made - self.skip_counter.value

@@ -2,6 +2,7 @@
 
 import keras
 
+from tfkfac import model_methods
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.optimizer import KFAC
 
@@ -11,7 +12,7 @@ def attach(model: keras.Model) -> None:
 
     What `KFAC(model=model)` does, for a model that came with its optimizer,
     such as from `keras.models.load_model`. Saved curvature state goes to its
-    layers here.
+    layers here. A training function that Keras has made before is made anew.
 
     Raises:
         ValueError: The model is not compiled, the optimizer belongs to another
@@ -32,3 +33,4 @@ def attach(model: keras.Model) -> None:
             "not KFAC."
         )
     optimizer._attach(model)
+    model_methods.trace_anew(model)

@@ -169,9 +169,13 @@ def _build_wheel(cache_dir: str, env: dict[str, str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Builds and installs Horovod, unless it is installed and works."""
+    heading = "Environment variables, "
+    about, _, variables = (__doc__ or "").partition(heading)
     parser = argparse.ArgumentParser(
         "python -m tfkfac.build_horovod",
-        description="Builds Horovod for the installed TensorFlow.",
+        description=about.partition("\n")[0],
+        epilog=heading + variables,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--force", action="store_true", help="Build again, cached wheel or not."

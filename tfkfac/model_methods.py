@@ -64,6 +64,16 @@ def _brief(function: Callable) -> Callable:
     return brief
 
 
+def trace_anew(model: keras.Model) -> None:
+    """Has Keras make its training function again, if there is one.
+
+    One that was traced before, if only until it failed, would make variables
+    in a call that is not its first.
+    """
+    if model.train_function is not None:
+        model.make_train_function(force=True)
+
+
 def call_before(model: keras.Model, **checks: Callable[[], None]) -> None:
     """Has methods of a model call a check first, each its own by its name.
 

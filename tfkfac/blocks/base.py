@@ -203,7 +203,7 @@ class CurvatureBlock(abc.ABC):
 
     @property
     def sums(self) -> list[Factor]:
-        """What `moments` returns, in the same order: the factors, or more."""
+        """What `moments` returns, in its order; the factors, or more."""
         return self.factors
 
     @abc.abstractmethod
@@ -236,7 +236,7 @@ class CurvatureBlock(abc.ABC):
     @property
     @abc.abstractmethod
     def members(self) -> "Sequence[FactoredBlock]":
-        """What is inverted each by itself: the block, or parts of it."""
+        """What is inverted each by itself, the block or parts of it."""
 
     @abc.abstractmethod
     def precondition(

@@ -1,7 +1,9 @@
 """Blocks of layers with s = W^T a: F = A (x) G."""
 
 import abc
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -14,9 +16,15 @@ from tfkfac.factors import DenseFactor
 class KroneckerBlock(FactoredBlock):
     """A linear layer s = W^T a, perhaps in groups, as A (x) G.
 
-    V stacks the kernel, flattened to [d_in, d_out], and last the bias; `a`
-    then ends in 1. An own layer sets `kernel`, `bias` and the sizes in its
+    V stacks the kernel as [groups, d_in, d_out], and last the bias; `a` then
+    ends in 1. An own layer sets `kernel`, `bias` and the sizes in its
     constructor and says how its tensors become rows.
+
+    The kernel is taken to be [d_in, groups, d_out] when its axes are merged, as
+    of Keras' grouped and depthwise convolutions, and the bias [groups, d_out]:
+    with one group the kernel is [d_in, d_out]. Of another layout, such as
+    [groups, d_in, d_out], a subclass has `kernel_matrix` and
+    `kernel_from_matrix`.
 
     Attributes:
         kernel: The kernel's variable; the block is for trainable kernels.
@@ -43,6 +51,7 @@ class KroneckerBlock(FactoredBlock):
                 ("output_factor", d_out, False),
             )
         ]
+        _check_layout(self)
 
     def input_rows(self, inputs: tf.Tensor) -> tf.Tensor:
         """Returns the rows `a` without the 1, [groups, rows, d_in].
@@ -67,7 +76,7 @@ class KroneckerBlock(FactoredBlock):
         ones = [1] * (inputs.shape.rank - mask.shape.rank)
         mask = tf.reshape(mask, tf.concat([tf.shape(mask), ones], axis=0))
         mask = tf.broadcast_to(mask, tf.shape(inputs))
-        return self.input_rows(mask)[0, :, :1]
+        return _rows(self, "input_rows", mask, "d_in")[0, :, :1]
 
     def kernel_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
         """Returns [groups, d_in, d_out] for something shaped as the kernel."""
@@ -97,7 +106,7 @@ class KroneckerBlock(FactoredBlock):
     def _moments_of(
         self, use: LayerCall, product_dtype, dtype
     ) -> Sequence[Moment]:
-        g, mask = self.output_rows(use.gradient), None
+        g, mask = _rows(self, "output_rows", use.gradient, "d_out"), None
         if use.mask is not None:
             mask = self.mask_rows(use.inputs, use.mask)
         if mask is None:
@@ -150,7 +159,7 @@ class KroneckerBlock(FactoredBlock):
             count: The number of rows that count.
             product_dtype, dtype: As of `linalg.second_moment`.
         """
-        a = self.input_rows(inputs)
+        a = _rows(self, "input_rows", inputs, "d_in")
         return linalg.second_moment(
             a if mask is None else a * tf.cast(mask, a.dtype),
             append_one=self.bias is not None,
@@ -173,3 +182,54 @@ class KroneckerBlock(FactoredBlock):
             self.kernel_from_matrix(matrix[:, :-1]),
             self.bias_from_matrix(matrix[:, -1:]),
         ]
+
+
+def _check_layout(block: KroneckerBlock) -> None:
+    """Raises ValueError for weights whose shapes tell that they are not laid
+    out as `kernel_matrix` and `bias_matrix` take them."""
+    kind, sizes = type(block), [block.d_in, block.groups, block.d_out]
+    if kind.to_matrix is not KroneckerBlock.to_matrix:
+        return
+    if kind.kernel_matrix is KroneckerBlock.kernel_matrix:
+        shape = list(block.kernel.shape)
+        axes, order = ([n for n in of if n != 1] for of in (shape, sizes))
+        turned = sorted(axes) == sorted(order) and axes != order
+        if turned or math.prod(shape) != math.prod(sizes):
+            raise ValueError(
+                f"{block.layer.name}: {kind.__name__} takes its kernel to be "
+                f"[d_in, groups, d_out] = {sizes}, and it has shape {shape}. "
+                "Give the block's sizes, or for another layout "
+                "`kernel_matrix`, which returns [groups, d_in, d_out], and "
+                "`kernel_from_matrix`, which undoes it."
+            )
+    if block.bias is None:
+        return
+    if kind.bias_matrix is KroneckerBlock.bias_matrix:
+        shape = list(block.bias.shape)
+        if math.prod(shape) != math.prod(sizes[1:]):
+            raise ValueError(
+                f"{block.layer.name}: {kind.__name__} takes its bias to be "
+                f"[groups, d_out] = {sizes[1:]}, and it has shape {shape}: for "
+                "another one it needs `bias_matrix` and `bias_from_matrix`."
+            )
+
+
+def _rows(block: KroneckerBlock, method: str, x: Any, last: str) -> tf.Tensor:
+    """Returns what a method gives for x, which is to be rows.
+
+    Args:
+        block: The block.
+        method: "input_rows" or "output_rows".
+        x: What the method is given.
+        last: The attribute that is the size of the last axis.
+    """
+    rows = getattr(block, method)(x)
+    groups, size = block.groups, getattr(block, last)
+    if not rows.shape.is_compatible_with([groups, None, size]):
+        raise ValueError(
+            f"{block.layer.name}: `{method}` of {type(block).__name__} is to "
+            f"return [groups, rows, {last}] = [{groups}, rows, {size}], and "
+            f"for {x.shape} it returned {rows.shape}. What has rows, such as "
+            "examples and time, is to be reshaped to one axis."
+        )
+    return rows

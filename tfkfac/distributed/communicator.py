@@ -286,6 +286,10 @@ def init() -> Communicator:
     more than 60 s ends with an error (`HOROVOD_STALL_SHUTDOWN_TIME_SECONDS`).
     Without `horovodrun` it does nothing.
 
+    Returns:
+        The communicator, with `rank`, the number of this process from 0 on, and
+        `size`, the number of processes; 0 and 1 without `horovodrun`.
+
     Raises:
         ImportError: There are several processes, and Horovod is not installed.
     """

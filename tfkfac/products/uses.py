@@ -34,6 +34,7 @@ class Use:
         window: That of a convolution.
         is_marked: Whether the result was replaced by a marked one.
         shift: The name of a weight that is added to the result.
+        shifted: The result with that added.
         consumers: What else takes the result, for messages.
     """
 
@@ -48,6 +49,7 @@ class Use:
     window: Window | None = None
     is_marked: bool = False
     shift: str | None = None
+    shifted: tf.Tensor | None = None
     consumers: list[str] = dataclasses.field(default_factory=list)
 
     @property

@@ -171,7 +171,7 @@ class Watch:
                 and known.shift is None
                 and uses.can_join(known, view, other)
             ):
-                known.shift = weight
+                known.shift, known.shifted = weight, result
                 self._seen[weight].append(known)
                 return True
             use.kind = "shift"

@@ -17,13 +17,10 @@ from tfkfac.verification.findings import (
     note,
     of_model,
 )
-from tfkfac.verification.observer import (
-    Array,
-    in_float64,
-    owned_blocks,
-)
+from tfkfac.verification.observer import owned_blocks
 from tfkfac.verification.outcome import Outcome
 from tfkfac.verification.snapshot import same_random_numbers
+from tfkfac.verification.use import Array, in_float64
 
 CHECK = "graph"
 _WEIGHTS = 0.05  # Inverses make more of rounding than factors do.

@@ -16,8 +16,9 @@ import numpy as np
 from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.verification.findings import NOTE, Finding, judged, relative
 from tfkfac.verification.layer_map import Array, LayerMap, is_half
-from tfkfac.verification.observer import Update, Use, in_float64
+from tfkfac.verification.observer import Update
 from tfkfac.verification.sums import matrix_shape
+from tfkfac.verification.use import Use, in_float64
 
 
 def _products(update: Update, block: KroneckerBlock, N: float, D: Array):

@@ -22,7 +22,7 @@ from tfkfac.verification.findings import (
     relative,
 )
 from tfkfac.verification.layer_map import LayerMap, UnclearColumnsError, is_half
-from tfkfac.verification.observer import Array, Update, in_float64
+from tfkfac.verification.observer import Update
 from tfkfac.verification.sums import (
     UseSums,
     add_products,
@@ -30,6 +30,7 @@ from tfkfac.verification.sums import (
     masked,
     matrix_shape,
 )
+from tfkfac.verification.use import Array, in_float64
 
 Total = Callable[[dict], dict]
 CHECKS = ("input factor", "output factor")

@@ -21,12 +21,8 @@ from tfkfac.verification.findings import (
     judged,
     note,
 )
-from tfkfac.verification.observer import (
-    Array,
-    Update,
-    in_float64,
-    owned_blocks,
-)
+from tfkfac.verification.observer import Update, owned_blocks
+from tfkfac.verification.use import Array, in_float64
 
 CHECK = "update U"
 MOST = 0.3  # Whatever the condition.

@@ -12,9 +12,8 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from tfkfac import keras_compat
 from tfkfac.blocks.factored import FactoredBlock
-from tfkfac.verification.observer import Array, Use, in_float64
+from tfkfac.verification.use import Array, Use, in_float64
 
 
 class LayerMap:
@@ -27,28 +26,14 @@ class LayerMap:
 
     def __init__(self, use: Use, block: FactoredBlock):
         self.use, self._block = use, block
-        self._variables = [
-            keras_compat.tensorflow_variable(v) for v in block.variables
-        ]
 
     def backward(self, gradient: Array) -> Array:
         """Returns the matrix form of J^T g, for g shaped as s."""
-        source = self.use.source
-        return self._matrix(
-            self._gradients(tf.cast(tf.constant(gradient), source.dtype))
-        )
+        found = self._gradients(tf.constant(gradient))
+        return in_float64(self._block.to_matrix(found))
 
     def _gradients(self, gradient):
-        found = self.use.tape.gradient(
-            self.use.source,
-            self._variables,
-            output_gradients=gradient,
-            unconnected_gradients="zero",
-        )
-        return [tf.convert_to_tensor(g) for g in found]
-
-    def _matrix(self, gradients) -> Array:
-        return in_float64(self._block.to_matrix(gradients))
+        return self.use.backward(self._block.variables, gradient)
 
     @functools.cached_property
     def _transposed(self):
@@ -66,7 +51,7 @@ class LayerMap:
             direction: D in the matrix form of V, [groups, d_in, d_out].
         """
         tape, back, z = self._transposed
-        dtype = self._variables[0].dtype
+        dtype = self._block.variables[0].dtype
         tangents = self._block.from_matrix(tf.constant(direction, dtype))
         tangents = [tf.cast(t, v.dtype) for t, v in zip(tangents, back)]
         found = tape.gradient(back, z, output_gradients=tangents)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfkfac import keras_compat
@@ -16,8 +15,7 @@ from tfkfac.blocks import CurvatureBlock, LayerCall, Moment
 from tfkfac.capture import marker
 from tfkfac.capture.records import Recorded
 from tfkfac.capture.statistics import Statistics
-
-Array = np.ndarray
+from tfkfac.verification.use import Array, Use, in_float64
 
 
 class MisshapenMomentError(Exception):
@@ -32,23 +30,6 @@ class MisshapenMomentError(Exception):
         super().__init__(block.path)
         self.block = block
         self.shapes = [tuple(m.total.shape) for m in moments]
-
-
-@dataclasses.dataclass(eq=False)
-class Use:
-    """A call of a layer that V went through.
-
-    Attributes:
-        call: What the layer saw.
-        source: The pre-activation.
-        tape: One of this call alone, from the layer's weights to `source`.
-        gradient: That of the statistics at `source`, without a loss scale.
-    """
-
-    call: LayerCall
-    source: tf.Tensor
-    tape: tf.GradientTape
-    gradient: tf.Tensor
 
 
 @dataclasses.dataclass(eq=False)
@@ -307,13 +288,14 @@ class Observer:
             gradient = tf.convert_to_tensor(call.gradient)
             if call.scale is not None:
                 gradient = tf.cast(gradient, call.scale.dtype) * call.scale
-            _, tape = self._tapes[id(r)]
-            uses.append(Use(call, r.source, tape, gradient))
+            uses.append(self.use(r, call, gradient))
         return uses
 
-    def tape_of(self, recorded: Recorded) -> tf.GradientTape:
-        """Returns the tape of a recorded call alone."""
-        return self._tapes[id(recorded)][1]
+    def use(
+        self, recorded: Recorded, call: LayerCall, gradient: tf.Tensor
+    ) -> Use:
+        """Returns the use of a recorded call, with a gradient there."""
+        return Use(call, recorded, self._tapes[id(recorded)][1], gradient)
 
     def _precondition(self, update, original, gradients, dampings):
         result = original(gradients, dampings)
@@ -336,11 +318,6 @@ def owned_blocks(attached: AttachedModel) -> list[CurvatureBlock]:
         for block in layers.registration.blocks
         if layers.distributor.owns(block)
     ]
-
-
-def in_float64(tensor) -> Array:
-    """Returns a tensor as an array."""
-    return tf.cast(tf.convert_to_tensor(tensor), tf.float64).numpy()
 
 
 def _handle(variable: keras.Variable) -> tf.Tensor:

@@ -15,7 +15,8 @@ from tfkfac.verification.findings import (
 )
 from tfkfac.verification.inverses import MOST
 from tfkfac.verification.layer_map import is_half
-from tfkfac.verification.observer import Array, Update, in_float64
+from tfkfac.verification.observer import Update
+from tfkfac.verification.use import Array, in_float64
 
 _NAMES = "input factor", "output factor", "factor"
 _INVERSES = 50  # By how much inverses may make rounding larger.

@@ -11,12 +11,11 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from tfkfac import keras_compat
 from tfkfac.blocks import LayerCall, RecurrentBlock
 from tfkfac.blocks.columns import ColumnsBlock
 from tfkfac.estimator import state_dtype
-from tfkfac.verification.observer import Array, Use, in_float64
 from tfkfac.verification.sums import output_product
+from tfkfac.verification.use import Array, Use, in_float64
 
 
 def rows_of(
@@ -50,12 +49,7 @@ def gradient_error(block: RecurrentBlock, use: Use) -> float:
         matrix = tf.constant((a.T @ g)[np.newaxis], "float32")
         for v, x in zip(part.variables, part.from_matrix(matrix)):
             by_rows[id(v)] += in_float64(x)
-    found = use.tape.gradient(
-        use.source,
-        [keras_compat.tensorflow_variable(v) for v in block.variables],
-        tf.cast(use.gradient, use.source.dtype),
-        unconnected_gradients="zero",
-    )
+    found = use.backward(block.variables, use.gradient)
     pairs = [(x, in_float64(y)) for x, y in zip(by_rows.values(), found)]
     error = sum(np.sum((x - y) ** 2) for x, y in pairs)
     size = sum(np.sum(y**2) for _, y in pairs)

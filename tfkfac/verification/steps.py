@@ -18,14 +18,8 @@ from tfkfac.verification.findings import (
     relative,
 )
 from tfkfac.verification.layer_map import is_half
-from tfkfac.verification.observer import (
-    Array,
-    Observer,
-    Part,
-    Update,
-    Use,
-    in_float64,
-)
+from tfkfac.verification.observer import Observer, Part, Update
+from tfkfac.verification.use import Array, Use, in_float64
 
 
 def coverage(update: Update) -> list[Finding]:
@@ -101,11 +95,10 @@ def gradients(update: Update, observer: Observer) -> list[Finding]:
         if part.inner:
             result.append(note(_V, block.path, _INNER))
             continue
-        tapes = [
-            (r.source, observer.tape_of(r), _unscaled(part, g))
-            for r, g in pairs
-        ]
-        by_calls = _through(block, tapes)
+        by_calls = _through(
+            block,
+            [observer.use(r, r.call, _unscaled(part, g)) for r, g in pairs],
+        )
         V = [
             in_float64(given[id(v)]) - _of_regularizer(v)
             if id(v) in given
@@ -146,17 +139,11 @@ def _of_regularizer(variable) -> Array | float:
     return in_float64(tape.gradient(penalty, w))
 
 
-def _through(block, tapes) -> list[Array]:
-    """Returns sum J^T g over calls (source, tape, g), by variable."""
-    variables = [keras_compat.tensorflow_variable(v) for v in block.variables]
-    total = [np.zeros(v.shape) for v in variables]
-    for source, tape, g in tapes:
-        found = tape.gradient(
-            source,
-            variables,
-            output_gradients=tf.cast(g, source.dtype),
-            unconnected_gradients="zero",
-        )
+def _through(block, uses: Sequence[Use]) -> list[Array]:
+    """Returns sum J^T g over calls, by variable."""
+    total = [np.zeros(v.shape) for v in block.variables]
+    for use in uses:
+        found = use.backward(block.variables, use.gradient)
         total = [x + in_float64(y) for x, y in zip(total, found)]
     return total
 
@@ -216,8 +203,7 @@ def _from_outputs(update: Update, part: Part, blocks) -> list[Finding]:
     by_pass = {id(v): in_float64(g) for v, g in zip(variables, found)}
     for block in blocks:
         uses = part.uses[block]
-        tapes = [(u.source, u.tape, u.gradient) for u in uses]
-        by_calls = _through(block, tapes)
+        by_calls = _through(block, uses)
         expected = [by_pass[id(v)] for v in block.variables]
         half = any(is_half(u.source) for u in uses)
         error = relative(by_calls, expected)

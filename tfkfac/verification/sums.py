@@ -25,7 +25,8 @@ from tfkfac.verification.layer_map import (
     find_columns,
     is_half,
 )
-from tfkfac.verification.observer import Update, Use, in_float64
+from tfkfac.verification.observer import Update
+from tfkfac.verification.use import Use, in_float64
 
 
 class UseSums:

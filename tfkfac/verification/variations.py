@@ -42,13 +42,15 @@ def check(
     with _empirical(attached):
         updates = run(data)
         base, losses = _outcomes(updates), _compiled_losses(updates)
+        N = sum(update.count for update in updates.values())
         del updates  # All tensors of a step.
         if not all(x.is_complete for x in base.values()):
             return []
         twice = outcomes(_twice(data))
         by_model = {a: _of_twice(base[a], twice[a]) for a in attached}
         if losses:
-            with _other_reductions(losses):
+            smaller = _smaller_scale(model, attached, N)
+            with _other_reductions(losses), smaller:
                 other = outcomes(data)
             for a in attached:
                 by_model[a] += base[a].compare_factors(
@@ -134,6 +136,23 @@ def _other_reductions(losses: dict[int, tuple]) -> Iterator[None]:
         yield
 
 
+def _smaller_scale(
+    model, attached, N: float
+) -> contextlib.AbstractContextManager:
+    """Within it, a loss scale is N times smaller: the sum of N terms times a
+    scale that suits their mean is more than half precision holds."""
+    outer, own = _own(model, attached)
+    if not own:
+        return contextlib.nullcontext()
+    if outer is not own[0].optimizer:
+        scale = outer.dynamic_scale
+        return _assigned(scale, scale.value / N)
+    factor = own[0].optimizer.loss_scale_factor
+    return keras_compat.replaced(
+        own[0].optimizer, loss_scale_factor=factor and factor / N
+    )
+
+
 _REDUCTION = (
     "the factors are to be those of the sum over the terms, whatever the "
     "reduction of the loss."
@@ -143,14 +162,20 @@ _REDUCTION = (
 # The loss scale.
 
 
+def _own(model, attached) -> tuple[Any, list]:
+    """Returns (the model's optimizer, what it is attached by, or nothing)."""
+    outer: Any = getattr(model, "optimizer", None)
+    optimizer: Any = unwrapped(outer)
+    return outer, [a for a in attached if a.optimizer is optimizer]
+
+
 def _scales(model, attached) -> list[tuple]:
     """Returns (what is attached, a context with another scale) of the model
     itself: a step of one's own may not scale the losses of its parts."""
-    outer: Any = getattr(model, "optimizer", None)
-    optimizer: Any = unwrapped(outer)
-    own = [a for a in attached if a.optimizer is optimizer]
+    outer, own = _own(model, attached)
     if not own:
         return []
+    optimizer = own[0].optimizer
     if outer is not optimizer:
         scale = outer.dynamic_scale
         return [(own[0], _assigned(scale, scale.value / _SCALE))]

@@ -57,8 +57,8 @@ def verify(
         seed: For the vectors that factors are multiplied with.
 
     Returns:
-        The results: `str(report)` is a table, `report.ok` is whether all is as
-        it should be.
+        The results, of which `str(report)` is a table, and `report.ok` whether
+        all is as it should be.
 
     Raises:
         TypeError: `model` is no Keras model, or `x` no batch.

@@ -262,6 +262,73 @@ def attached_with_another_optimizer(folder):
     tfkfac.attach(small.compiled(optimizer="adam"))
 
 
+class _Own(keras.layers.Layer):
+    """A product whose block the first step finds."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 4))
+
+    def call(self, x):
+        return x @ self.w
+
+
+def _logits():
+    return [keras.layers.Dense(3, name="logits")]
+
+
+@faults.fault("models")
+def attached_after_a_fit_that_failed_without(folder):
+    model = keras.Sequential([keras.Input((6,)), _Own(), *_logits()])
+    small.compiled(model, tfkfac.KFAC(0.05), small.GRAPH)
+    try:
+        small.fit(model)
+    except RuntimeError as error:
+        assert "attach" in str(error)
+    tfkfac.attach(model)
+    _moves(model, *(layer.name for layer in model.layers))
+
+
+@faults.fault("models", refused="no attribute 'lr'.*did you mean learning_rate")
+def the_rate_is_assigned_by_another_name(folder):
+    small.compiled().optimizer.lr = 0.5
+
+
+class _OwnBlock(tfkfac.KroneckerBlock):
+    """A block for inputs [batch, d_in]."""
+
+    def __init__(self, layer):
+        super().__init__(layer, layer.w, None, d_in=6, d_out=4)
+
+    def input_rows(self, inputs):
+        return inputs[tf.newaxis]
+
+    def output_rows(self, outputs):
+        return outputs[tf.newaxis]
+
+
+@faults.fault("models", refused="of _OwnBlock is to return .groups, rows,")
+def rows_of_a_block_with_an_axis_more(folder):
+    tfkfac.register(_Own, _OwnBlock)
+    layers = [keras.Input((5, 6)), _Own(), keras.layers.Flatten(), *_logits()]
+    small.fit(small.compiled(keras.Sequential(layers)), np.stack([X] * 5, 1))
+
+
+class _Turned(_OwnBlock):
+    """Its sizes are those of the transposed kernel."""
+
+    def __init__(self, layer):
+        tfkfac.KroneckerBlock.__init__(
+            self, layer, layer.w, None, d_in=4, d_out=6
+        )
+
+
+@faults.fault("models", refused="takes its kernel to be .*kernel_from_matrix")
+def a_block_of_another_layout(folder):
+    tfkfac.register(_Own, _Turned)
+    model = keras.Sequential([keras.Input((6,)), _Own(), *_logits()])
+    small.fit(small.compiled(model))
+
+
 @faults.fault("models", refused="StopOnSkippedSteps watches.*leave the call")
 def skips_of_another_optimizer_are_watched(folder):
     model = small.compiled(optimizer="adam")

@@ -2,6 +2,7 @@
 
 import collections
 import pathlib
+import re
 from collections.abc import Sequence
 
 from tools.fault_campaign import faults
@@ -16,8 +17,7 @@ def counts(records: Sequence[dict]) -> dict[str, int]:
 def table(records: Sequence[dict]) -> str:
     """Returns the counts by group, and a line for each fault, in Markdown."""
     groups = list(dict.fromkeys(_group(record) for record in records))
-    lines = ["# Faults and what came of them", ""]
-    lines += _row("Group", *faults.OUTCOMES)
+    lines = _row("Group", *faults.OUTCOMES)
     lines += _row("---", *["---:"] * len(faults.OUTCOMES))
     for group in groups:
         of_group = [r for r in records if _group(r) == group]
@@ -37,8 +37,12 @@ def table(records: Sequence[dict]) -> str:
 
 
 def write(path: pathlib.Path, records: Sequence[dict]) -> None:
-    """Writes the table."""
-    path.write_text(table(records), encoding="utf-8")
+    """Writes the table, after what stands before it in the file."""
+    before = "# Faults and what came of them\n\n"
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+        before = re.split("^[|]", text, maxsplit=1, flags=re.MULTILINE)[0]
+    path.write_text(before + table(records), encoding="utf-8")
 
 
 def _group(record):
@@ -50,8 +54,19 @@ def _marked(outcome):
 
 
 def _short(said):
-    said = " ".join(said.split()).replace("|", "\\|")
-    return said if len(said) <= 160 else said[:157] + "..."
+    said = " ".join(re.sub(r"\x1b\[[\d;]*m", "", said).split())
+    return _plain(said if len(said) <= 160 else said[:157] + "...")
+
+
+def _plain(text):
+    """Returns Markdown that shows a text as it is, but for `code`."""
+    parts = re.split("(`[^`]*`)", text.replace("|", "\\|"))
+    # An underscore within a word is none of emphasis.
+    parts[::2] = [
+        re.sub(r"[*<$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", part)
+        for part in parts[::2]
+    ]
+    return "".join(parts)
 
 
 def _row(*cells):
