@@ -5,6 +5,7 @@ Each is a function (image_shape, classes, ...) -> keras.Model, to logits.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import keras
 from keras import layers, ops
@@ -227,7 +228,7 @@ def alexnet(
     return keras.Model(inputs, x, name=name)
 
 
-_GHOST = {"normalization": "ghost", "unit_norm": True}
+_GHOST: dict[str, Any] = {"normalization": "ghost", "unit_norm": True}
 
 # By the name that --model gives them.
 MODELS: dict[str, Callable[..., keras.Model]] = {
