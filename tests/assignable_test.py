@@ -80,11 +80,15 @@ def test_mistaken_names_are_not_assigned(name, meant):
 
 def test_attributes_of_keras_and_of_ones_own_are_assigned():
     class Own(tfkfac.KFAC):
-        def __init__(self, **options):
+        def __init__(self, warmup=0, **options):
             super().__init__(**options)
             self.rates, self.learning_rates_seen = [], 3
+            self.warmup, self.options = warmup, options
 
-    optimizer = Own()
+    optimizer = Own(5)
+    assert optimizer.warmup == 5
+    with pytest.raises(AttributeError, match="did you mean damping"):
+        optimizer.dampng = 0.1
     optimizer.weight_decay, optimizer.clipnorm = 0.1, 1.0
     optimizer._lr = optimizer.anything = 1
     assert optimizer.learning_rates_seen == 3

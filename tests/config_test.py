@@ -1,11 +1,21 @@
 """The flags as typed fields, and the runs that each program has."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 import typing
 
 import pytest
 
-from trainers import command_line, configs, refusals
+from trainers import (
+    command_line,
+    configs,
+    flag_definitions,
+    launch,
+    models,
+    refusals,
+)
 from trainers.config import Settings, TextConfig, changed
 
 TRAINERS = [configs.trainer(name) for name in configs.NAMES]
@@ -37,6 +47,7 @@ def is_of(value, kind):
 def test_values_are_of_their_types(name):
     trainer, run = RUNS[name]
     assert run.dataset in trainer.datasets and run.model in trainer.models
+    assert {*trainer.models} <= {*models.NAMES, *models.LANGUAGE_NAMES}
     for config in (run, *run.settings.values()):
         kinds = typing.get_type_hints(type(config))
         for field in dataclasses.fields(config):
@@ -66,7 +77,7 @@ def test_a_run_is_what_its_flags_give(trainer):
 
 
 def test_help_has_the_flags_in_groups():
-    text = command_line.help_of(configs.trainer("cifar"), "Trains.")
+    text = flag_definitions.help_of(configs.trainer("cifar"), "Trains.")
     assert text.startswith("Trains.\n")
     groups = [line[:-1] for line in text.splitlines() if line[-1:] == ":"
               and line[0].isalpha()]  # fmt: skip
@@ -76,6 +87,12 @@ def test_help_has_the_flags_in_groups():
     assert "--damping" in parts["optimizer"]
     assert "ma_kfac, ma_sgd" in parts["run"]
     assert "--vocabulary" not in text
+    plain = " ".join(text.split())
+    said = "Momentum. The default is 0.9 for kfac, momentum, nesterov, 0.95 for"
+    assert said in plain
+    assert "With --dataset=digits it is 0.5 for kfac, 0.9 for mom" in plain
+    assert "With --dataset=digits it is 12." in plain
+    assert "With --dataset=digits it is linear." in plain
 
 
 def test_a_flag_that_is_misspelt_is_guessed():
@@ -105,3 +122,35 @@ def test_what_a_run_depends_on():
         "overwrite", "resume", "keep_checkpoints", "tensorboard", "health",
         "dry_run", "json", "ranks", "verbose",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["--help", "-?"])
+def test_help_is_printed_and_a_lost_stdout_is_named(flag):
+    command = [sys.executable, "-m", "trainers.mnist", flag]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "--learning_rate" in done.stdout
+    full = os.open("/dev/full", os.O_WRONLY)
+    lost = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
+    os.close(full)
+    assert lost.returncode == 1
+    assert lost.stderr.decode().startswith("stdout cannot be written (No space")
+
+
+def test_ranks_compare_what_the_flags_come_to(monkeypatch, tmp_path):
+    """A preset may be what another rank has by default, and the reverse."""
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    compared = []
+    monkeypatch.setattr(launch, "require_same_flags", compared.append)
+    for argv in (["--epochs=30"], []):
+        argv = ["--preset=ma_kfac", "--dataset=digits", *argv]
+        argv.append(f"--model_dir={tmp_path / str(len(compared))}")
+        command_line.parse(configs.trainer("cifar"), argv)
+    assert [found["epochs"] for found in compared] == [30, 100]
+    assert compared[0].keys() == compared[1].keys() >= {"damping", "schedule"}
+
+
+def test_groups_of_ranks_divide_them(monkeypatch):
+    monkeypatch.setenv("HOROVOD_SIZE", "3")
+    argv = ["--strategy=2", "--batch_size=129", "--dry_run"]
+    with pytest.raises(SystemExit, match="groups of 2 do not divide 3 ranks"):
+        command_line.parse(configs.trainer("mnist"), argv)

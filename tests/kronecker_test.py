@@ -192,6 +192,23 @@ def test_layouts_that_are_wrong_are_refused(kernel, groups):
         block_of(Weights(kernel, (7,)), Own, **sizes)
 
 
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (layers.Conv2D(9, 3, groups=3), (6, 6, 3)),
+        (layers.Conv2D(4, 2, groups=2), (6, 6, 2)),
+        (layers.Conv1D(6, 3, groups=2), (6, 4)),
+        (layers.DepthwiseConv2D((1, 3)), (6, 6, 3)),
+    ],
+)
+def test_grouped_kernels_whose_sizes_are_alike_are_taken(layer, shape):
+    """[3, 3, 1, 9] has d_in = 9, 3 groups and d_out = 3, in another order."""
+    model = keras.Sequential([keras.Input(shape), layer])
+    model.compile(tfkfac.KFAC(model=model), "mse")
+    x = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
+    assert np.isfinite(model.train_on_batch(x, model(x) + 1))
+
+
 def test_a_block_without_rows_says_what_it_lacks():
     class Own(tfkfac.KroneckerBlock):
         def output_rows(self, outputs):

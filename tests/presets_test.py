@@ -35,6 +35,30 @@ def resolve(preset, *argv):
     return run, optimizer
 
 
+# Table 3 of Osawa et al. 2019: BS, alpha_mixup; gamma(0), gamma_target, rho_BN,
+# t_warmup; p_decay, e_start, e_end, eta(0), m(0).
+TABLE_3 = [
+    (4096, 0.4, 2.5e-2, 2.5e-4, 16.0, 313, 11.0, 1, 53, 8.18e-3, 0.997),
+    (8192, 0.4, 2.5e-2, 2.5e-4, 16.0, 157, 8.0, 1, 53.5, 1.25e-2, 0.993),
+    (16_384, 0.4, 2.5e-2, 2.5e-4, 32.0, 79, 8.0, 1, 53.5, 2.5e-2, 0.985),
+    (32_768, 0.6, 2.0e-2, 2.0e-4, 16.0, 59, 3.5, 1.5, 49.5, 3.0e-2, 0.97),
+    (65_536, 0.6, 1.5e-2, 1.5e-4, 16.0, 40, 2.9, 2, 64.5, 4.0e-2, 0.95),
+    (131_072, 1.0, 1.0e-2, 1.0e-4, 8.0, 30, 2.9, 3, 107.6, 7.0e-2, 0.93),
+]
+
+
+@pytest.mark.parametrize("row", TABLE_3, ids=lambda row: str(row[0]))
+def test_table_3_of_osawa(row):
+    preset = TRAINERS[f"osawa_{row[0]}"].presets[f"osawa_{row[0]}"]
+    kfac = preset.settings["kfac"]
+    assert row == (
+        preset.batch_size, preset.mixup, kfac.damping, kfac.damping_target,
+        kfac.norm_damping_factor, kfac.damping_warmup, preset.decay_power,
+        preset.decay_start, preset.decay_end, kfac.learning_rate,
+        kfac.momentum,
+    )  # fmt: skip
+
+
 def at(optimizer, t):
     """Returns the learning rate, and of K-FAC the rest, at the update t."""
     optimizer._iterations.assign(t)
@@ -61,13 +85,17 @@ def test_iterations_of_osawa(batch_size, iterations):
     run, optimizer = resolve(f"osawa_{batch_size}")
     assert run.steps.total == iterations
     assert run.steps.ends(None, None)[-1] == iterations
-    settings, args = run.settings["kfac"], run.config
+    settings, config = run.settings["kfac"], run.config
     gamma, target = settings["damping"], settings["damping_target"]
     alpha = 2 * np.log10(gamma / target) / settings["damping_warmup"]
     for t in range(50):
-        e = np.clip(t * batch_size / IMAGENET, args.decay_start, args.decay_end)
-        part = (e - args.decay_start) / (args.decay_end - args.decay_start)
-        eta = settings["learning_rate"] * (1 - part) ** args.decay_power
+        e = np.clip(
+            t * batch_size / IMAGENET, config.decay_start, config.decay_end
+        )
+        part = (e - config.decay_start) / (
+            config.decay_end - config.decay_start
+        )
+        eta = settings["learning_rate"] * (1 - part) ** config.decay_power
         expected = {
             "learning_rate": eta,
             "momentum": settings["momentum"] / settings["learning_rate"] * eta,
@@ -272,6 +300,14 @@ def test_optimizers_count_updates_not_micro_steps():
     found = [at(optimizer, 4 * t + 3)["learning_rate"] for t in (0, 100)]
     total = -(-200 * 45_000 // 256)
     assert found == pytest.approx([1, 1 - 0.99 * 100 / total], rel=1e-6)
+
+
+def test_a_dry_run_refuses_what_the_run_would():
+    argv = ["--dry_run", "--damping=1", "--damping_target=0.001"]
+    argv.append("--damping_warmup=3")
+    run = command_line.parse(configs.trainer("mnist"), argv)
+    with pytest.raises(SystemExit, match="--optimizer=kfac: WarmupDamping"):
+        dry_run.main(run)
 
 
 @pytest.mark.parametrize(

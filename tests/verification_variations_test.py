@@ -2,6 +2,7 @@
 
 import classifier
 import keras
+import pytest
 import tensorflow as tf
 import verified
 from verified import OwnDense, registered
@@ -78,17 +79,26 @@ def test_scale_of_a_loss_scale_optimizer():
     assert set(results["loss scale"].values()) == {"ok"}
 
 
-def test_the_sum_of_a_loss_in_half_precision():
-    """Times the scale of its mean it would be more than float16 holds."""
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+def test_the_other_reduction_in_half_precision(reduction):
+    """A sum, times the scale of its mean, is more than float16 holds."""
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = verified.square()
     finally:
         keras.config.set_dtype_policy("float32")
     model.optimizer.build(model.trainable_variables)
+    scale = 2.0**15
+    if reduction == "sum":
+        loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction="sum"
+        )
+        model.compile(model.optimizer, loss)
+        scale = 2.0**5
+        model.optimizer.dynamic_scale.assign(scale)
     results = found(model)
     assert fails(results["reduction of the loss"]) == []
-    assert float(model.optimizer.dynamic_scale) == 2.0**15
+    assert float(model.optimizer.dynamic_scale) == scale
 
 
 def test_what_is_drawn_at_random_is_not_compared():

@@ -110,7 +110,8 @@ def check_assigned(optimizer: Any, name: str) -> None:
     """Raises AttributeError for a mistaken name of an argument of KFAC.
 
     What the optimizer has, such as attributes of Keras', is taken, and what is
-    private, or not much like an argument: it may be a subclass' own.
+    private, an argument of a subclass, or not much like one of KFAC: it may be
+    a subclass' own.
 
     Args:
         optimizer: The optimizer, complete.
@@ -119,8 +120,15 @@ def check_assigned(optimizer: Any, name: str) -> None:
     of_class = hasattr(type(optimizer), name)
     if name.startswith("_") or of_class or hasattr(optimizer, name):
         return
-    own = inspect.signature(type(optimizer).__init__).parameters
-    known = {*own, *of_keras()} - {"self", "kwargs"}
+    own = {
+        argument
+        for cls in type(optimizer).__mro__
+        if "__init__" in vars(cls)
+        for argument in inspect.signature(vars(cls)["__init__"]).parameters
+    }
+    if name in own:
+        return
+    known = (own | {*of_keras()}) - {"self", "args", "kwargs"}
     meant = likely(name, known, alike=0.85)
     if meant:
         raise AttributeError(

@@ -111,7 +111,7 @@ def save(
     Args:
         model_dir: Of the run; rank 0 writes there.
         model: The compiled `keras.Model`.
-        ranks: A `tfkfac.communicator.Communicator`.
+        ranks: A `tfkfac.distributed.communicator.Communicator`.
         state: Of the run, with "configuration", "step" and "begun", whether
             metrics go on.
         keep: How many checkpoints stay; -1 for all.
@@ -159,7 +159,7 @@ def restore(
     Args:
         path: The checkpoint; all ranks read it.
         model: A compiled model of the same configuration.
-        ranks: A `tfkfac.communicator.Communicator`.
+        ranks: A `tfkfac.distributed.communicator.Communicator`.
         configuration: That of the run.
 
     Returns:

@@ -1,6 +1,7 @@
 """From the command line to a run; what is wrong with it ends the program.
 
-Nothing here needs TensorFlow: bad input is refused before it is imported.
+On one process it needs no TensorFlow, which is slow to import; several compare
+their flags by Horovod.
 """
 
 import dataclasses
@@ -10,12 +11,13 @@ import re
 import sys
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from absl import app, flags
 
 from trainers import launch, refusals, run_directory
 from trainers.config import Config, Settings, TextConfig
+from trainers.flag_definitions import define_flags, fields, help_of
 from trainers.steps import Steps, adjusted
 
 if typing.TYPE_CHECKING:
@@ -75,7 +77,7 @@ class Run:
         """Returns all that the run depends on."""
         found = {
             field.name: getattr(self.config, field.name)
-            for field in _fields(self.config)
+            for field in fields(self.config)
             if not field.metadata.get("may_change")
         }
         return {
@@ -108,8 +110,9 @@ def main(trainer: Trainer, text: str = "") -> None:
 
         train.main(checked)
 
-    if {"--help", "-help", "-h", "--helpshort"} & set(sys.argv[1:]):
-        print(help_of(trainer, text))
+    if {"--help", "-help", "-h", "-?", "--helpshort"} & set(sys.argv[1:]):
+        with launch.in_a_sentence():
+            print(help_of(trainer, text))
         return
     app.run(run, flags_parser=parsed)
 
@@ -125,78 +128,6 @@ def parsed(argv: list[str]) -> list[str]:
             f"--flagfile={', '.join(files)}: is no text ({error.reason}); "
             "give a file with a flag in each line"
         ) from error
-
-
-def help_of(trainer: Trainer, text: str) -> str:
-    """Returns what --help prints: a text, and the flags in four groups."""
-    own = flags.FlagValues()
-    define_flags(trainer, own)
-    return f"{text}\n{own.get_help(include_special_flags=False)}"
-
-
-def _fields(config) -> list[dataclasses.Field]:
-    """Returns the fields that are flags."""
-    return [f for f in dataclasses.fields(config) if f.metadata]
-
-
-def define_flags(trainer: Trainer, flag_values: flags.FlagValues) -> None:
-    """Defines the flags of a trainer in `flag_values`."""
-    choices = {"dataset": trainer.datasets, "model": trainer.models}
-    for field in _fields(trainer.default):
-        default = getattr(trainer.default, field.name)
-        named = choices.get(field.name)
-        _define(type(trainer.default), field, default, named, flag_values)
-    for field in _fields(Settings):
-        _define(Settings, field, None, None, flag_values)
-        values = [
-            f"{value} of {name}"
-            for name, own in trainer.default.settings.items()
-            if (value := getattr(own, field.name)) is not None
-        ]
-        if values:
-            flag_values[field.name].help += f" Else {', '.join(values)}."
-    if trainer.presets:
-        flag_values["preset"].help += f" Of {', '.join(trainer.presets)}."
-
-
-def _define(cls, field, default, choices, flag_values) -> None:
-    """Defines the flag of a field, in the group of the class that has it."""
-    kind = typing.get_type_hints(cls)[field.name]
-    if type(None) in typing.get_args(kind):
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-    name, rules = field.name, field.metadata
-    common = {
-        "flag_values": flag_values,
-        "module_name": group_of(cls, field.name),
-    }
-    text = rules["help"]
-    if choices:
-        flags.DEFINE_enum(name, default, list(choices), text, **common)
-    elif kind is bool:
-        flags.DEFINE_boolean(name, default, text, **common)
-    elif kind is int:
-        bounds = rules.get("least"), rules.get("most")
-        flags.DEFINE_integer(name, default, text, *bounds, **common)
-    elif kind is float:
-        flags.DEFINE_float(name, default, text, **common)
-        sound = rules.get("sound", lambda x: 0 < x < float("inf"))
-        flags.register_validator(
-            name,
-            lambda value: value is None or sound(value),
-            message=f"must be {rules.get('kind', 'greater than 0')}",
-            flag_values=flag_values,
-        )
-    elif typing.get_origin(kind) is tuple:
-        flags.DEFINE_list(name, list(default), text, **common)
-    else:
-        flags.DEFINE_string(name, default, text, **common)
-
-
-def group_of(cls: Any, name: str) -> str:
-    """Returns the group of the class that has a field."""
-    return next(c for c in cls.__mro__ if name in c.__annotations__).GROUP
 
 
 def parse(trainer: Trainer, argv: Sequence[str]) -> Run:
@@ -234,7 +165,7 @@ def check(trainer: Trainer, args: flags.FlagValues) -> Run:
     }
     given = {
         field.name: args[field.name].value
-        for field in _fields(Settings)
+        for field in fields(Settings)
         if args[field.name].value is not None
     }
     refusals.check_given(config.optimizer, given)
@@ -242,10 +173,12 @@ def check(trainer: Trainer, args: flags.FlagValues) -> Run:
     refusals.check_settings(config, settings[config.optimizer], given)
     refusals.drop_periods(settings[config.optimizer])
     if not config.dry_run:
-        names = [f.name for f in (*_fields(config), *_fields(Settings))]
-        names.remove("verbose")  # Each may tell as much as it likes.
-        launch.require_same_flags({name: args[name].value for name in names})
-    found, size = _load(trainer, config)
+        found = dataclasses.asdict(config)
+        found |= {f.name: args[f.name].value for f in fields(Settings)}
+        # Each may tell as much as it likes.
+        del found["verbose"], found["settings"]
+        launch.require_same_flags(found)
+    data, size = _load(trainer, config)
     epochs: float = config.epochs
     if config.adjust_epochs:
         epochs = adjusted(config.epochs, config.batch_size)
@@ -258,7 +191,7 @@ def check(trainer: Trainer, args: flags.FlagValues) -> Run:
             "training examples; give at most that many"
         )
     nowhere = pathlib.Path(os.devnull)
-    run = Run(trainer, config, found, settings, steps, nowhere)
+    run = Run(trainer, config, data, settings, steps, nowhere)
     if config.dry_run:
         return run
     return dataclasses.replace(run, model_dir=_model_dir(run))
@@ -271,7 +204,7 @@ def _config(trainer, args) -> Config:
     if args.preset is not None:
         base = _preset(trainer, args.preset)
     given = {}
-    for field in _fields(base):
+    for field in fields(base):
         if args[field.name].present:
             value = args[field.name].value
             given[field.name] = tuple(value) if type(value) is list else value

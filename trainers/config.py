@@ -147,11 +147,7 @@ class Data:
 
     GROUP: ClassVar[str] = "data"
 
-    dataset: str = flag(
-        "Data set. Of imagenet2012, the mean image that is subtracted is that "
-        "of the first 10,000 training images (Osawa et al. 2019, 4.1: of all).",
-        required=True,
-    )
+    dataset: str = flag("Data set.", required=True)
     data_dir: str | None = free(
         "Where tensorflow-datasets keeps its data; by default its own place."
     )

@@ -10,8 +10,9 @@ import tensorflow as tf
 import tfkfac
 from tfkfac.distributed.loss_scale import unwrapped
 from trainers import files, launch, optimizers, train
-from trainers.command_line import Run, group_of
+from trainers.command_line import Run
 from trainers.config import Settings
+from trainers.flag_definitions import group_of
 from trainers.refusals import number_of_ranks
 
 
@@ -20,6 +21,7 @@ def main(run: Run) -> None:
     if launch.rank() > 0:
         return
     train.configure(run)
+    train.check_optimizers(run)
     model = train.make_model(run)
     name = run.config.optimizer
     optimizer = unwrapped(  # Attached to no model, it takes no memory.
@@ -220,4 +222,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 def _rounded(value) -> str:
     if isinstance(value, str):
         return value
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"

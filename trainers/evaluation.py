@@ -17,7 +17,7 @@ class Evaluation:
 
     Args:
         model: From inputs to logits.
-        ranks: A `tfkfac.communicator.Communicator`.
+        ranks: A `tfkfac.distributed.communicator.Communicator`.
         interrupted: Tells whether to stop; asked after every batch.
     """
 
@@ -72,11 +72,11 @@ def build_metrics(model: keras.Model) -> None:
 
 
 def of_training(model: keras.Model, ranks) -> dict[str, float]:
-    """Returns the metrics of the epoch that is trained, over all ranks.
+    """Returns the metrics of the part that is trained, over all ranks.
 
     Args:
         model: The compiled model.
-        ranks: A `tfkfac.communicator.Communicator`.
+        ranks: A `tfkfac.distributed.communicator.Communicator`.
     """
     loss, compiled = model.metrics
     own = {

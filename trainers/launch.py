@@ -1,6 +1,6 @@
 """What a program is started with: processes, packages, the same flags on all.
 
-Nothing here needs TensorFlow. The launcher tells a process by its environment
+The launcher tells a process by its environment
 which it is, before Horovod is imported: horovodrun, Open MPI, MPICH or Slurm.
 """
 

@@ -1,5 +1,5 @@
-"""Normalization layers of the trainers' models, with the curvature of their own
-one; regularizers and constraints of kernels, set on models as they are."""
+"""Layers of the trainers' models, with the curvature of their normalization;
+regularizers and constraints of kernels, set on models as they are."""
 
 import math
 from collections.abc import Iterator
@@ -162,6 +162,59 @@ class GhostBatchNormalizationBlock(blocks.ScaleShiftBlock):
 
 
 tfkfac.register(GhostBatchNormalization, GhostBatchNormalizationBlock)
+
+
+@keras.saving.register_keras_serializable(package="trainers")
+class SinusoidalPositions(keras.layers.Layer):
+    """scale x + P, with P of the positions t (Vaswani et al. 2017, 3.5).
+
+        P[t, 2i] = sin(t / 10000^(2i / d)),  P[t, 2i + 1] = cos(the same)
+
+    for inputs x of shape [batch, time, d]. It has no weights.
+
+    Args:
+        scale: What the inputs are multiplied by.
+    """
+
+    def __init__(self, *, scale: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = float(scale)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        if input_shape[-1] % 2:
+            raise ValueError(
+                f"{self.name}: the last axis must be even, not "
+                f"{input_shape[-1]}."
+            )
+
+    def call(self, inputs):
+        _, time, d = ops.shape(inputs)
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        t = ops.arange(time, dtype=dtype)
+        i = ops.arange(d // 2, dtype=dtype)
+        angles = t[:, None] * ops.power(10000.0, -2.0 * i / d)
+        P = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1)
+        P = ops.cast(ops.reshape(P, (time, d)), inputs.dtype)
+        return self.scale * inputs + P
+
+    def get_config(self):
+        return {**super().get_config(), "scale": self.scale}
+
+
+@keras.saving.register_keras_serializable(package="trainers")
+class MaskLike(keras.layers.Layer):
+    """Gives the first of its two inputs the Keras mask of the second."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs):
+        return inputs[0]
+
+    def compute_mask(self, inputs, previous_mask):
+        return previous_mask[1]
 
 
 _WITH_KERNEL = (

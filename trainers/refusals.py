@@ -180,6 +180,12 @@ def check_settings(
             f"--strategy={strategy}: must be owner, replicated or a number of "
             "ranks"
         )
+    ranks = number_of_ranks(config)
+    if number and ranks > 1 and ranks % number:
+        raise SystemExit(
+            f"--strategy={strategy}: groups of {number} do not divide {ranks} "
+            f"ranks; give a divisor of {ranks}"
+        )
     rate = settings.get("fallback_learning_rate")
     if settings.get("fallback") == "gradient" and rate is not None:
         raise SystemExit(

@@ -3,11 +3,11 @@
 configuration.json   all that the run depends on
 summary.json         what came of it, of each optimizer
 log.jsonl, log.csv   a record for each evaluation
-curves.png           the records as curves
-loss.csv, loss.png   with --compare: the loss of each step, the comparison
+curves.png           the records as curves; with --compare, loss.csv, loss.png
 model.keras          the model at the end
 checkpoints/         what --resume goes on from
-compare_<name>/      the same of an optimizer that is compared
+health.*             with --health
+compare_<name>/      the log and the curves of an optimizer that is compared
 """
 
 import contextlib

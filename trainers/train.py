@@ -2,7 +2,8 @@
 
 A beginning for programs of one's own: `main` is what `python -m trainers.cifar`
 does once its flags are found good, `build` makes the model and its optimizer,
-and `train` takes them through the epochs, each a call of `Training.fit`.
+and `train` takes them through the parts of the run, each a call of
+`Training.fit`.
 """
 
 import pathlib

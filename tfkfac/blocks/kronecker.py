@@ -194,6 +194,8 @@ def _check_layout(block: KroneckerBlock) -> None:
         shape = list(block.kernel.shape)
         axes, order = ([n for n in of if n != 1] for of in (shape, sizes))
         turned = sorted(axes) == sorted(order) and axes != order
+        # As of grouped convolutions: [..., groups d_out], with d_in before.
+        turned = turned and math.prod(shape[:-1]) != block.d_in
         if turned or math.prod(shape) != math.prod(sizes):
             raise ValueError(
                 f"{block.layer.name}: {kind.__name__} takes its kernel to be "

@@ -49,7 +49,10 @@ def check(
         twice = outcomes(_twice(data))
         by_model = {a: _of_twice(base[a], twice[a]) for a in attached}
         if losses:
-            smaller = _smaller_scale(model, attached, N)
+            smaller: contextlib.AbstractContextManager
+            smaller = contextlib.nullcontext()
+            if all(is_mean for _, is_mean in losses.values()):
+                smaller = _smaller_scale(model, attached, N)
             with _other_reductions(losses), smaller:
                 other = outcomes(data)
             for a in attached:

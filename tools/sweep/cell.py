@@ -159,14 +159,14 @@ class Cell:
     def _rate(self, names) -> dict:
         """Returns the variables of the learning rate, the first one, and of
         what is tuned of its schedule."""
-        args, steps = self.run.config, self.run.steps
-        schedule = optimizers.learning_rate(args, 1.0, steps)
+        config, steps = self.run.config, self.run.steps
+        schedule = optimizers.learning_rate(config, 1.0, steps)
         if not callable(schedule):
             return {"learning_rate": self.optimizer._learning_rate}
         numbers = {"learning_rate": Adjustable(1.0)}
         if space.SCHEDULE.keys() & names:
-            end = steps.epochs if args.decay_end is None else args.decay_end
-            numbers["decay_to"] = Adjustable(args.decay_to)
+            end = steps.epochs if config.decay_end is None else config.decay_end
+            numbers["decay_to"] = Adjustable(config.decay_to)
             numbers["decay_end"] = Adjustable(end)
             made = LinearDecay(*numbers.values(), steps.per_epoch)
         else:

@@ -138,8 +138,6 @@ class ImageData:
         """Height, width, channels."""
         return self.known.shape
 
-    image_shape = input_shape
-
     @property
     def classes(self) -> int:
         """The number of labels."""
