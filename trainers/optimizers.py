@@ -8,7 +8,7 @@ import tensorflow as tf
 import tfkfac
 from tfkfac import schedules
 from trainers.config import Config
-from trainers.refusals import WITHOUT_MOMENTUM
+from trainers.refusals import base_of
 from trainers.steps import Steps
 
 _MAKERS = {
@@ -53,7 +53,7 @@ def make(
         settings: Of the optimizer, by the names of the flags.
         steps: Those of the run.
     """
-    name, _ = WITHOUT_MOMENTUM.get(name, (name, {}))
+    name, _ = base_of(name)
     rate = learning_rate(config, settings["learning_rate"], steps)
     common = _common(config, settings)
     if name == "kfac":

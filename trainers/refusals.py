@@ -11,7 +11,7 @@ from trainers.config import Config, Optimizer, Settings
 GHOST_BATCH = 32  # Examples that are normalized together (Zhang et al., F.2).
 OPTIMIZERS: tuple[str, ...] = typing.get_args(Optimizer)
 # Names for what a setting of another optimizer makes.
-WITHOUT_MOMENTUM: dict[str, tuple[str, dict[str, Any]]] = {
+_WITHOUT_MOMENTUM: dict[str, tuple[str, dict[str, Any]]] = {
     "kfac_without_momentum": ("kfac", {"momentum": 0.0}),
     "adam_without_momentum": ("adam", {"beta_1": 0.0}),
 }
@@ -33,11 +33,16 @@ SETTINGS = {
 }
 
 
+def base_of(optimizer: str) -> tuple[str, dict[str, Any]]:
+    """Returns whose settings an optimizer has, and those that its name sets."""
+    return _WITHOUT_MOMENTUM.get(optimizer, (optimizer, {}))
+
+
 def settings_of(
     settings: dict[str, Settings], optimizer: str
 ) -> dict[str, Any]:
     """Returns the arguments of an optimizer without the command line."""
-    name, implied = WITHOUT_MOMENTUM.get(optimizer, (optimizer, {}))
+    name, implied = base_of(optimizer)
     return settings.get(name, Settings()).given() | implied
 
 
@@ -55,7 +60,7 @@ def check_given(optimizer: str, given: dict[str, Any]) -> None:
         optimizer: The optimizer.
         given: Its settings on the command line.
     """
-    name, implied = WITHOUT_MOMENTUM.get(optimizer, (optimizer, {}))
+    name, implied = base_of(optimizer)
     for setting in given:
         if setting not in SETTINGS[name] or setting in implied:
             raise SystemExit(

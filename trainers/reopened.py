@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from trainers import checkpoints, command_line, run_directory
-from trainers.refusals import WITHOUT_MOMENTUM
+from trainers.refusals import base_of
 
 if TYPE_CHECKING:
     import keras
@@ -57,7 +57,7 @@ def _flags(configuration) -> list[str]:
     """Returns the flags whose configuration is that of a run."""
     values = dict(configuration)
     values.pop("train_size", None)
-    _, implied = WITHOUT_MOMENTUM.get(values.get("optimizer", ""), ("", {}))
+    _, implied = base_of(values.get("optimizer", ""))
     for name, value in values.pop("settings", {}).items():
         if name not in implied:
             values[name] = value

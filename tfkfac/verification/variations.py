@@ -145,15 +145,9 @@ def _smaller_scale(
     """Within it, a loss scale is N times smaller: the sum of N terms times a
     scale that suits their mean is more than half precision holds."""
     outer, own = _own(model, attached)
-    if not own:
+    if not own or not (_is_dynamic(outer) or outer.loss_scale_factor):
         return contextlib.nullcontext()
-    if outer is not own[0].optimizer:
-        scale = outer.dynamic_scale
-        return _assigned(scale, scale.value / N)
-    factor = own[0].optimizer.loss_scale_factor
-    return keras_compat.replaced(
-        own[0].optimizer, loss_scale_factor=factor and factor / N
-    )
+    return _divided(outer, N)
 
 
 _REDUCTION = (
@@ -178,14 +172,22 @@ def _scales(model, attached) -> list[tuple]:
     outer, own = _own(model, attached)
     if not own:
         return []
-    optimizer = own[0].optimizer
-    if outer is not optimizer:
+    by = _SCALE if _is_dynamic(outer) else 1 / _SCALE
+    return [(own[0], _divided(outer, by))]
+
+
+def _is_dynamic(outer) -> bool:
+    """Returns whether Keras adjusts the loss scale of an optimizer."""
+    return outer is not unwrapped(outer)
+
+
+def _divided(outer, by: float) -> contextlib.AbstractContextManager:
+    """Within it, the loss scale of an optimizer is divided by a number."""
+    if _is_dynamic(outer):
         scale = outer.dynamic_scale
-        return [(own[0], _assigned(scale, scale.value / _SCALE))]
-    before = optimizer.loss_scale_factor or 1.0
-    other = before * _SCALE
-    changed = keras_compat.replaced(optimizer, loss_scale_factor=other)
-    return [(own[0], changed)]
+        return _assigned(scale, scale.value / by)
+    scale = (outer.loss_scale_factor or 1.0) / by
+    return keras_compat.replaced(outer, loss_scale_factor=scale)
 
 
 @contextlib.contextmanager
