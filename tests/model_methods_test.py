@@ -1,5 +1,8 @@
 """What is done around the methods of a model."""
 
+import contextlib
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ HOW = [{"run_eagerly": True}, {}, {"steps_per_execution": 2}]
 @pytest.mark.parametrize("how", HOW, ids=["eager", "graph", "several"])
 def test_a_failed_requirement_is_a_sentence(how):
     model = Requiring()
-    model_methods.raise_sentences(model)
+    model_methods.wrap_training(model)
     for _ in range(2):  # Compiled anew, and with the function as it is.
         model.compile("sgd", **how)
         model.fit(np.ones([4, 1]), batch_size=2, verbose=0)
@@ -39,11 +42,40 @@ def test_a_failed_requirement_is_a_sentence(how):
 def test_the_function_is_made_once():
     """`force` makes it anew."""
     model = Requiring()
-    model_methods.raise_sentences(model)
+    model_methods.wrap_training(model)
     model.compile("sgd")
     first = model.make_train_function()
     assert model.make_train_function() is first is model.train_function
     assert model.make_train_function(force=True) is not first
+
+
+class Noting(keras.Model):
+    """Notes whether Python collects garbage while its step is traced."""
+
+    def train_step(self, data):
+        self.collecting = gc.isenabled()
+        if self.fails:
+            raise ValueError("It fails.")
+        return {"loss": tf.reduce_sum(data)}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_trace_waits_with_collecting_garbage(fails, enabled):
+    """And leaves the collector as it was, where it fails as well."""
+    model = Noting()
+    model.fails, model.collecting = fails, None
+    model_methods.wrap_training(model)
+    model.compile("sgd")
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with contextlib.suppress(ValueError):
+            model.fit(np.ones([4, 1]), batch_size=2, verbose=0)
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert model.collecting is False
 
 
 def test_a_check_comes_before_the_method(tmp_path):

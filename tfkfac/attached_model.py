@@ -60,7 +60,7 @@ class AttachedModel:
         self.is_watched = False
         if self.communicator.size > 1:
             model_methods.keep_xla_away(model, self.communicator.size)
-        model_methods.raise_sentences(model)
+        model_methods.wrap_training(model)
         model_methods.call_before(
             model,
             save=lambda: self._require_savable(optimizer.get_config),
