@@ -122,7 +122,7 @@ class KFAC(OptimizerState, Assignable):
         self,
         learning_rate: float | Callable = 0.1,
         *,
-        damping: float | Callable = 1e-3,
+        damping: float | Callable = 1e-4,
         momentum: float | Callable = 0.5,
         factor_decay: float | Callable = 0.95,
         factor_update_period: int | arguments.Auto | Callable = "auto",

@@ -25,7 +25,7 @@ from tfkfac.schedules import Hyperparameter
 
 START = 1e-3
 RATE = 0.2
-TARGET = 0.1
+TARGET = 0.05
 LEAST, MOST = 1e-8, 1.0
 
 
