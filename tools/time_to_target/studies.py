@@ -104,10 +104,9 @@ _PEERS = {
     ),
 }
 _KFAC_TUNED = _grid(
-    learning_rate=[0.1, 0.3],
-    damping=[1e-3, 1e-2],
-    kl_clip=[1e-3, 1e-2],
-    inverse_update_period=[10, 50],
+    damping=[3e-5, 1e-4, 3e-4, 1e-3],
+    kl_clip=["auto", 1e-2],
+    momentum=[0.5, 0.8],
 )
 _ADAM_AFTER_STEPS = _grid(
     learning_rate=[3e-4, 1e-3, 3e-3, 5e-3, 1e-2, 3e-2], schedule=_SCHEDULES
@@ -117,7 +116,7 @@ _ADAM_AFTER_STEPS = _grid(
 DEFAULTS: dict[str, dict[str, float]] = {
     "kfac": {
         "learning_rate": 0.1,
-        "damping": 1e-3,
+        "damping": 1e-4,
         "kl_clip": 1e-3,
         "momentum": 0.5,
     },
@@ -253,7 +252,7 @@ STUDIES = {
                     {},
                     *_grid(
                         learning_rate=[0.03, 0.1, 0.3],
-                        damping=[1e-3, 1e-2, 1e-1],
+                        damping=[1e-4, 1e-3, 1e-2],
                         kl_clip=[1e-3, 1e-2, 1e-1, None],
                         momentum=[0.5, 0.9],
                     ),
