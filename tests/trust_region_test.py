@@ -69,6 +69,27 @@ def test_in_float64():
     assert float(optimizer.kl_clip) != trust_region.START
 
 
+@pytest.mark.parametrize(
+    "momentum, bound",
+    [
+        (0.0, 1e-3),
+        (0.5, 1e-3),
+        (0.9, 4e-5),
+        (0.9999, 1e-8),
+        (keras.optimizers.schedules.ExponentialDecay(0.9, 10, 0.9), 1e-3),
+    ],
+    ids=str,
+)
+def test_it_begins_lower_where_momentum_makes_more_of_a_step(momentum, bound):
+    optimizer = tfkfac.KFAC(momentum=momentum)
+    assert float(optimizer.kl_clip) == pytest.approx(bound)
+
+
+def test_a_momentum_out_of_range_is_named():
+    with pytest.raises(ValueError, match="momentum"):
+        tfkfac.KFAC(momentum=1.0)
+
+
 def test_a_number_given_or_assigned_stays():
     given, assigned = compiled(kl_clip=0.02), compiled()
     assigned[1].kl_clip = 0.02
@@ -122,7 +143,7 @@ def test_it_stays_within_its_bounds():
         )
         return made[-1]
 
-    region = trust_region.TrustRegion(add_variable)
+    region = trust_region.TrustRegion(add_variable, 0.5)
     for slope, bound in ((1.0, trust_region.LEAST), (-1.0, trust_region.MOST)):
         for _ in range(200):
             region.note(tf.constant(-1.0, tf.float64), tf.constant(True))

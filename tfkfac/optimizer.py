@@ -71,8 +71,9 @@ class KFAC(OptimizerState, Assignable):
         inverter: "cholesky", factored damping; "eigen", exact damping; or a
             `tfkfac.Inverter`.
         kl_clip: The bound on eta^2 sum <U, V>, number, schedule, or None for
-            no bound; "auto": it begins at 0.001 and adapts by the slope of the
-            loss along the last step, until a number is assigned.
+            no bound; "auto": it begins at 0.001 (lower with a momentum above
+            0.5) and adapts by the slope of the loss along the last step, until
+            a number is assigned.
         norm_curvature: What is kept of the curvature of normalization layers:
             "diagonal"; "unitwise", a 2 x 2 block for each channel; "full".
         norm_damping: The damping of normalization layers, number or schedule;

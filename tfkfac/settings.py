@@ -176,7 +176,7 @@ def hyperparameters(
         if value is None and name in may_be_none:
             continue
         if name == "kl_clip" and value == "auto":
-            found[name] = TrustRegion(add_variable)
+            found[name] = TrustRegion(add_variable, momentum)
             continue
         found[name] = Hyperparameter(
             name,

@@ -21,9 +21,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfkfac.schedules import Hyperparameter
+from tfkfac.schedules import Hyperparameter, is_number
 
-START = 1e-3
+START = 1e-3  # With a momentum of 0.5, or one that is a schedule.
 RATE = 0.2
 TARGET = 0.05
 LEAST, MOST = 1e-8, 1.0
@@ -34,12 +34,13 @@ class TrustRegion(Hyperparameter):
 
     Args:
         add_variable: Makes its variables, as `Optimizer.add_variable`.
+        momentum: mu, a number or a schedule.
     """
 
-    def __init__(self, add_variable: Callable):
+    def __init__(self, add_variable: Callable, momentum: float | Callable):
         super().__init__(
             "kl_clip",
-            START,
+            start(momentum),
             minimum=0.0,
             exclusive=True,
             add_variable=add_variable,
@@ -100,6 +101,17 @@ class TrustRegion(Hyperparameter):
         known = tf.math.is_finite(slope)
         self._slope.assign(tf.where(known, slope, tf.zeros_like(slope)))
         self._clipped.assign(clipped)
+
+
+def start(momentum: float | Callable) -> float:
+    """Returns the bound before it adapts.
+
+    m comes to up to 1 / (1 - mu) times what the bound is of, and its divergence
+    goes with the square of that.
+    """
+    if is_number(momentum):
+        return max(LEAST, min(START, 4 * START * (1 - momentum) ** 2))
+    return START
 
 
 def _number(variable) -> tf.Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
