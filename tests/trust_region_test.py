@@ -78,7 +78,7 @@ def test_in_float64():
         (0.9999, 1e-8),
         (keras.optimizers.schedules.ExponentialDecay(0.9, 10, 0.9), 1e-3),
     ],
-    ids=str,
+    ids=["none", "half", "more", "most", "schedule"],
 )
 def test_it_begins_lower_where_momentum_makes_more_of_a_step(momentum, bound):
     optimizer = tfkfac.KFAC(momentum=momentum)
