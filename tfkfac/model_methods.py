@@ -35,10 +35,11 @@ def keep_xla_away(model: keras.Model, ranks: int) -> None:
 
 
 def wrap_training(model: keras.Model) -> None:
-    """Has Keras' training raise the sentence of a failed requirement alone.
+    """Wraps the function that Keras trains with, whenever it is made.
 
-    TensorFlow puts it after a trace of the graph. The first call, in which the
-    step is traced, runs without Python's garbage collector.
+    Of a failed requirement it raises the sentence alone, which TensorFlow puts
+    after a trace of the graph. Its first call, in which the step is traced,
+    runs without Python's garbage collector.
     """
     original = model.make_train_function
 

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from tfkfac.schedules import Hyperparameter, is_number
 
-START = 1e-3  # With a momentum of 0.5, or one that is a schedule.
+START = 1e-3  # With a momentum of up to 0.5, or a schedule of it.
 RATE = 0.2
 TARGET = 0.05
 LEAST, MOST = 1e-8, 1.0
