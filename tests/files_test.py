@@ -72,3 +72,22 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, monkeypatch):
         files.write_json(path, {"loss": 2.0})
     assert json.loads(path.read_text()) == {"loss": 1.0}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_is_whole_or_as_it_was(tmp_path):
+    """A full disk leaves the picture that there was, and no part of one."""
+
+    class Figure:
+        def __init__(self, fails):
+            self.fails = fails
+
+        def savefig(self, path, dpi):
+            path.write_bytes(b"half" if self.fails else b"%d" % dpi)
+            if self.fails:
+                raise OSError(28, "No space left on device")
+
+    path = tmp_path / "loss.png"
+    files.write_figure(path, Figure(fails=False), dpi=7)
+    with pytest.raises(SystemExit, match="loss.png cannot be written"):
+        files.write_figure(path, Figure(fails=True))
+    assert path.read_bytes() == b"7" and list(tmp_path.iterdir()) == [path]

@@ -42,6 +42,7 @@ import pathlib
 from absl import app, flags
 
 from tools.quadratic import cartoons, figures, model, search, study, tuning
+from trainers import files
 
 _OPTIMIZER = flags.DEFINE_list(
     "optimizer", ["sgd"], f"One or more of {', '.join(study.OPTIMIZERS)}."
@@ -260,7 +261,7 @@ def main(argv: list[str]) -> None:
             rows = settings.rows(_OPTIMIZER.value, powers or (0.0,))
             figure = path and figures.steps(rows, "Steps to the target")
     if path:
-        figure.savefig(path, dpi=100)
+        files.write_figure(path, figure, dpi=100)
         if not _JSON.value:
             print(f"Written to {path}")
 

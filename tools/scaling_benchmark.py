@@ -33,7 +33,7 @@ import time
 
 from absl import app, flags
 
-from trainers import launch
+from trainers import files, launch
 
 _RANKS = flags.DEFINE_list(
     "ranks", ["1", "2", "4"], "To measure; may be empty."
@@ -256,7 +256,7 @@ def plot(path: str, measured: list[dict], predicted: list[dict]) -> None:
         axis.set_ylabel("ms per step")
         axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    files.write_figure(pathlib.Path(path), figure, dpi=120)
 
 
 def print_table(title: str, rows: list[dict]) -> None:

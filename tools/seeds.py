@@ -267,8 +267,7 @@ def main(argv: list[str]) -> None:
     text = table(logs)
     with files.whole(directory / "seeds.md") as partial:
         partial.write_text(text + "\n")
-    with files.whole(directory / "seeds.png") as partial:
-        picture(logs).savefig(partial, dpi=110)
+    files.write_figure(directory / "seeds.png", picture(logs), dpi=110)
     print(text)
 
 

@@ -195,7 +195,7 @@ def main(argv: list[str]) -> None:
         rows = analysis.movement_percentiles(rows)
         figures["movement"] = report.movement(title, rows)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
+        files.write_figure(folder / f"{name}.png", figure)
     if _JSON.value:
         print(json.dumps(files.plain(found)))
     else:

@@ -52,6 +52,12 @@ def write_json(path: pathlib.Path, value: dict) -> None:
         partial.write_text(text + "\n")
 
 
+def write_figure(path: pathlib.Path, figure: Any, dpi: int = 150) -> None:
+    """Writes a picture of matplotlib, in the format that its name ends in."""
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=dpi)
+
+
 def taken(path: pathlib.Path) -> TextIO:
     """Opens a file to add to, and takes the one lock on it.
 

@@ -207,8 +207,7 @@ def write_curves(
     for axes in panels:
         axes.grid(alpha=0.3, linewidth=0.5)
     figure.suptitle(f"{run.config.model} on {run.config.dataset}, {name}")
-    with files.whole(directory / run_directory.CURVES) as path:
-        figure.savefig(path, dpi=150, format="png")
+    files.write_figure(directory / run_directory.CURVES, figure)
 
 
 def _add_seconds(axes, steps, seconds) -> None:
@@ -268,8 +267,7 @@ def write_comparison(
         f"{config.model} on {config.dataset}, batches of {config.batch_size}"
     )
     path = run.model_dir / "loss.png"
-    with files.whole(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
+    files.write_figure(path, figure)
     return path
 
 

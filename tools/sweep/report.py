@@ -79,8 +79,7 @@ def _save(directory, text, drawn):
     print(text)
     for name, figure in drawn.items():
         if figure is not None:
-            with files.whole(directory / f"{name}.png") as partial:
-                figure.savefig(partial, dpi=110)
+            files.write_figure(directory / f"{name}.png", figure, dpi=110)
     print(f"Written to {directory}/")
 
 

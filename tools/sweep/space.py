@@ -4,6 +4,7 @@ A study is made of arms: an optimizer of the trainers, with flags of its own.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -151,13 +152,8 @@ def grid(space: dict[str, Range], points: int) -> list[dict]:
     """Returns all settings of a grid with so many points on each side."""
     if points < 2:
         raise ValueError(f"a grid of {points} points on a side is empty")
-    places = [[]]
-    for _ in space:
-        places = [
-            [*place, i / (points - 1)]
-            for place in places
-            for i in range(points)
-        ]
+    side = [i / (points - 1) for i in range(points)]
+    places = itertools.product(side, repeat=len(space))
     return [_settings(space, place) for place in places]
 
 

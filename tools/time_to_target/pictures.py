@@ -6,6 +6,7 @@ import pathlib
 from tools.time_to_target import runs, tasks
 from tools.time_to_target.studies import Study
 from tools.time_to_target.tables import Row
+from trainers import files
 
 
 def draw_profile(
@@ -43,7 +44,7 @@ def draw_profile(
         axes.set(xlabel=f"{measure}, times the least", ylabel="share of tasks")
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
     panels[0].legend()
-    figure.savefig(path, dpi=150)
+    files.write_figure(path, figure)
 
 
 def draw_curves(
@@ -71,4 +72,4 @@ def draw_curves(
             axes.axhline(target, color="gray", linewidth=0.8)
         axes.set(yscale="log", title=task, xlabel="seconds")
     figure.axes[0].legend()
-    figure.savefig(path, dpi=120)
+    files.write_figure(path, figure, dpi=120)
