@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 from oracle import ONE_UPDATE, Case, Projection, cross_entropy
 
 import tfkfac
+from tfkfac.auto_damping import DAMPING, OF_EMBEDDINGS
 
 VOCABULARY = 7  # the last token never comes
 inverters = pytest.mark.parametrize("inverter", ["cholesky", "eigen"])
@@ -188,3 +189,70 @@ def test_tied_float32(how):
     case = tied(how=how, mask_zero=True, options={"damping": 1.0})
     assert max(case.run()) < 1e-5
     assert case.condition() <= 100
+
+
+# Its damping.
+
+
+def damped(damping, **options):
+    """Three updates of an embedding and two layers, of which two invert.
+
+    Args:
+        damping: What `KFAC` is given of "damping" and "embedding_damping".
+        **options: As of `Case`.
+    """
+    stack = [embedding(), layers.Dense(4), layers.Dense(3)]
+    case = tokens(
+        stack,
+        steps=3,
+        options={"inverse_update_period": 2, **options},
+        run_eagerly=False,
+    )
+    case.options.pop("damping")
+    case.keras_options = damping
+    return case
+
+
+@inverters
+@pytest.mark.parametrize("given", [{}, {"damping": "auto"}])
+def test_no_damping_is_given(float64, inverter, given):
+    case = damped(given, inverter=inverter)
+    case.mirror_options = {
+        "damping": DAMPING,
+        "embedding_damping": OF_EMBEDDINGS,
+    }
+    assert max(case.run()) < 1e-7
+
+
+@inverters
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"damping": 0.3},
+        {"damping": 0.3, "embedding_damping": 0.02},
+        {"embedding_damping": 0.02},
+    ],
+)
+def test_damping_of_its_own(float64, inverter, given):
+    case = damped(given, inverter=inverter)
+    case.mirror_options = {"damping": DAMPING, **given}
+    assert max(case.run()) < 1e-7
+
+
+def test_schedule_of_the_damping(float64):
+    """It is frozen at the inversions, as the damping is."""
+    case = damped(
+        {"embedding_damping": lambda t: 0.5 / (1 + ops.cast(t, float))}
+    )
+    case.mirror_options = {
+        "damping": DAMPING,
+        "embedding_damping": lambda t: 0.5 / (1 + t),
+    }
+    assert max(case.run()) < 1e-7
+
+
+def test_damping_of_a_tied_embedding(float64):
+    case = tied()
+    case.keras_options["embedding_damping"] = 0.02
+    case.mirror_options["embedding_damping"] = 0.02
+    assert max(case.run()) < 1e-9

@@ -177,6 +177,7 @@ def test_what_a_file_can_hold():
         ("momentum", float("inf")),
         ("damping", float("inf")),
         ("norm_damping", float("inf")),
+        ("embedding_damping", -1.0),
         ("factor_decay", 1.0),
         ("kl_clip", float("nan")),
         ("fallback_learning_rate", float("inf")),
@@ -230,10 +231,11 @@ def test_numbers_are_refused_where_they_are_assigned(name, value):
 
 
 @pytest.mark.parametrize(
-    "name", ["norm_damping", "kl_clip", "fallback_learning_rate"]
+    "name",
+    ["norm_damping", "kl_clip", "fallback_learning_rate", "embedding_damping"],
 )
 def test_what_was_none_is_not_assigned(name):
-    optimizer = tfkfac.KFAC(**{name: None})
+    optimizer = tfkfac.KFAC(damping=0.1, **{name: None})
     assert getattr(optimizer, name) is None
     with pytest.raises(TypeError, match=f"{name}=None.*give a number"):
         setattr(optimizer, name, 0.1)

@@ -51,8 +51,7 @@ def test_config_holds_every_argument():
         for p in parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name not in config
     }
-    assert left_out == {"model", "norm_damping"}
-    assert parameters["norm_damping"].default is None
+    assert left_out == {"model"}
     assert tfkfac.KFAC.from_config(config).kl_clip is None
 
 

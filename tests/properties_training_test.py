@@ -40,6 +40,7 @@ NUMBERS = {
     "factor_decay": from_0(0.999),
     "kl_clip": st.one_of(POSITIVE, st.none(), st.sampled_from(["auto"])),
     "norm_damping": st.one_of(POSITIVE, st.none()),
+    "embedding_damping": st.one_of(POSITIVE, st.none()),
     "factor_update_period": st.one_of(
         st.integers(1, 99), st.builds(tfkfac.LateInterval, st.floats(0.1, 99))
     ),

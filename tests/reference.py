@@ -124,6 +124,7 @@ class KFAC:
         inverter="cholesky",
         pi=None,
         norm_damping=None,
+        embedding_damping=None,
         max_factor_size=None,
         kl_clip=None,
         weight_decay=None,
@@ -146,6 +147,7 @@ class KFAC:
         self.weight_decay, self.decay_bias = weight_decay, decay_bias
         self.global_clipnorm, self.ridge = global_clipnorm, ridge
         self.norm_damping, self.max_factor_size = norm_damping, max_factor_size
+        self.embedding_damping = embedding_damping
         self.t, self.due_at = 0, {"factor": 0, "inverse": 0}
         self.factors = {
             x: [NormFactors() if x.is_norm else Factors() for _ in x.W]
@@ -194,10 +196,13 @@ class KFAC:
         return X if len(X) <= limit else np.diag(np.diag(X))
 
     def _damping(self, layer):
-        """lambda, or lambda_norm for a norm layer."""
-        if layer.is_norm and self.norm_damping is not None:
-            return self._now(self.norm_damping)
-        return self._now(self.damping)
+        """lambda, or that of norm layers and of embeddings."""
+        given = None
+        if layer.is_norm:
+            given = self.norm_damping
+        elif layer.is_embedding:
+            given = self.embedding_damping
+        return self._now(self.damping if given is None else given)
 
     def _due(self, what, period):
         """Due when t >= last + period; for a number: its multiples."""

@@ -7,6 +7,8 @@ import reference_layers
 class Embedding(reference_layers.Layer):
     """s = W^T a with a the one-hot vector of a token: A_v = count_v / N."""
 
+    is_embedding = True
+
     def __init__(self, embeddings):
         super().__init__([embeddings])
 

@@ -13,7 +13,7 @@ class Layer:
     The maps below are those of a dense layer: its rows are all leading axes.
     """
 
-    is_norm = False
+    is_norm = is_embedding = False
 
     def __init__(self, kernels, bias=None, loose=None):
         """Takes kernels [d_in, d_out] by group and a bias [sum of d_out].

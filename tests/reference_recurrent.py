@@ -146,7 +146,7 @@ class GRUResetBefore:
 class Recurrent(reference_layers.Layer):
     """A recurrent layer; it skips the steps whose x is all 0, as if masked."""
 
-    is_norm = False
+    is_norm = is_embedding = False
     has_bias = True
     loose = ()
 

@@ -115,6 +115,7 @@ def test_numbers_that_are_not_given():
         add_variable,
         kl_clip=None,
         norm_damping=None,
+        embedding_damping=None,
         fallback_learning_rate=None,
         **numbers,
     )
@@ -124,6 +125,7 @@ def test_numbers_that_are_not_given():
             add_variable,
             kl_clip=None,
             norm_damping=0,
+            embedding_damping=None,
             fallback_learning_rate=None,
             **numbers,
         )
@@ -133,6 +135,7 @@ def test_numbers_that_are_not_given():
             add_variable,
             kl_clip=None,
             norm_damping=None,
+            embedding_damping=None,
             fallback_learning_rate=None,
             **numbers,
         )

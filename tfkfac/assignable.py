@@ -88,6 +88,11 @@ class Assignable(keras.optimizers.Optimizer):
         "The damping of normalization layers at the next update; None if it is "
         "`damping`.",
     )
+    embedding_damping = _assignable(
+        "embedding_damping",
+        "The damping of embeddings at the next update; None if it is "
+        "`damping`.",
+    )
     fallback_learning_rate = _assignable(
         "fallback_learning_rate",
         "Adam's rate at the next update; None if it follows eta.",
@@ -120,6 +125,16 @@ class Assignable(keras.optimizers.Optimizer):
         dtype = dtype or tf.as_dtype(keras.backend.floatx())
         number = self.hyperparameters[name]
         return number.at(self.updates if number.is_scheduled else None, dtype)
+
+    def dampings(self, dtype: tf.DType) -> dict[str, tf.Tensor]:
+        """Returns lambda at the next update, by `CurvatureBlock.damping`."""
+        found = {"damping": self.at_update("damping", dtype)}
+        for name in ("norm_damping", "embedding_damping"):
+            given = name in self.hyperparameters
+            found[name] = (
+                self.at_update(name, dtype) if given else found["damping"]
+            )
+        return found
 
     def numbers(self) -> dict[str, tf.Tensor]:
         """Returns all numbers of the next update by name, and t; scalars."""

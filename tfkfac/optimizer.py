@@ -47,7 +47,8 @@ class KFAC(OptimizerState, Assignable):
 
     Args:
         learning_rate: eta, number or schedule.
-        damping: lambda > 0, number or schedule.
+        damping: lambda > 0, number or schedule; "auto": 0.0001, and 0.000003
+            for embeddings, until a number is assigned.
         momentum: mu in [0, 1), number or schedule. Applied to U, not Nesterov.
         factor_decay: rho in [0, 1), number or schedule; 0 takes the factors of
             the last batch alone.
@@ -78,6 +79,8 @@ class KFAC(OptimizerState, Assignable):
             "diagonal"; "unitwise", a 2 x 2 block for each channel; "full".
         norm_damping: The damping of normalization layers, number or schedule;
             None takes `damping`.
+        embedding_damping: The damping of embeddings, number or schedule; None
+            takes `damping`.
         tied: How the two uses of a tied embedding are added: "pooled" (Zhang
             et al. 2019, A.1) or "balanced", the partial traces of the sum.
         factor_dtype: The type of the factor products; the averages and
@@ -123,7 +126,7 @@ class KFAC(OptimizerState, Assignable):
         self,
         learning_rate: float | Callable = 0.1,
         *,
-        damping: float | Callable = 1e-4,
+        damping: float | arguments.Auto | Callable = "auto",
         momentum: float | Callable = 0.5,
         factor_decay: float | Callable = 0.95,
         factor_update_period: int | arguments.Auto | Callable = "auto",
@@ -135,6 +138,7 @@ class KFAC(OptimizerState, Assignable):
         kl_clip: float | arguments.Auto | Callable | None = "auto",
         norm_curvature: arguments.NormCurvature = "diagonal",
         norm_damping: float | Callable | None = None,
+        embedding_damping: float | Callable | None = None,
         tied: arguments.Tied = "pooled",
         factor_dtype: arguments.FactorType = "float32",
         communication_dtype: arguments.SentType = "float32",
@@ -198,6 +202,7 @@ class KFAC(OptimizerState, Assignable):
             factor_decay=factor_decay,
             kl_clip=kl_clip,
             norm_damping=norm_damping,
+            embedding_damping=embedding_damping,
             fallback_learning_rate=fallback_learning_rate,
         )
         self.periods = settings.periods(

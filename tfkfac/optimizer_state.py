@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfkfac import keras_compat
 from tfkfac.distributed.loss_scale import unwrapped
 from tfkfac.schedules import serialize
+from tfkfac.settings import OPTIONAL
 from tfkfac.state import Curvature
 
 
@@ -138,8 +139,7 @@ class OptimizerState(keras.optimizers.Optimizer):
             serialize("learning_rate", self._learning_rate)
         config = super().get_config()
         config.update(self._choices)
-        # If there is one, it follows.
-        config["kl_clip"] = config["fallback_learning_rate"] = None
+        config.update(dict.fromkeys(OPTIONAL))  # What there is follows.
         config.update({k: p.config() for k, p in self.hyperparameters.items()})
         config.update({k: p.config() for k, p in self.periods.items()})
         config.update(

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfkfac import arguments
 from tfkfac.arguments import CHOICES
+from tfkfac.auto_damping import AutoDamping, OfEmbeddings
 from tfkfac.auto_period import AutoPeriod
 from tfkfac.capture.distributions import Likelihood
 from tfkfac.schedules import (
@@ -20,6 +21,12 @@ from tfkfac.schedules import (
 )
 from tfkfac.trust_region import TrustRegion
 
+OPTIONAL = (  # Numbers that there may be none of.
+    "kl_clip",
+    "norm_damping",
+    "embedding_damping",
+    "fallback_learning_rate",
+)
 STAGGERED_PERIODS = {"factor_update_period": 1, "inverse_update_period": 10}
 
 
@@ -159,6 +166,7 @@ def hyperparameters(
     factor_decay,
     kl_clip,
     norm_damping,
+    embedding_damping,
     fallback_learning_rate,
 ) -> dict[str, Hyperparameter]:
     """Returns those that are given, by name; raises ValueError as `check`."""
@@ -166,14 +174,20 @@ def hyperparameters(
         "damping": damping,
         "kl_clip": kl_clip,
         "norm_damping": norm_damping,
+        "embedding_damping": embedding_damping,
         "fallback_learning_rate": fallback_learning_rate,
     }
     not_negative = {"momentum": momentum, "factor_decay": factor_decay}
-    may_be_none = ("kl_clip", "norm_damping", "fallback_learning_rate")
     below = {"momentum": 1, "factor_decay": 1, "kl_clip": None}
     found: dict[str, Hyperparameter] = {}
+    if damping == "auto":
+        of_embeddings = None
+        if embedding_damping is None:
+            of_embeddings = OfEmbeddings(add_variable)
+            found["embedding_damping"] = of_embeddings
+        found["damping"] = AutoDamping(add_variable, of_embeddings)
     for name, value in {**positive, **not_negative}.items():
-        if value is None and name in may_be_none:
+        if name in found or value is None and name in OPTIONAL:
             continue
         if name == "kl_clip" and value == "auto":
             found[name] = TrustRegion(add_variable, momentum)

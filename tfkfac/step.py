@@ -71,7 +71,7 @@ class Step:
         )
         V = weights.clip(V)
         self._update_factors_if_due(update_factors)
-        dampings = self._dampings()
+        dampings = self.optimizer.dampings(tf.float64)
         self.layers.inverse_schedule.run(
             self.t,
             dampings,
@@ -227,14 +227,6 @@ class Step:
             return tf.constant(True)
 
         tf.cond(self.factors_are_due(), apart(factors), false)
-
-    def _dampings(self):
-        """Returns the damping of each kind of block by its name."""
-        at_update = self.optimizer.at_update
-        damping = norm_damping = at_update("damping", tf.float64)
-        if "norm_damping" in self.optimizer.hyperparameters:
-            norm_damping = at_update("norm_damping", tf.float64)
-        return {"damping": damping, "norm_damping": norm_damping}
 
     # A step that is not finite.
 

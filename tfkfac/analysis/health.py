@@ -51,12 +51,11 @@ def of_layers(optimizer, readings: Readings) -> dict[str, dict[str, Any]]:
     shares = read(readings.shares).tolist()
     found = {}
     dampings = {
-        name: float(optimizer.at_update(name, tf.float64))
-        for name in ("damping", "norm_damping")
-        if name in optimizer.hyperparameters
+        name: float(value)
+        for name, value in optimizer.dampings(tf.float64).items()
     }
     for block, share in zip(readings.blocks, shares):
-        damping = dampings.get(block.damping, dampings["damping"])
+        damping = dampings[block.damping]
         momenta = [
             optimizer.momenta[keras_compat.index_of(optimizer, v)]
             for v in block.variables

@@ -20,6 +20,8 @@ class EmbeddingBlock(FactoredBlock):
     out.
     """
 
+    damping = "embedding_damping"
+
     def __init__(self, layer):
         super().__init__(layer)
         self.variables = [layer.embeddings]
