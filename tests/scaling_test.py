@@ -46,6 +46,21 @@ def test_resnet50_is_that_of_the_paper():
     assert round(image_models.state_mib(found)["factors"]) == 587
     full = image_models.register(model, "full")
     assert round(image_models.state_mib(full)["factors"]) == 1017
+    # docs/papers.md: figure 2, with all of the Fisher, and half precision.
+    costs = forward, scaling_prediction.statistics_cost(full.blocks)
+    steps = [
+        scaling_prediction.predict(
+            image_models.items_of(full),
+            *costs,
+            ranks,
+            Machine(),
+            32,
+            statistics_size=2,
+        )["step"]
+        for ranks in (1, 8, 16, 64, 1024)
+    ]
+    in_ms = [round(1000 * step) for step in steps]
+    assert in_ms == [2070, 731, 737, 784, 882]
 
 
 def rows_of(inversion, communication):

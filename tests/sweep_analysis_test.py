@@ -10,7 +10,15 @@ from sweeps import DIGITS, record, spaces, study
 
 from tools.quadratic import model as quadratic
 from tools.quadratic import study as quadratic_study
-from tools.sweep import analysis, curves, prediction, report, robustness, trials
+from tools.sweep import (
+    analysis,
+    curves,
+    prediction,
+    report,
+    robustness,
+    trajectories,
+    trials,
+)
 from tools.sweep.store import Store
 from tools.sweep.trials import DIVERGED, MISSED, REACHED, TUNING_SEED
 
@@ -200,7 +208,7 @@ def test_trials_that_failed_count_as_what_they_came_to():
     assert math.isinf(trials.rank(study(), done[1])[0])
     table = robustness.table([found], 640)
     # One in three with an accuracy of 0.8 is 0.9, one 0.86; of one nothing is.
-    assert "| sgd | 64 | 3 | 67% | 67% | 67% | 0.9 |" in table
+    assert "| sgd | 64 | 3 | 67% | 67% | 67% | 0.88 |" in table
 
 
 def test_budgets_of_the_boxes():
@@ -225,6 +233,35 @@ def test_best_achieved_is_no_last_value():
     (found,) = analysis.results(study(stop=False), done, 640)
     assert analysis.best_value(found, "val_accuracy") == 0.9
     assert analysis.best_by(found, "val_accuracy")["index"] == 0
+
+
+def test_curves_are_of_the_runs_that_the_captions_name():
+    """Ma et al. 2019, figure 7: the loss by epochs is that of the run with the
+    least loss; figure 8: by steps, of that with the largest accuracy."""
+    done = [record(0, MISSED), record(1, MISSED)]
+    for trial, losses, accuracies in zip(
+        done, ([2.0, 0.4], [2.0, 0.6]), ([0.1, 0.8], [0.1, 0.9])
+    ):
+        trial["curve"] = {
+            "step": [0, 10],
+            "loss": losses,
+            "val_loss": losses,
+            "accuracy": accuracies,
+            "val_accuracy": accuracies,
+        }
+    asked = study(stop=False)
+    found = analysis.results(asked, done, 640)
+    drawn = {
+        metric: [
+            (list(line.get_xdata()), list(line.get_ydata()))
+            for panel in trajectories.draw(asked, found, 640, metric).axes
+            for line in panel.lines
+            if line.get_label() == "64"
+        ]
+        for metric in ("loss", "val_accuracy")
+    }
+    assert drawn["loss"] == [([0, 1], [2.0, 0.4]), ([0, 10], [2.0, 0.6])]
+    assert [y for _, y in drawn["val_accuracy"]] == [[0.1, 0.9]] * 2
 
 
 def test_the_first_stage_begins_with_the_initial_loss():

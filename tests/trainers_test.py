@@ -21,14 +21,6 @@ MODELS = {
 }
 PRESETS = configs.trainers_of_presets()
 GHOSTS = "zhang_resnet32"  # With a model that has them.
-# Of Osawa's ten, which differ in numbers (`presets_test`), three.
-RUN = [
-    name
-    for name in PRESETS
-    if not re.fullmatch(
-        "osawa_(4096|8192|16384|32768|65536|32768_(late|diagonal))", name
-    )
-]
 OPTIMIZERS = {
     "muon": ["--ema=0.9"],
     "adamw": ["--gradient_accumulation_steps=2", "--schedule=linear"],
@@ -75,7 +67,7 @@ def of_optimizer(name):
 
 def commands(folder, data_dir):
     """Returns the commands of the two ranks by name."""
-    found = {name: of_preset(name, data_dir) for name in RUN}
+    found = {name: of_preset(name, data_dir) for name in PRESETS}
     found |= {name: of_optimizer(name) for name in OPTIMIZERS}
     for name, argv in RESUMED.items():
         found[f"{name} whole"] = ["cifar", argv]
@@ -134,7 +126,7 @@ def test_on_two_ranks(tmp_path):
     with (folder / "taken" / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         results = execute(2, folder, commands(folder, data_dir))
-    for name in RUN:
+    for name in PRESETS:
         check_preset(name, PRESETS[name].presets[name], folder, results[name])
     check_against_one_process(results, tmp_path)
     check_tokens(folder / "tokens", results["tokens"])

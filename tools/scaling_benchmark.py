@@ -15,11 +15,13 @@ these. The stages are differences of means over steps taken in turn:
     preconditioning       the rest: U, clips and the weights
 
 Beside it stands a prediction for ResNet-50 with 32 images on each of 1 to 1,024
-GPUs (`tools.scaling_prediction`). Its constants are flags; the defaults are
-half of a V100's peak of 15.7 TFLOP/s in float32 for products, a fifteenth of
-that for inversions, and the quarter of a node that each GPU has of two
-InfiniBand links of 12.5 GB/s. Below it stands whether that is what figure 2
-shows, which it is not; why, by stage; and what would have to be otherwise.
+GPUs (`tools.scaling_prediction`), which keeps all of the Fisher of batch
+normalization and sends factors in half precision, as the paper does. Its
+constants are flags; the defaults are half of a V100's peak of 15.7 TFLOP/s in
+float32 for products, a fifteenth of that for inversions, and the quarter of a
+node that each GPU has of two InfiniBand links of 12.5 GB/s. Below it stands
+whether that is what figure 2 shows, which it is not; why, by stage; and what
+would have to be otherwise.
 """
 
 import collections
@@ -52,6 +54,18 @@ _BANDWIDTH = flags.DEFINE_float("bandwidth", 6.25e9, "Bytes per second.")
 _LATENCY = flags.DEFINE_float("latency", 2e-5, "Seconds of a message.")
 _PERIODS = flags.DEFINE_list(
     "periods", ["1", "1"], "Of factors and inverses in the prediction."
+)
+_CURVATURE = flags.DEFINE_enum(
+    "norm_curvature",
+    "full",
+    ["full", "unitwise", "diagonal"],
+    'In the prediction; figure 2 is of "full", the diagonal comes later.',
+)
+_SENT = flags.DEFINE_enum(
+    "communication_dtype",
+    "float16",
+    ["float16", "float32"],
+    "Of the factors in the prediction (section 3.4).",
 )
 _WORKER = flags.DEFINE_string("worker", None, "Where a rank writes (internal).")
 
@@ -204,7 +218,7 @@ def predicted_rows() -> tuple[list[dict], list[str]]:
     from tools import scaling_prediction
     from tools.image_models import build_model, items_of, register
 
-    found = register(build_model("resnet50")[0])
+    found = register(build_model("resnet50")[0], _CURVATURE.value)
     items = items_of(found)
     machine = scaling_prediction.Machine(
         _FLOPS.value, _INVERSION_FLOPS.value, _BANDWIDTH.value, _LATENCY.value
@@ -216,7 +230,13 @@ def predicted_rows() -> tuple[list[dict], list[str]]:
     rows = [
         {"ranks": 2**k}
         | scaling_prediction.predict(
-            items, *costs, 2**k, machine, 32, *map(int, _PERIODS.value)
+            items,
+            *costs,
+            2**k,
+            machine,
+            32,
+            *map(int, _PERIODS.value),
+            statistics_size=2 if _SENT.value == "float16" else 4,
         )
         for k in range(11)
     ]

@@ -77,12 +77,21 @@ def collective(sent: float, rounds: int, machine: Machine) -> float:
     return rounds * machine.latency + sent / machine.bandwidth
 
 
-def reduction(lengths: Sequence[float], machine: Machine) -> float:
-    """Returns the time of the sum of parts of these numbers of float32."""
+def reduction(
+    lengths: Sequence[float], machine: Machine, size: int = 4
+) -> float:
+    """Returns the time of the sum of parts of these lengths.
+
+    Args:
+        lengths: How many numbers each rank is to have.
+        machine: The constants.
+        size: The bytes of a number.
+    """
     ranks = len(lengths)
     if assignment.scatters(lengths):
-        return collective(4 * max(lengths) * (ranks - 1), ranks - 1, machine)
-    sent = 2 * 4 * sum(lengths) * (ranks - 1) / ranks
+        sent = size * max(lengths) * (ranks - 1)
+        return collective(sent, ranks - 1, machine)
+    sent = 2 * size * sum(lengths) * (ranks - 1) / ranks
     return collective(sent, 2 * (ranks - 1), machine)
 
 
@@ -96,6 +105,7 @@ def predict(
     factor_update_period: int = 1,
     inverse_update_period: int = 1,
     sampled: bool = False,
+    statistics_size: int = 4,
 ) -> dict[str, float]:
     """Returns the mean seconds of a step by stage.
 
@@ -108,6 +118,7 @@ def predict(
         batch_size: The examples of a rank.
         factor_update_period, inverse_update_period: In steps.
         sampled: Whether a further backward pass is taken for the factors.
+        statistics_size: The bytes of a number of the factors, as sent.
     """
     owners = assignment.assign(items, ranks)
     loads = assignment.loads(items, owners, ranks)
@@ -130,7 +141,7 @@ def predict(
         / inverse_update_period,
         "preconditioning": 2 * most("preconditioning") / machine.flops,
         "communication": reduction(gradient, machine)
-        + often * reduction(of_factors, machine)
+        + often * reduction(of_factors, machine, statistics_size)
         + collective(gathered, ranks - 1, machine)
         if ranks > 1
         else 0.0,

@@ -33,8 +33,9 @@ def _zhang(
     As the paper has it: six optimizers, each tuned for each batch size by
     quasi-random search with a budget of trials that do not diverge; the first
     trial at the target counts, and there are no further seeds. Chosen here: the
-    bounds of the search, the targets, the batch sizes, and how long a trial may
-    be: the epochs of the trainer's preset, or `least_steps`.
+    bounds of the search, the targets, the batch sizes, how much of each split
+    is evaluated, and how long a trial may be: the epochs of the trainer's
+    preset, or `least_steps`.
 
     Args:
         run: The trainer's preset.
@@ -82,9 +83,9 @@ def _ma(
 
     As the paper has it: grids of 8 x 8 for each batch size from 128 to 16,384,
     adjusted budgets, no stop, the test split. Chosen here: an evaluation an
-    epoch, micro-batches of 4,096, each with its own statistics of batch
-    normalization, and the target of the table; the pictures take the targets of
-    the stages.
+    epoch, of the first 10,000 examples of each split; micro-batches of 4,096,
+    each with its own statistics of batch normalization; and the target of the
+    table. The pictures take the targets of the stages.
     """
     values = {
         "trainer": "cifar",
@@ -137,7 +138,9 @@ PRESETS: dict[str, trials.Study] = {
         evaluation=(50_000, 2000),
     ),
     "ma_cifar10": _ma("ma_kfac", _SGD_AND_KFAC),
-    "ma_svhn": _ma("ma_alexnet", _SGD_AND_KFAC),
+    "ma_svhn": _ma(
+        "ma_alexnet", _SGD_AND_KFAC, evaluation_examples=73_257
+    ),
     "ma_schedules": _ma(
         "ma_kfac",
         {

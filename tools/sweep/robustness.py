@@ -1,6 +1,7 @@
 """What all configurations come to: Ma et al. 2019, figures 5, 6, 9 and 10."""
 
 import math
+import statistics
 
 from tools import markdown_tables
 from tools.sweep import analysis, curves, panels
@@ -123,8 +124,8 @@ def table(found: list[Result], train_size: int) -> str:
             values = analysis.values_at(r, "val_accuracy", step)
             good = sum(v >= GOOD for v in values)
             shares.append(f"{good / len(r.tried):.0%}" if values else "-")
-        values = sorted(analysis.values_at(r, "val_accuracy"))
-        median = f"{values[len(values) // 2]:.3g}" if values else "-"
+        values = analysis.values_at(r, "val_accuracy")
+        median = f"{statistics.median(values):.3g}" if values else "-"
         rows.append([r.label, r.batch_size, len(r.tried), *shares, median])
     return markdown_tables.table(head, rows)
 

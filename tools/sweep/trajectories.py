@@ -12,8 +12,8 @@ UNITS = ("epochs", "steps", "seconds of training")
 def chosen(study: Study, result: Result, metric: str) -> dict | None:
     """Returns the run of a cell that is drawn, None if all failed.
 
-    Where trials end at the target it is the first one there; else, as Ma et al.
-    2019, figures 7 and 8, that with the largest accuracy, or the least loss.
+    Where trials end at the target it is the first one there; else that with the
+    largest accuracy, or the least loss.
     """
     if study.stop:
         return result.best
@@ -23,14 +23,18 @@ def chosen(study: Study, result: Result, metric: str) -> dict | None:
 def draw(study: Study, found: list[Result], train_size: int, metric: str):
     """A metric of the chosen runs: Ma et al. 2019, figures 1, 7 and 8.
 
-    A star is the best value of a run; dotted lines are the targets of the
-    stages, or that of the study.
+    The losses by steps, and by seconds, are of the runs with the largest
+    accuracy, as figure 8 prints them; those by epochs of the runs with the
+    least loss (figure 7). A star is the best value of a run; dotted lines are
+    the targets of the stages, or that of the study.
     """
     arms = list(panels.of_arms(study, found))
+    by = dict.fromkeys(UNITS, "val_accuracy") | {"epochs": metric}
     runs = {
-        (r.label, r.batch_size): run
+        (r.label, r.batch_size, unit): run
         for r in found
-        if (run := chosen(study, r, metric))
+        for unit, of_unit in by.items()
+        if (run := chosen(study, r, of_unit))
     }
     timed = all("seconds" in run["curve"] for run in runs.values())
     units = UNITS if timed and runs else UNITS[:2]
@@ -40,11 +44,11 @@ def draw(study: Study, found: list[Result], train_size: int, metric: str):
     if not targets and metric in study.targets:
         targets = [study.targets[metric]]
     for column, (_, label, _) in zip(axes.T, arms):
-        for size, color in colors.items():
-            if (label, size) in runs:
-                curve = runs[label, size]["curve"]
-                _draw(column, curve, metric, size, train_size, color)
         for panel, unit in zip(column, units):
+            for size, color in colors.items():
+                if run := runs.get((label, size, unit)):
+                    x = _along(run["curve"], unit, size / train_size)
+                    _draw(panel, x, run["curve"], metric, size, color)
             panel.set(xlabel=unit, xscale="symlog")
             panel.set_xlim(left=0)
             for target in targets:
@@ -59,12 +63,17 @@ def draw(study: Study, found: list[Result], train_size: int, metric: str):
     return figure
 
 
-def _draw(column, curve, metric, size, train_size, color):
-    """Draws a run in each panel of a column, with its star."""
+def _along(curve: dict, unit: str, epoch: float) -> np.ndarray:
+    """Returns where the values of a curve are; `epoch` is that of a step."""
+    if unit == "seconds of training":
+        return np.asarray(curve["seconds"])
+    step = np.asarray(curve["step"])
+    return step * epoch if unit == "epochs" else step
+
+
+def _draw(panel, x, curve, metric, size, color):
+    """Draws a run with its star."""
     values = curve[metric]
     at = values.index(curves.best_value(curve, metric))
-    step = np.asarray(curve["step"])
-    units = [step * size / train_size, step, curve.get("seconds")]
-    for panel, x in zip(column, units):
-        panel.plot(x, values, color=color, label=size, linewidth=1)
-        panel.plot(x[at], values[at], "*", color=color, markersize=7)
+    panel.plot(x, values, color=color, label=size, linewidth=1)
+    panel.plot(x[at], values[at], "*", color=color, markersize=7)
