@@ -16,6 +16,7 @@ _ARGUMENTS = (
     "factor_decay",
     "kl_clip",
     "norm_damping",
+    "embedding_damping",
     "fallback_learning_rate",
     "factor_update_period",
     "inverse_update_period",

@@ -104,7 +104,7 @@ _PEERS = {
     ),
 }
 _KFAC_TUNED = _grid(
-    damping=[3e-5, 1e-4, 3e-4, 1e-3],
+    damping=[3e-5, "auto", 3e-4, 1e-3],
     kl_clip=["auto", 3e-3],
     momentum=[0.5, 0.8],
 )
