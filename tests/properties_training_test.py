@@ -35,7 +35,7 @@ def from_0(to):
 
 NUMBERS = {
     "learning_rate": from_0(10),
-    "damping": POSITIVE,
+    "damping": st.one_of(POSITIVE, st.sampled_from(["auto"])),
     "momentum": from_0(0.999),
     "factor_decay": from_0(0.999),
     "kl_clip": st.one_of(POSITIVE, st.none(), st.sampled_from(["auto"])),

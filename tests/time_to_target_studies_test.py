@@ -6,6 +6,7 @@ import keras
 import pytest
 
 import tfkfac
+from tfkfac import auto_damping
 from tools.time_to_target import optimizers, studies, summaries, tasks
 
 
@@ -57,6 +58,8 @@ def test_defaults_are_those_of_the_constructors(optimizer):
             assert more == pytest.approx(
                 5 / 6 if name == "momentum" else 3 * value, rel=1e-4
             )
+    assert studies.DEFAULTS["kfac"]["damping"] == auto_damping.DAMPING
+    assert studies.EMBEDDING_DAMPING == auto_damping.OF_EMBEDDINGS
 
 
 def test_a_part_of_a_study():

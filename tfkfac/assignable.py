@@ -90,8 +90,8 @@ class Assignable(keras.optimizers.Optimizer):
     )
     embedding_damping = _assignable(
         "embedding_damping",
-        "The damping of embeddings at the next update; None if it is "
-        "`damping`.",
+        "The damping of embeddings at the next update; None if it is that of "
+        "other layers.",
     )
     fallback_learning_rate = _assignable(
         "fallback_learning_rate",

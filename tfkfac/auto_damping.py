@@ -8,58 +8,53 @@ smaller it is was measured (docs/results.md).
 
 from collections.abc import Callable
 
-from tfkfac.schedules import Hyperparameter
+from tfkfac.schedules import Hyperparameter, stored
 
 DAMPING = 1e-4
 OF_EMBEDDINGS = 3e-6
 
 
 class AutoDamping(Hyperparameter):
-    """`damping="auto"`: `DAMPING`, until a number is assigned.
+    """A damping that is `default` until a number is assigned.
 
     Args:
+        name: The constructor argument.
+        default: The number.
+        auto: What the configuration has of it.
         add_variable: As of `Hyperparameter`.
-        of_embeddings: What a number that is assigned is for, too; None where
-            embeddings have a damping that was given.
     """
 
     kind = "auto"
 
     def __init__(
-        self, add_variable: Callable, of_embeddings: "OfEmbeddings | None"
+        self,
+        name: str,
+        default: float,
+        auto: str | None,
+        *,
+        add_variable: Callable,
     ):
         super().__init__(
-            "damping",
-            DAMPING,
+            name,
+            default,
             minimum=0.0,
             exclusive=True,
             add_variable=add_variable,
         )
-        self._of_embeddings = of_embeddings
+        self._default, self._auto = stored(default), auto
 
-    def assign(self, value: float) -> None:
-        """Sets the damping of all layers that have none of their own."""
-        super().assign(value)
-        if self._of_embeddings is not None:
-            self._of_embeddings.assign(value)
-
-    def config(self) -> str:
-        return "auto"
+    def config(self) -> float | str | None:
+        number = super().config()
+        return self._auto if number == self._default else number
 
 
-class OfEmbeddings(Hyperparameter):
-    """The damping of embeddings where no damping is given: `OF_EMBEDDINGS`."""
+def of_embeddings(add_variable: Callable) -> AutoDamping:
+    """Returns the damping of embeddings where no damping is given."""
+    return AutoDamping(
+        "embedding_damping", OF_EMBEDDINGS, None, add_variable=add_variable
+    )
 
-    kind = "auto"
 
-    def __init__(self, add_variable: Callable):
-        super().__init__(
-            "embedding_damping",
-            OF_EMBEDDINGS,
-            minimum=0.0,
-            exclusive=True,
-            add_variable=add_variable,
-        )
-
-    def config(self) -> None:
-        return None
+def of_all(add_variable: Callable) -> AutoDamping:
+    """Returns `damping="auto"`."""
+    return AutoDamping("damping", DAMPING, "auto", add_variable=add_variable)

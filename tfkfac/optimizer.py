@@ -35,7 +35,8 @@ class KFAC(OptimizerState, Assignable):
     curvature block claims are updated as `fallback` says; `summary()` names
     them.
 
-    What is "auto" adapts, by the data and the seed alone; what is given stays.
+    What is "auto" is chosen, or adapts, by the model, the data and the seed
+    alone; what is given stays.
 
         model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -80,7 +81,7 @@ class KFAC(OptimizerState, Assignable):
         norm_damping: The damping of normalization layers, number or schedule;
             None takes `damping`.
         embedding_damping: The damping of embeddings, number or schedule; None
-            takes `damping`.
+            is what `damping` says.
         tied: How the two uses of a tied embedding are added: "pooled" (Zhang
             et al. 2019, A.1) or "balanced", the partial traces of the sum.
         factor_dtype: The type of the factor products; the averages and

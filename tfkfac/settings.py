@@ -7,9 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import arguments
+from tfkfac import arguments, auto_damping
 from tfkfac.arguments import CHOICES
-from tfkfac.auto_damping import AutoDamping, OfEmbeddings
 from tfkfac.auto_period import AutoPeriod
 from tfkfac.capture.distributions import Likelihood
 from tfkfac.schedules import (
@@ -179,18 +178,22 @@ def hyperparameters(
     }
     not_negative = {"momentum": momentum, "factor_decay": factor_decay}
     below = {"momentum": 1, "factor_decay": 1, "kl_clip": None}
-    found: dict[str, Hyperparameter] = {}
-    if damping == "auto":
-        of_embeddings = None
+    auto: dict[str, Callable[[], Hyperparameter]] = {}
+    if _is_auto(kl_clip):
+        auto["kl_clip"] = lambda: TrustRegion(add_variable, momentum)
+    if _is_auto(damping):
+        auto["damping"] = lambda: auto_damping.of_all(add_variable)
         if embedding_damping is None:
-            of_embeddings = OfEmbeddings(add_variable)
-            found["embedding_damping"] = of_embeddings
-        found["damping"] = AutoDamping(add_variable, of_embeddings)
+            auto["embedding_damping"] = lambda: auto_damping.of_embeddings(
+                add_variable
+            )
+    found: dict[str, Hyperparameter] = {}
+    # In one order, whatever is given: states are loaded by it.
     for name, value in {**positive, **not_negative}.items():
-        if name in found or value is None and name in OPTIONAL:
+        if name in auto:
+            found[name] = auto[name]()
             continue
-        if name == "kl_clip" and value == "auto":
-            found[name] = TrustRegion(add_variable, momentum)
+        if value is None and name in OPTIONAL:
             continue
         found[name] = Hyperparameter(
             name,
@@ -200,7 +203,14 @@ def hyperparameters(
             below=below.get(name, math.inf),
             add_variable=add_variable,
         )
+    if "embedding_damping" in auto:
+        found["damping"].follower = found["embedding_damping"]
     return found
+
+
+def _is_auto(value: Any) -> bool:
+    """Returns whether it is "auto"; a tensor has an equality of its own."""
+    return isinstance(value, str) and value == "auto"
 
 
 def check_learning_rate(value: Any) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import keras
 
+from tfkfac.blocks.scale import ScaleShiftBlock
 from tfkfac.distributed import assignment
 
 
@@ -63,13 +64,19 @@ def forward_cost(blocks: Sequence) -> float:
 def statistics_cost(blocks: Sequence) -> float:
     """Returns S without a further backward pass, for an example.
 
-    Of each factor the products of patches, or gradients, by themselves.
+    Of each factor the products of patches, or gradients, by themselves. A
+    normalization sums p over the positions, and has one product of it.
     """
-    return sum(
-        positions(block.layer) * f.groups * (f.dim if f.diagonal else f.dim**2)
-        for block in blocks
-        for f in block.factors
-    )
+    total = 0
+    for block in blocks:
+        of_positions = positions(block.layer)
+        for f in block.factors:
+            product = f.groups * (f.dim if f.diagonal else f.dim**2)
+            if isinstance(block, ScaleShiftBlock):
+                total += of_positions * f.groups * f.dim + product
+            else:
+                total += of_positions * product
+    return total
 
 
 def collective(sent: float, rounds: int, machine: Machine) -> float:

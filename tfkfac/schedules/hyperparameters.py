@@ -118,7 +118,12 @@ class Hyperparameter:
             be infinite.
         add_variable: Makes the variable: `add_variable(shape=, initializer=,
             name=)`, as `keras.optimizers.Optimizer.add_variable`.
+
+    Attributes:
+        follower: What a number that is assigned is for, too; None for no other.
     """
+
+    follower: "Hyperparameter | None" = None
 
     def __init__(
         self,
@@ -206,6 +211,8 @@ class Hyperparameter:
         if not tf.is_symbolic_tensor(value):  # Which the update checks.
             self._check(_as_float(value), value)
         self._variable.assign(value)
+        if self.follower is not None:
+            self.follower.assign(value)
 
     def config(self) -> Any:
         if self._schedule is not None:

@@ -127,6 +127,7 @@ DEFAULTS: dict[str, dict[str, float]] = {
         "epsilon": 1e-7,
     },
 }
+EMBEDDING_DAMPING = 3e-6  # Of the default damping.
 _AVERAGES = ("momentum", "beta_1", "beta_2")
 
 
@@ -154,6 +155,9 @@ def _robustness() -> dict[str, Arm]:
         for name, value in numbers.items():
             for sign, change in (("/3", a_third), ("x3", three_times)):
                 setting = {name: float(f"{change(name, value):.6g}")}
+                if (optimizer, name) == ("kfac", "damping"):
+                    of_embeddings = change(name, EMBEDDING_DAMPING)
+                    setting["embedding_damping"] = float(f"{of_embeddings:.6g}")
                 arm = Arm(optimizer, (setting,), beside=optimizer)
                 found[f"{optimizer} {name} {sign}"] = arm
     return found
