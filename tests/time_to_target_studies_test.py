@@ -59,7 +59,12 @@ def test_defaults_are_those_of_the_constructors(optimizer):
                 5 / 6 if name == "momentum" else 3 * value, rel=1e-4
             )
     assert studies.DEFAULTS["kfac"]["damping"] == auto_damping.DAMPING
-    assert studies.EMBEDDING_DAMPING == auto_damping.OF_EMBEDDINGS
+    for sign, times in (("/3", 1 / 3), ("x3", 3)):
+        (setting,) = arms[f"kfac damping {sign}"].settings
+        assert setting == {
+            "damping": pytest.approx(times * 1e-4, rel=1e-4),
+            "embedding_damping": pytest.approx(times * 3e-6, rel=1e-4),
+        }
 
 
 def test_a_part_of_a_study():

@@ -25,6 +25,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from tfkfac import auto_damping
 from tools.time_to_target import tasks as all_tasks
 
 SEEDS = (0, 1, 2)
@@ -116,7 +117,7 @@ _ADAM_AFTER_STEPS = _grid(
 DEFAULTS: dict[str, dict[str, float]] = {
     "kfac": {
         "learning_rate": 0.1,
-        "damping": 1e-4,
+        "damping": auto_damping.DAMPING,
         "kl_clip": 1e-3,
         "momentum": 0.5,
     },
@@ -127,7 +128,6 @@ DEFAULTS: dict[str, dict[str, float]] = {
         "epsilon": 1e-7,
     },
 }
-EMBEDDING_DAMPING = 3e-6  # Of the default damping.
 _AVERAGES = ("momentum", "beta_1", "beta_2")
 
 
@@ -154,10 +154,12 @@ def _robustness() -> dict[str, Arm]:
         found[optimizer] = Arm(optimizer)
         for name, value in numbers.items():
             for sign, change in (("/3", a_third), ("x3", three_times)):
-                setting = {name: float(f"{change(name, value):.6g}")}
-                if (optimizer, name) == ("kfac", "damping"):
-                    of_embeddings = change(name, EMBEDDING_DAMPING)
-                    setting["embedding_damping"] = float(f"{of_embeddings:.6g}")
+                changed = {name: value}
+                if name == "damping":
+                    changed["embedding_damping"] = auto_damping.OF_EMBEDDINGS
+                setting = {
+                    k: float(f"{change(k, v):.6g}") for k, v in changed.items()
+                }
                 arm = Arm(optimizer, (setting,), beside=optimizer)
                 found[f"{optimizer} {name} {sign}"] = arm
     return found
