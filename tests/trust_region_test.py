@@ -51,7 +51,7 @@ def test_the_bound_follows_the_slope_along_the_last_step(run_eagerly):
         model.train_on_batch(x, y)
         if i:
             r = np.clip(V @ m / abs(slope), -1, 1)
-            change = np.exp(trust_region.RATE * (trust_region.TARGET - r))
+            change = np.exp(-trust_region.RATE * r)
             raised += change > 1
             bound *= change
         m = flat(model.get_weights()) - before
@@ -129,23 +129,40 @@ def test_resumed_it_goes_on(tmp_path):
     )
 
 
-def test_it_stays_within_its_bounds():
+def region_and_bound():
     made = []
 
     def add_variable(**arguments):
-        shape = arguments["shape"]
         made.append(
             keras.Variable(
                 arguments["initializer"],
-                shape=shape,
+                shape=arguments["shape"],
                 dtype=arguments.get("dtype", "float32"),
             )
         )
         return made[-1]
 
-    region = trust_region.TrustRegion(add_variable, 0.5)
-    for slope, bound in ((1.0, trust_region.LEAST), (-1.0, trust_region.MOST)):
+    return trust_region.TrustRegion(add_variable, 0.5), made[0]
+
+
+def adapt(region, slope):
+    region.note(tf.constant(-1.0, tf.float64), tf.constant(True))
+    region.adapt(tf.constant(slope, tf.float64))
+
+
+def test_it_stays_within_its_bounds():
+    region, bound = region_and_bound()
+    least = trust_region.PART * trust_region.START
+    for slope, end in ((1.0, least), (-1.0, trust_region.MOST)):
         for _ in range(200):
-            region.note(tf.constant(-1.0, tf.float64), tf.constant(True))
-            region.adapt(tf.constant(slope, tf.float64))
-        assert float(made[0]) == pytest.approx(bound)
+            adapt(region, slope)
+        assert float(bound) == pytest.approx(end)
+
+
+def test_a_step_to_the_minimum_leaves_it():
+    """Were it raised then, it would rise on and on where there is noise: the
+    slope before a step is that of its own batch, and mostly noise."""
+    region, bound = region_and_bound()
+    for slope in (0.3, -0.3, 0.0, 0.0):
+        adapt(region, slope)
+    assert float(bound) == pytest.approx(trust_region.START)

@@ -5,7 +5,7 @@ be trusted is not known before: it is learnt from the slope of the loss along
 the last step m, before it and after it. With V the gradient of an update,
 
     r = <V_t, m_(t-1)> / |<V_(t-1), m_(t-1)>|
-    kl_clip <- kl_clip exp(RATE (TARGET - r)),    r held within [-1, 1]
+    kl_clip <- kl_clip exp(-RATE r),    r held within [-1, 1]
 
 r is -1 where the slope has not changed, 0 where the step went to the minimum
 along it, and positive where it went beyond. V_t is of another batch than m, so
@@ -15,6 +15,14 @@ moving statistics nor random numbers see it. It is the idea of the reduction
 ratio (Martens and Grosse 2015, section 6.5), by slopes in place of losses, and
 that of hypergradient descent (Baydin et al. 2018), with a bound in place of the
 rate.
+
+It is r = 0 that is aimed at. The slope before the step is that of the batch of
+m, and mostly noise where batches are small: any r above 0, times that, would
+have the expected loss rise in the end.
+
+The batches of an epoch have no example in common. Where they are few, the next
+one loses what one gains, and r is positive however short the step is. So the
+bound stays above a part of what it begins with.
 """
 
 from collections.abc import Callable
@@ -25,7 +33,7 @@ from tfkfac.schedules import Hyperparameter, is_number
 
 START = 1e-3  # With a momentum of up to 0.5, or a schedule of it.
 RATE = 0.2
-TARGET = 0.05
+PART = 0.03  # Of the start, which the bound does not fall below.
 LEAST, MOST = 1e-8, 1.0
 
 
@@ -38,9 +46,11 @@ class TrustRegion(Hyperparameter):
     """
 
     def __init__(self, add_variable: Callable, momentum: float | Callable):
+        begin = start(momentum)
+        self._least = max(LEAST, PART * begin)
         super().__init__(
             "kl_clip",
-            start(momentum),
+            begin,
             minimum=0.0,
             exclusive=True,
             add_variable=add_variable,
@@ -82,13 +92,13 @@ class TrustRegion(Hyperparameter):
         """
         before = _number(self._slope)
         r = tf.math.divide_no_nan(slope, tf.abs(before))
-        change = RATE * (TARGET - tf.clip_by_value(r, -1.0, 1.0))
+        change = -RATE * tf.clip_by_value(r, -1.0, 1.0)
         counts = tf.logical_or(self._clipped.value, change < 0)
         known = tf.logical_and(tf.not_equal(before, 0), tf.math.is_finite(r))
         counts = tf.logical_and(counts, known)
         counts = tf.logical_and(counts, self._adapts.value)
         bound = _number(self._variable)
-        new = tf.clip_by_value(bound * tf.exp(change), LEAST, MOST)
+        new = tf.clip_by_value(bound * tf.exp(change), self._least, MOST)
         bound = tf.where(counts, new, bound)
         self._variable.assign(tf.cast(bound, self._variable.dtype))
 
