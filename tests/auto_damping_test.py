@@ -13,13 +13,27 @@ from tfkfac.auto_damping import DAMPING, OF_EMBEDDINGS
 def test_a_number_assigned_is_that_of_all_layers():
     optimizer = tfkfac.KFAC()
     assert dampings(optimizer) == pytest.approx([DAMPING, OF_EMBEDDINGS])
+    for value in (0.25, DAMPING, 0.5):
+        optimizer.damping = value
+        assert dampings(optimizer) == pytest.approx([value, value])
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_one_of_embeddings_stays(given):
+    optimizer = tfkfac.KFAC(**({"embedding_damping": 0.5} if given else {}))
     optimizer.embedding_damping = 0.5
     assert float(optimizer.damping) == pytest.approx(DAMPING)
     optimizer.damping = 0.25
-    assert float(optimizer.embedding_damping) == 0.25
-    optimizer = tfkfac.KFAC(embedding_damping=0.5)
+    assert dampings(optimizer) == [0.25, 0.5]
+
+
+def test_embeddings_may_follow_a_number():
+    optimizer = tfkfac.KFAC(damping=0.5, embedding_damping="auto")
+    assert dampings(optimizer) == [0.5, 0.5]
     optimizer.damping = 0.25
-    assert float(optimizer.embedding_damping) == 0.5
+    assert dampings(optimizer) == [0.25, 0.25]
+    with pytest.raises(ValueError, match="embedding_damping='auto'.*give a"):
+        tfkfac.KFAC(damping=lambda t: 0.5, embedding_damping="auto")
 
 
 def fitted(**given):
@@ -35,20 +49,35 @@ def dampings(optimizer):
     return [float(x) for x in found]
 
 
-def test_what_was_assigned_is_restored(tmp_path):
-    """In the configuration as in the state."""
+ASSIGNED = {
+    "all": [("damping", 0.25)],
+    "embeddings": [("embedding_damping", 0.5)],
+    "embeddings first": [("embedding_damping", 0.5), ("damping", 0.25)],
+    "embeddings last": [("damping", 0.25), ("embedding_damping", 0.5)],
+    "small again": [("damping", 0.25), ("embedding_damping", OF_EMBEDDINGS)],
+    "large": [("damping", DAMPING)],
+}
+
+
+@pytest.mark.parametrize("case", ASSIGNED)
+def test_what_was_assigned_is_restored(case, tmp_path):
+    """In the configuration as in the state; and so is what it is for."""
     model, optimizer = fitted()
     config = optimizer.get_config()
     assert config["damping"] == "auto" and config["embedding_damping"] is None
-    for name, value in (("embedding_damping", 0.5), ("damping", 0.25)):
+    for name, value in ASSIGNED[case]:
         setattr(optimizer, name, value)
-        expected = dampings(optimizer)
-        made = tfkfac.KFAC.from_config(optimizer.get_config())
-        assert dampings(made) == expected
-        model.save(tmp_path / "model.keras")
-        again = keras.models.load_model(tmp_path / "model.keras")
-        assert dampings(again.optimizer) == expected
-    assert expected == [0.25, 0.25]
+    model.save(tmp_path / "model.keras")
+    made = [
+        tfkfac.KFAC.from_config(optimizer.get_config()),
+        keras.models.load_model(tmp_path / "model.keras").optimizer,
+    ]
+    for _ in range(2):
+        for other in made:
+            assert dampings(other) == dampings(optimizer)
+        for each in (optimizer, *made):
+            each.damping = 0.125
+    assert int(made[1].iterations) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tfkfac import settings
         ({"momentum": -0.1}, "momentum"),
         ({"factor_decay": 1.0}, "factor_decay"),
         ({"factor_update_period": 0}, "factor_update_period=0.*positive"),
+        ({"factor_update_period": [5]}, r"factor_update_period=\[5\].*posi"),
         ({"inverse_update_period": 1.5}, "inverse_update_period"),
         ({"kl_clip": 0}, "kl_clip"),
         ({"fisher": "true"}, "fisher='true'.*sampled"),

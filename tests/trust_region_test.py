@@ -85,9 +85,10 @@ def test_it_begins_lower_where_momentum_makes_more_of_a_step(momentum, bound):
     assert float(optimizer.kl_clip) == pytest.approx(bound)
 
 
-def test_a_momentum_out_of_range_is_named():
+@pytest.mark.parametrize("momentum", [1.0, 1e200])
+def test_a_momentum_out_of_range_is_named(momentum):
     with pytest.raises(ValueError, match="momentum"):
-        tfkfac.KFAC(momentum=1.0)
+        tfkfac.KFAC(momentum=momentum)
 
 
 def test_a_number_given_or_assigned_stays():
@@ -103,12 +104,58 @@ def test_a_number_given_or_assigned_stays():
     )
 
 
-def test_a_step_that_was_not_clipped_raises_nothing():
+def test_a_number_assigned_is_in_the_configuration(tmp_path):
     model, optimizer = compiled()
-    optimizer.learning_rate = 1e-6
-    for _ in range(5):
-        model.train_on_batch(*batch(0))
+    assert optimizer.get_config()["kl_clip"] == "auto"
+    model.train_on_batch(*batch(0))
+    optimizer.kl_clip = 0.25
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    tfkfac.attach(loaded)
+    made = tfkfac.KFAC.from_config(optimizer.get_config())
+    for other in (made, loaded.optimizer):
+        assert float(other.kl_clip) == other.get_config()["kl_clip"] == 0.25
+    for i in range(3):
+        model.train_on_batch(*batch(i))
+        loaded.train_on_batch(*batch(i))
+    assert float(loaded.optimizer.kl_clip) == 0.25
+    np.testing.assert_array_equal(
+        flat(model.get_weights()), flat(loaded.get_weights())
+    )
+
+
+@pytest.mark.parametrize("rate", [1e-6, 0.0])
+def test_a_step_that_was_not_clipped_tells_nothing(rate):
+    """Else the bound would fall in a pause, or at the end of a schedule."""
+    model, optimizer = compiled()
+    optimizer.learning_rate = rate
+    for i in range(8):
+        model.train_on_batch(*batch(i))
     assert float(optimizer.kl_clip) == pytest.approx(trust_region.START)
+
+
+@pytest.mark.parametrize("assigned", [0.9, 0.3])
+def test_resumed_at_its_least_it_goes_on(assigned, tmp_path):
+    """Which follows the momentum, and is not in the state."""
+    whole, optimizer = compiled()
+    optimizer.momentum = assigned
+    for i in range(80):  # What one batch gains the next one loses.
+        x, y = batch(0)
+        whole.train_on_batch(x, y * (-1) ** i)
+    begin = trust_region.start(assigned)
+    least = float(optimizer.kl_clip)
+    assert least == pytest.approx(trust_region.PART * begin)
+    whole.save(tmp_path / "model.keras")
+    resumed = keras.models.load_model(tmp_path / "model.keras")
+    tfkfac.attach(resumed)
+    for i in range(4):
+        x, y = batch(0)
+        for model in (whole, resumed):
+            model.train_on_batch(x, y * (-1) ** i)
+        assert resumed.optimizer.kl_clip == optimizer.kl_clip
+    np.testing.assert_array_equal(
+        flat(whole.get_weights()), flat(resumed.get_weights())
+    )
 
 
 def test_resumed_it_goes_on(tmp_path):
@@ -129,6 +176,24 @@ def test_resumed_it_goes_on(tmp_path):
     )
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e4])
+def test_targets_may_have_a_large_unit(unit):
+    """A squared error of y in thousands has a million times the nats."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(256, 5)).astype("float32")
+    y = unit * np.tanh(x @ rng.normal(size=(5, 3))).astype("float32")
+    model = keras.Sequential(
+        [keras.Input((5,)), keras.layers.Dense(16, "tanh"),
+         keras.layers.Dense(3)]
+    )  # fmt: skip
+    model.compile(tfkfac.KFAC(model=model), "mse")
+    losses = model.fit(
+        x, y, batch_size=32, epochs=30, shuffle=False, verbose=0
+    ).history["loss"]
+    assert losses[-1] < 0.05 * np.var(y)
+
+
 def region_and_bound():
     made = []
 
@@ -147,14 +212,14 @@ def region_and_bound():
 
 def adapt(region, slope):
     region.note(tf.constant(-1.0, tf.float64), tf.constant(True))
-    region.adapt(tf.constant(slope, tf.float64))
+    region.adapt(tf.constant(slope, tf.float64), tf.constant(0.5, tf.float64))
 
 
 def test_it_stays_within_its_bounds():
     region, bound = region_and_bound()
     least = trust_region.PART * trust_region.START
     for slope, end in ((1.0, least), (-1.0, trust_region.MOST)):
-        for _ in range(200):
+        for _ in range(500):
             adapt(region, slope)
         assert float(bound) == pytest.approx(end)
 

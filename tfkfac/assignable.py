@@ -81,7 +81,9 @@ class Assignable(keras.optimizers.Optimizer):
     momentum = _assignable("momentum", "mu at the next update.")
     factor_decay = _assignable("factor_decay", "rho at the next update.")
     kl_clip = _assignable(
-        "kl_clip", "The KL clip at the next update; None if there is none."
+        "kl_clip",
+        "The KL clip at the next update, but for how it adapts then; None if "
+        "there is none.",
     )
     norm_damping = _assignable(
         "norm_damping",

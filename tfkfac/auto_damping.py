@@ -8,6 +8,8 @@ smaller it is was measured (docs/results.md).
 
 from collections.abc import Callable
 
+import tensorflow as tf
+
 from tfkfac.schedules import Hyperparameter, stored
 
 DAMPING = 1e-4
@@ -15,46 +17,68 @@ OF_EMBEDDINGS = 3e-6
 
 
 class AutoDamping(Hyperparameter):
-    """A damping that is `default` until a number is assigned.
+    """`damping="auto"`: a number that can be assigned.
 
     Args:
-        name: The constructor argument.
-        default: The number.
-        auto: What the configuration has of it.
         add_variable: As of `Hyperparameter`.
     """
 
     kind = "auto"
 
-    def __init__(
-        self,
-        name: str,
-        default: float,
-        auto: str | None,
-        *,
-        add_variable: Callable,
-    ):
+    def __init__(self, add_variable: Callable):
         super().__init__(
-            name,
-            default,
+            "damping",
+            DAMPING,
             minimum=0.0,
             exclusive=True,
             add_variable=add_variable,
         )
-        self._default, self._auto = stored(default), auto
+
+    def config(self) -> float | str:
+        """Returns "auto", or what was assigned; to embeddings, too."""
+        number = super().config()
+        follows = self.follower is not None and self.follower.number == number
+        return "auto" if number == stored(DAMPING) and not follows else number
+
+
+class EmbeddingDamping(Hyperparameter):
+    """`embedding_damping` where `damping` alone is given, or neither.
+
+    It is small with `damping="auto"`. What is assigned to the other damping is
+    its number, too, unless it was assigned a number of its own.
+
+    Args:
+        damping: The other damping, of a number.
+        add_variable: As of `Hyperparameter`.
+    """
+
+    kind = "auto"
+
+    def __init__(self, damping: Hyperparameter, add_variable: Callable):
+        self._damping = damping
+        self._is_small = isinstance(damping, AutoDamping)
+        super().__init__(
+            "embedding_damping",
+            OF_EMBEDDINGS if self._is_small else damping.number,
+            minimum=0.0,
+            exclusive=True,
+            add_variable=add_variable,
+        )
+        damping.follower = self
+
+    def follow(self, before: tf.Tensor, value: float) -> None:
+        """Takes what is assigned to the other damping, and was `before`."""
+        own = tf.convert_to_tensor(self._variable.value)
+        follows = tf.equal(own, before)
+        if self._is_small:
+            never = tf.equal(before, stored(DAMPING))
+            small = tf.equal(own, stored(OF_EMBEDDINGS))
+            follows = tf.logical_or(follows, tf.logical_and(never, small))
+        self._variable.assign(tf.where(follows, tf.cast(value, own.dtype), own))
 
     def config(self) -> float | str | None:
         number = super().config()
-        return self._auto if number == self._default else number
-
-
-def of_embeddings(add_variable: Callable) -> AutoDamping:
-    """Returns the damping of embeddings where no damping is given."""
-    return AutoDamping(
-        "embedding_damping", OF_EMBEDDINGS, None, add_variable=add_variable
-    )
-
-
-def of_all(add_variable: Callable) -> AutoDamping:
-    """Returns `damping="auto"`."""
-    return AutoDamping("damping", DAMPING, "auto", add_variable=add_variable)
+        if number == self._damping.number:
+            return "auto"
+        is_small = number == stored(OF_EMBEDDINGS)
+        return None if is_small and self._damping.config() == "auto" else number

@@ -81,7 +81,7 @@ class KFAC(OptimizerState, Assignable):
         norm_damping: The damping of normalization layers, number or schedule;
             None takes `damping`.
         embedding_damping: The damping of embeddings, number or schedule; None
-            is what `damping` says.
+            is what `damping` says; "auto" as well, and can be assigned.
         tied: How the two uses of a tied embedding are added: "pooled" (Zhang
             et al. 2019, A.1) or "balanced", the partial traces of the sum.
         factor_dtype: The type of the factor products; the averages and
@@ -139,7 +139,7 @@ class KFAC(OptimizerState, Assignable):
         kl_clip: float | arguments.Auto | Callable | None = "auto",
         norm_curvature: arguments.NormCurvature = "diagonal",
         norm_damping: float | Callable | None = None,
-        embedding_damping: float | Callable | None = None,
+        embedding_damping: float | arguments.Auto | Callable | None = None,
         tied: arguments.Tied = "pooled",
         factor_dtype: arguments.FactorType = "float32",
         communication_dtype: arguments.SentType = "float32",

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import arguments, auto_damping
+from tfkfac import arguments
 from tfkfac.arguments import CHOICES
+from tfkfac.auto_damping import AutoDamping, EmbeddingDamping
 from tfkfac.auto_period import AutoPeriod
 from tfkfac.capture.distributions import Likelihood
 from tfkfac.schedules import (
@@ -93,7 +94,8 @@ def periods(
     Args:
         add_variable: Of the optimizer.
         refresh: Turns need a number: "auto" is one then.
-        overhead: What factors and inversions may add to a step together.
+        overhead: What factors and inversions may add to a step together; half
+            of it each.
         **given: `factor_update_period` and `inverse_update_period` of `KFAC`.
     """
     arguments.remark_on_periods(
@@ -101,9 +103,9 @@ def periods(
     )
     found: dict[str, Period] = {}
     for name, value in given.items():
-        if value == "auto" and refresh == "staggered":
+        if _is_auto(value) and refresh == "staggered":
             value = STAGGERED_PERIODS[name]
-        if value == "auto":
+        if _is_auto(value):
             share = overhead / 2
             found[name] = AutoPeriod(name, share, add_variable=add_variable)
         else:
@@ -177,35 +179,34 @@ def hyperparameters(
         "fallback_learning_rate": fallback_learning_rate,
     }
     not_negative = {"momentum": momentum, "factor_decay": factor_decay}
-    below = {"momentum": 1, "factor_decay": 1, "kl_clip": None}
-    auto: dict[str, Callable[[], Hyperparameter]] = {}
-    if _is_auto(kl_clip):
-        auto["kl_clip"] = lambda: TrustRegion(add_variable, momentum)
-    if _is_auto(damping):
-        auto["damping"] = lambda: auto_damping.of_all(add_variable)
-        if embedding_damping is None:
-            auto["embedding_damping"] = lambda: auto_damping.of_embeddings(
-                add_variable
-            )
+    below = {"momentum": 1, "factor_decay": 1}
     found: dict[str, Hyperparameter] = {}
     # In one order, whatever is given: states are loaded by it.
     for name, value in {**positive, **not_negative}.items():
-        if name in auto:
-            found[name] = auto[name]()
-            continue
-        if value is None and name in OPTIONAL:
-            continue
-        found[name] = Hyperparameter(
-            name,
-            value,
-            minimum=0.0,
-            exclusive=name in positive,
-            below=below.get(name, math.inf),
-            add_variable=add_variable,
-        )
-    if "embedding_damping" in auto:
-        found["damping"].follower = found["embedding_damping"]
+        if name == "kl_clip" and (_is_auto(value) or is_number(value)):
+            number = None if _is_auto(value) else value
+            found[name] = TrustRegion(add_variable, momentum, number)
+        elif name == "damping" and _is_auto(value):
+            found[name] = AutoDamping(add_variable)
+        elif name == "embedding_damping" and _follows(value, damping):
+            found[name] = EmbeddingDamping(found["damping"], add_variable)
+        elif value is not None or name not in OPTIONAL:
+            found[name] = Hyperparameter(
+                name,
+                value,
+                minimum=0.0,
+                exclusive=name in positive,
+                below=below.get(name, math.inf),
+                add_variable=add_variable,
+            )
     return found
+
+
+def _follows(embedding_damping, damping) -> bool:
+    """Returns whether the one has a variable that follows the other's."""
+    if _is_auto(damping):
+        return embedding_damping is None or _is_auto(embedding_damping)
+    return _is_auto(embedding_damping) and is_number(damping)
 
 
 def _is_auto(value: Any) -> bool:

@@ -40,7 +40,8 @@ class WeightUpdate:
         self._update, self._fallback = update, fallback
         self._claimed = {id(v) for v in variables if fallback.claims(v)}
         kl_clip = optimizer.hyperparameters.get("kl_clip")
-        self._region = kl_clip if isinstance(kl_clip, TrustRegion) else None
+        adapts = isinstance(kl_clip, TrustRegion) and not kl_clip.is_given
+        self._region = kl_clip if adapts else None
 
     def clip(self, V: Mapping[int, tf.Tensor]) -> Mapping[int, tf.Tensor]:
         """Returns V after Keras' clipping of each gradient."""
@@ -98,12 +99,12 @@ class WeightUpdate:
         dot, square, slope = tf.unstack(sums)
         scale = self._global_clip(square)
         dot, slope = scale * scale * dot, scale * slope
+        mu = optimizer.at_update("momentum", tf.float64)
         if self._region is not None:
-            self._region.adapt(slope)
+            self._region.adapt(slope, mu)
         eta = tf.cast(optimizer.learning_rate, tf.float64)
         nu = self._kl_scale(dot, eta)
         step = eta * scale * nu
-        mu = optimizer.at_update("momentum", tf.float64)
         if self._region is not None:
             self._region.note(mu * slope - eta * nu * dot, nu < 1)
         for dtype in {u.dtype: None for u in U.values()}:

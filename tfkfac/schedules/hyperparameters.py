@@ -120,10 +120,11 @@ class Hyperparameter:
             name=)`, as `keras.optimizers.Optimizer.add_variable`.
 
     Attributes:
-        follower: What a number that is assigned is for, too; None for no other.
+        follower: What has `follow(before, value)` for what is assigned; or
+            None.
     """
 
-    follower: "Hyperparameter | None" = None
+    follower: Any = None
 
     def __init__(
         self,
@@ -210,14 +211,20 @@ class Hyperparameter:
             )
         if not tf.is_symbolic_tensor(value):  # Which the update checks.
             self._check(_as_float(value), value)
+        before = tf.convert_to_tensor(self._variable.value)
         self._variable.assign(value)
         if self.follower is not None:
-            self.follower.assign(value)
+            self.follower.follow(before, value)
+
+    @property
+    def number(self) -> float:
+        """The number, outside a graph."""
+        return float(self._variable.numpy())
 
     def config(self) -> Any:
         if self._schedule is not None:
             return serialize(self.name, self._schedule)
-        return float(self._variable.numpy())
+        return self.number
 
 
 class Period:
