@@ -18,13 +18,25 @@ def test_a_number_assigned_is_that_of_all_layers():
         assert dampings(optimizer) == pytest.approx([value, value])
 
 
+@pytest.mark.parametrize("own", [0.5, OF_EMBEDDINGS, DAMPING])
 @pytest.mark.parametrize("given", [True, False])
-def test_one_of_embeddings_stays(given):
-    optimizer = tfkfac.KFAC(**({"embedding_damping": 0.5} if given else {}))
-    optimizer.embedding_damping = 0.5
+def test_one_of_embeddings_stays(given, own):
+    """Whatever its number is, and what the other one comes by."""
+    optimizer = tfkfac.KFAC(**({"embedding_damping": own} if given else {}))
+    optimizer.embedding_damping = own
     assert float(optimizer.damping) == pytest.approx(DAMPING)
-    optimizer.damping = 0.25
-    assert dampings(optimizer) == [0.25, 0.5]
+    for value in (0.5, own, 0.25):
+        optimizer.damping = value
+    assert dampings(optimizer) == pytest.approx([0.25, own])
+
+
+def test_float64():
+    keras.config.set_floatx("float64")
+    for given in ({}, {"damping": 0.5, "embedding_damping": "auto"}):
+        optimizer = tfkfac.KFAC(**given)
+        for value in (0.1, 0.2):
+            optimizer.damping = value
+            assert dampings(optimizer) == [value, value]
 
 
 def test_embeddings_may_follow_a_number():
@@ -56,6 +68,7 @@ ASSIGNED = {
     "embeddings last": [("damping", 0.25), ("embedding_damping", 0.5)],
     "small again": [("damping", 0.25), ("embedding_damping", OF_EMBEDDINGS)],
     "large": [("damping", DAMPING)],
+    "met": [("embedding_damping", 0.125), ("damping", 0.125)],
 }
 
 
@@ -77,6 +90,7 @@ def test_what_was_assigned_is_restored(case, tmp_path):
             assert dampings(other) == dampings(optimizer)
         for each in (optimizer, *made):
             each.damping = 0.125
+            each.damping = 0.0625
     assert int(made[1].iterations) == 1
 
 

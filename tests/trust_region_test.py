@@ -231,3 +231,12 @@ def test_a_step_to_the_minimum_leaves_it():
     for slope in (0.3, -0.3, 0.0, 0.0):
         adapt(region, slope)
     assert float(bound) == pytest.approx(trust_region.START)
+
+
+def test_a_schedule_may_end_the_clip():
+    model, optimizer = compiled(
+        kl_clip=lambda t: tf.where(t < 1, 1e-3, float("inf"))
+    )
+    for i in range(3):
+        model.train_on_batch(*batch(i))
+    assert int(optimizer.skipped_steps) == 0

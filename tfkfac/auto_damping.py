@@ -36,49 +36,65 @@ class AutoDamping(Hyperparameter):
 
     def config(self) -> float | str:
         """Returns "auto", or what was assigned; to embeddings, too."""
-        number = super().config()
-        follows = self.follower is not None and self.follower.number == number
-        return "auto" if number == stored(DAMPING) and not follows else number
+        number, follower = super().config(), self.follower
+        same = follower is not None and follower.is_as(number)
+        return "auto" if number == stored(DAMPING) and not same else number
 
 
 class EmbeddingDamping(Hyperparameter):
-    """`embedding_damping` where `damping` alone is given, or neither.
+    """`embedding_damping`, where it is no schedule.
 
-    It is small with `damping="auto"`. What is assigned to the other damping is
-    its number, too, unless it was assigned a number of its own.
+    What is assigned to the other damping is its number, too, unless it was
+    given or assigned a number of its own.
 
     Args:
-        damping: The other damping, of a number.
+        damping: The other damping.
         add_variable: As of `Hyperparameter`.
+        number: Of its own; None for that of the other damping, or a small one
+            if that is "auto".
     """
 
-    kind = "auto"
-
-    def __init__(self, damping: Hyperparameter, add_variable: Callable):
-        self._damping = damping
-        self._is_small = isinstance(damping, AutoDamping)
+    def __init__(
+        self,
+        damping: Hyperparameter,
+        add_variable: Callable,
+        number: float | None = None,
+    ):
+        self._damping, begin = damping, number
+        if begin is None:
+            is_auto = isinstance(damping, AutoDamping)
+            begin = OF_EMBEDDINGS if is_auto else damping.number
         super().__init__(
             "embedding_damping",
-            OF_EMBEDDINGS if self._is_small else damping.number,
+            begin,
             minimum=0.0,
             exclusive=True,
             add_variable=add_variable,
         )
+        self._follows = add_variable(
+            shape=(),
+            initializer="ones" if number is None else "zeros",
+            dtype="bool",
+            name="embedding_damping_follows",
+        )
         damping.follower = self
 
-    def follow(self, before: tf.Tensor, value: float) -> None:
-        """Takes what is assigned to the other damping, and was `before`."""
+    def is_as(self, number: float) -> bool:
+        """Whether it follows the other damping, which is `number`."""
+        return bool(self._follows.numpy()) and self.number == number
+
+    def assign(self, value: float) -> None:
+        """Sets the number, which stays from there on."""
+        super().assign(value)
+        self._follows.assign(False)
+
+    def follow(self) -> None:
+        """Takes what was assigned to the other damping, if it follows."""
         own = tf.convert_to_tensor(self._variable.value)
-        follows = tf.equal(own, before)
-        if self._is_small:
-            never = tf.equal(before, stored(DAMPING))
-            small = tf.equal(own, stored(OF_EMBEDDINGS))
-            follows = tf.logical_or(follows, tf.logical_and(never, small))
-        self._variable.assign(tf.where(follows, tf.cast(value, own.dtype), own))
+        other = self._damping.at(None, own.dtype)
+        self._variable.assign(tf.where(self._follows.value, other, own))
 
     def config(self) -> float | str | None:
-        number = super().config()
-        if number == self._damping.number:
-            return "auto"
-        is_small = number == stored(OF_EMBEDDINGS)
-        return None if is_small and self._damping.config() == "auto" else number
+        if not bool(self._follows.numpy()):
+            return super().config()
+        return None if self._damping.config() == "auto" else "auto"

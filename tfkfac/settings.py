@@ -179,7 +179,7 @@ def hyperparameters(
         "fallback_learning_rate": fallback_learning_rate,
     }
     not_negative = {"momentum": momentum, "factor_decay": factor_decay}
-    below = {"momentum": 1, "factor_decay": 1}
+    below = {"momentum": 1, "factor_decay": 1, "kl_clip": None}
     found: dict[str, Hyperparameter] = {}
     # In one order, whatever is given: states are loaded by it.
     for name, value in {**positive, **not_negative}.items():
@@ -188,8 +188,13 @@ def hyperparameters(
             found[name] = TrustRegion(add_variable, momentum, number)
         elif name == "damping" and _is_auto(value):
             found[name] = AutoDamping(add_variable)
-        elif name == "embedding_damping" and _follows(value, damping):
-            found[name] = EmbeddingDamping(found["damping"], add_variable)
+        elif name == "embedding_damping" and (
+            is_number(value) or _follows(value, damping)
+        ):
+            number = value if is_number(value) else None
+            found[name] = EmbeddingDamping(
+                found["damping"], add_variable, number
+            )
         elif value is not None or name not in OPTIONAL:
             found[name] = Hyperparameter(
                 name,

@@ -120,8 +120,7 @@ class Hyperparameter:
             name=)`, as `keras.optimizers.Optimizer.add_variable`.
 
     Attributes:
-        follower: What has `follow(before, value)` for what is assigned; or
-            None.
+        follower: What has `follow()`, for when a number is assigned; or None.
     """
 
     follower: Any = None
@@ -211,10 +210,9 @@ class Hyperparameter:
             )
         if not tf.is_symbolic_tensor(value):  # Which the update checks.
             self._check(_as_float(value), value)
-        before = tf.convert_to_tensor(self._variable.value)
         self._variable.assign(value)
         if self.follower is not None:
-            self.follower.follow(before, value)
+            self.follower.follow()
 
     @property
     def number(self) -> float:
