@@ -81,7 +81,7 @@ class KFAC(OptimizerState, Assignable):
         norm_damping: The damping of normalization layers, number or schedule;
             None takes `damping`.
         embedding_damping: The damping of embeddings, number or schedule; None
-            is what `damping` says; "auto" as well, and can be assigned.
+            is what `damping` says; "auto" too, but it can be assigned.
         tied: How the two uses of a tied embedding are added: "pooled" (Zhang
             et al. 2019, A.1) or "balanced", the partial traces of the sum.
         factor_dtype: The type of the factor products; the averages and

@@ -183,15 +183,14 @@ def hyperparameters(
     found: dict[str, Hyperparameter] = {}
     # In one order, whatever is given: states are loaded by it.
     for name, value in {**positive, **not_negative}.items():
-        if name == "kl_clip" and (_is_auto(value) or is_number(value)):
-            number = None if _is_auto(value) else value
+        number = value if is_number(value) else None
+        if name == "kl_clip" and (_is_auto(value) or number is not None):
             found[name] = TrustRegion(add_variable, momentum, number)
         elif name == "damping" and _is_auto(value):
             found[name] = AutoDamping(add_variable)
         elif name == "embedding_damping" and (
-            is_number(value) or _follows(value, damping)
+            number is not None or _follows(value, damping)
         ):
-            number = value if is_number(value) else None
             found[name] = EmbeddingDamping(
                 found["damping"], add_variable, number
             )
